@@ -1,0 +1,8 @@
+from .stack import check_stack
+
+check_stack()
+
+from . import datasets, engine, layers  # noqa: E402
+from .version import __version__  # noqa: E402
+
+__all__ = ['__version__', 'datasets', 'engine', 'layers']

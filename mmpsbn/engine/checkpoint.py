@@ -1,0 +1,118 @@
+"""Reading checkpoints without running code that may hide in them."""
+
+import pickle
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+from torch import nn
+
+from .errors import InputError
+
+# What a checkpoint of MMEngine's Runner holds beside tensors and plain
+# values: HistoryBuffers of the message hub, with their NumPy arrays.
+# `torch.load(weights_only=True)`, torch's default since 2.6, may build these
+# and nothing else.
+SAFE_CLASSES = [
+    HistoryBuffer,
+    np.ndarray,
+    np.dtype,
+    np.core.multiarray._reconstruct if np.__version__ < '2' else
+    np._core.multiarray._reconstruct,
+    np.core.multiarray.scalar if np.__version__ < '2' else
+    np._core.multiarray.scalar,
+    *{type(np.dtype(kind)) for kind in ('f2', 'f4', 'f8', 'i4', 'i8', '?')},
+]
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Let torch >= 2.6 read MMEngine's checkpoints, ``weights_only`` on.
+
+    Without it ``tools/test.py``, ``--resume`` and ``DetInferencer`` refuse
+    their own checkpoints (open-mmlab/mmengine, issue 1655).
+    """
+    if hasattr(torch.serialization, 'add_safe_globals'):
+        torch.serialization.add_safe_globals(SAFE_CLASSES)
+
+
+def read_checkpoint(path: str) -> dict:
+    """Read a checkpoint by MMEngine's loader.
+
+    Args:
+        path (str): A file, or any name that MMEngine loads from.
+
+    Returns:
+        dict: The checkpoint, on the CPU.
+
+    Raises:
+        InputError: If there is no such file, if it is torn, if it would run
+            code, or if it is no checkpoint.
+    """
+    try:
+        checkpoint = CheckpointLoader.load_checkpoint(
+            path, map_location='cpu', logger='silent')
+    except FileNotFoundError as error:
+        raise InputError(f'the checkpoint {path} does not exist.') from error
+    except pickle.UnpicklingError as error:
+        if 'Weights only load failed' not in str(error):
+            raise InputError(_torn(path)) from error
+        raise InputError(
+            f'the checkpoint {path} was refused: it holds '
+            f'{_refused(error)}, and loading that could run code; load only '
+            'files of MMEngine, or of torch with tensors alone.') from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(_torn(path)) from error
+    if not isinstance(checkpoint, dict):
+        raise InputError(f'{path} holds a {type(checkpoint).__name__}, not a '
+                         'checkpoint with a state dict.')
+    return checkpoint
+
+
+def _torn(path: str) -> str:
+    return (f'the checkpoint {path} cannot be read: it is truncated, or no '
+            'checkpoint of torch; take an earlier one, or copy it again.')
+
+
+def _refused(error: Exception) -> str:
+    for line in str(error).splitlines():
+        if 'GLOBAL ' in line:
+            return line.split('GLOBAL ')[1].split()[0]
+    return 'more than tensors and plain values'
+
+
+def check_fits(model: nn.Module, checkpoint: dict, path: str) -> None:
+    """Raise if a checkpoint is not of this model's architecture.
+
+    MMEngine loads what fits and logs the rest, so that a wrong checkpoint
+    evaluates to a wrong number.
+
+    Raises:
+        InputError: With the first missing, unexpected and wrongly shaped
+            keys.
+    """
+    state = {
+        key[len('module.'):] if key.startswith('module.') else key: value
+        for key, value in checkpoint.get('state_dict', checkpoint).items()
+    }
+    own = model.state_dict()
+    missing = [
+        key for key in own
+        if key not in state and not key.endswith('num_batches_tracked')
+    ]
+    unexpected = [key for key in state if key not in own]
+    misshapen = [
+        f'{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}'
+        for key in own if key in state and state[key].shape != own[key].shape
+    ]
+    problems = [
+        f'{len(keys)} {what} ({", ".join(keys[:3])}'
+        f'{", ..." if len(keys) > 3 else ""})'
+        for what, keys in (('missing', missing), ('unexpected', unexpected),
+                           ('of another shape', misshapen)) if keys
+    ]
+    if problems:
+        raise InputError(
+            f'the checkpoint {path} does not fit the model of the config: of '
+            f'{len(own)} keys {"; ".join(problems)}. Was it trained with '
+            'another config, or another number of classes?')

@@ -1,0 +1,208 @@
+"""Configs as the tools use them: read, completed and checked at the door."""
+
+import json
+import os
+import os.path as osp
+import tempfile
+from difflib import get_close_matches
+from typing import Iterator, List, Optional, Tuple
+
+from mmcv.cnn import is_norm
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DefaultScope
+from mmengine.runner import find_latest_checkpoint
+from torch import nn
+
+from mmpsbn.registry import NORM_LAYERS
+from .checkpoint import read_checkpoint
+from .errors import InputError
+
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+EVALUATORS = ('val_evaluator', 'test_evaluator')
+
+
+def load_config(path: str,
+                options: Optional[dict] = None,
+                work_dir: Optional[str] = None,
+                launcher: str = 'none') -> Config:
+    """Read a config and apply what the command line says.
+
+    The work dir is, in this order, the argument, the config's, or
+    ``work_dirs/`` and the config's name. The environment variable
+    MMDET_DATASETS, if set, replaces the config's ``data_root``.
+
+    Raises:
+        InputError: If the config cannot be read, names a norm layer that
+            does not exist, or the work dir cannot be written.
+    """
+    if not osp.isfile(path):
+        raise InputError(f'the config {path} does not exist.')
+    try:
+        cfg = Config.fromfile(path)
+        cfg.merge_from_dict(options or {})
+    except InputError:
+        raise
+    except (SyntaxError, NameError, OSError, ImportError, KeyError, TypeError,
+            ValueError) as error:
+        raise InputError(f'the config {path} cannot be read: '
+                         f'{type(error).__name__}: {error}') from error
+    cfg.launcher = launcher
+    cfg.work_dir = work_dir or cfg.get('work_dir') or osp.join(
+        'work_dirs',
+        osp.splitext(osp.basename(path))[0])
+    _move_data_root(cfg)
+    check_norm_types(cfg.get('model', {}), cfg.get('default_scope', 'mmdet'))
+    _check_writable(cfg.work_dir)
+    return cfg
+
+
+def _move_data_root(cfg: Config) -> None:
+    new, old = os.environ.get('MMDET_DATASETS'), cfg.get('data_root')
+    if not new or not old:
+        return
+    new = osp.join(new, '')
+
+    def move(node):
+        if isinstance(node, dict):
+            for key, value in node.items():
+                node[key] = move(value)
+        elif isinstance(node, list):
+            node[:] = map(move, node)
+        elif isinstance(node, str) and node.startswith(old):
+            return new + node[len(old):]
+        return node
+
+    for name in (*LOADERS, *EVALUATORS):
+        move(cfg.get(name))
+    cfg.data_root = new
+
+
+def _check_writable(work_dir: str) -> None:
+    try:
+        os.makedirs(work_dir, exist_ok=True)
+        tempfile.TemporaryFile(dir=work_dir).close()
+    except OSError as error:
+        raise InputError(f'the work dir {work_dir} cannot be written '
+                         f'({error.strerror}); choose another with '
+                         '--work-dir.') from error
+
+
+def _dicts(node) -> Iterator[dict]:
+    """All dicts in a nested config."""
+    if isinstance(node, dict):
+        yield node
+        node = node.values()
+    if not isinstance(node, str) and hasattr(node, '__iter__'):
+        for value in node:
+            yield from _dicts(value)
+
+
+def check_norm_types(model: dict, scope: str = 'mmdet') -> None:
+    """Raise if a ``norm_cfg`` names a norm layer that is not registered.
+
+    Raises:
+        InputError: With the norm layers of the most similar names.
+    """
+    for node in _dicts(model):
+        norm_cfg = node.get('norm_cfg')
+        name = norm_cfg.get('type') if isinstance(norm_cfg, dict) else None
+        if not isinstance(name, str):
+            continue
+        with DefaultScope.overwrite_default_scope(scope), \
+                NORM_LAYERS.switch_scope_and_registry(None) as registry:
+            if registry.get(name) is not None:
+                continue
+            known = _norm_names(registry)
+        folded = {other.lower(): other for other in known}
+        near = get_close_matches(name.lower(), folded, n=4, cutoff=0.5)
+        names = [folded[other] for other in near] or sorted(known)
+        raise InputError(f"norm_cfg=dict(type='{name}') names no norm layer; "
+                         f'did you mean {" or ".join(names)}?')
+
+
+def _norm_names(registry) -> List[str]:
+    names = []
+    while registry is not None:
+        for name, module in registry.module_dict.items():
+            if isinstance(module, type) and issubclass(module, nn.Module) \
+                    and is_norm(module.__new__(module)):
+                names.append(name)
+        registry = registry.parent
+    return names
+
+
+def leaf_datasets(dataset: dict) -> Iterator[ConfigDict]:
+    """The datasets in a config without their wrappers (repeat, concat)."""
+    for node in _dicts(dataset):
+        if 'ann_file' in node:
+            yield node
+
+
+def data_files(cfg: Config, loaders: Tuple[str, ...]) -> Iterator[str]:
+    """The local annotation files and image folders that loaders read."""
+    for name in loaders:
+        if cfg.get(name) is None:
+            continue
+        for dataset in leaf_datasets(cfg[name].dataset):
+            root = dataset.get('data_root') or ''
+            folders = (dataset.get('data_prefix') or {}).values()
+            for file in (dataset.ann_file, *folders):
+                if file and '://' not in root + file:
+                    yield osp.join(root, file)
+
+
+def check_data(cfg: Config, loaders: Tuple[str, ...]) -> None:
+    """Raise if files of the data set are missing.
+
+    Raises:
+        InputError: With the files, where COCO2017 belongs, and the way to
+            do without it.
+    """
+    files = list(dict.fromkeys(data_files(cfg, loaders)))
+    missing = [file for file in files if not osp.exists(file)]
+    if missing:
+        root = cfg.get('data_root', 'data/coco/')
+        raise InputError(
+            f'the data set is incomplete: {", ".join(missing)} '
+            f'{"does" if len(missing) == 1 else "do"} not exist. Put COCO2017 '
+            f'under {root} (annotations/, train2017/, val2017/), or set '
+            'MMDET_DATASETS to the folder that holds it. The demo makes its '
+            'own data: python tools/make_demo_data.py --out data/digits.')
+    for file in files:
+        if osp.isfile(file) and not osp.getsize(file):
+            raise InputError(f'the annotation file {file} is empty.')
+
+
+def check_resume(cfg: Config) -> None:
+    """Raise if the checkpoint to start from cannot be read."""
+    path = cfg.get('load_from')
+    if cfg.get('resume') and path is None:
+        path = find_latest_checkpoint(cfg.work_dir)
+    if path is not None:
+        read_checkpoint(path)
+
+
+def read_annotations(file: str) -> dict:
+    """Read a COCO annotation file.
+
+    Raises:
+        InputError: If it is no JSON, or lacks a part of COCO's layout.
+    """
+    try:
+        with open(file, encoding='utf-8') as stream:
+            content = json.load(stream)
+    except FileNotFoundError as error:
+        raise InputError(f'{file} does not exist.') from error
+    except (ValueError, OSError) as error:
+        raise InputError(f'the annotation file {file} cannot be read: '
+                         f'{error}') from error
+    parts = ('images', 'annotations', 'categories')
+    missing = [
+        part for part in parts
+        if not isinstance(content, dict) or part not in content
+    ]
+    if missing:
+        raise InputError(f'the annotation file {file} has no '
+                         f'{" and no ".join(missing)}, which COCO\'s layout '
+                         'has.')
+    return content

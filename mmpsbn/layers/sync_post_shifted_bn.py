@@ -1,0 +1,148 @@
+"""psSyncBN: psBN whose batch is that of all processes of a group."""
+
+from typing import Optional
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.nn.modules._functions import SyncBatchNorm as cuda_sync_batch_norm
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmpsbn.registry import NORM_LAYERS
+from .post_shifted_bn import PostShift
+
+
+class SyncBatchNormFunction(Function):
+    """Batch norm over a process group, by collectives that gloo has too.
+
+    ``torch.nn.SyncBatchNorm`` has kernels for accelerators alone. Here each
+    process gives its count, mean and sum of squared deviations, and all
+    combine them by Chan's formula, which stays exact when the counts differ
+    or one is zero.
+    """
+
+    @staticmethod
+    def forward(ctx, input, weight, bias, running_mean, running_var, eps,
+                momentum, group) -> Tensor:
+        channels, dims = input.shape[1], _all_but_channels(input)
+        x = input.to(weight.dtype)
+        count = input.numel() // channels
+        mean = x.sum(dims) / max(count, 1)
+        deviation = (x - _per_channel(mean, x)).square().sum(dims)
+        stats = torch.cat([mean, deviation, mean.new_tensor([count])])
+        gathered = [
+            torch.empty_like(stats) for _ in range(dist.get_world_size(group))
+        ]
+        dist.all_gather(gathered, stats, group)
+        means, deviations, counts = torch.stack(gathered).split(
+            [channels, channels, 1], dim=1)
+        total = counts.sum()
+        if total == 1:
+            raise ValueError(
+                'psSyncBN got 1 value per channel in the batch of all '
+                f'processes (input of shape {tuple(input.shape)} here), but '
+                'training needs more; use a larger batch or input.')
+        total = total.clamp(min=1)
+        mean = (means * counts).sum(0) / total
+        deviation = (deviations + counts * (means - mean).square()).sum(0)
+        var = deviation / total
+        if running_mean is not None and counts.any():
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(deviation / (total - 1), momentum)
+        ctx.save_for_backward(input, weight, mean, (var + eps).rsqrt(), total)
+        ctx.group = group
+        return F.batch_norm(input, mean, var, weight, bias, eps=eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        input, weight, mean, invstd, total = ctx.saved_tensors
+        dims = _all_but_channels(input)
+        grad = grad_output.to(weight.dtype)
+        x_hat = (input.to(weight.dtype) - _per_channel(mean, input)) \
+            * _per_channel(invstd, input)
+        grad_weight, grad_bias = (grad * x_hat).sum(dims), grad.sum(dims)
+        sums = torch.stack([grad_weight, grad_bias])
+        dist.all_reduce(sums, group=ctx.group)
+        grad_x_hat, grad_mean = sums / total
+        grad_input = (grad - _per_channel(grad_mean, input) -
+                      x_hat * _per_channel(grad_x_hat, input)) \
+            * _per_channel(weight * invstd, input)
+        return (grad_input.to(input.dtype), grad_weight, grad_bias, None, None,
+                None, None, None)
+
+
+def _all_but_channels(input: Tensor) -> list:
+    return [dim for dim in range(input.dim()) if dim != 1]
+
+
+def _per_channel(values: Tensor, input: Tensor) -> Tensor:
+    return values.view(1, -1, *[1] * (input.dim() - 2))
+
+
+@NORM_LAYERS.register_module(name='psSyncBN')
+class PSSyncBatchNorm(PostShift, _BatchNorm):
+    """psBN with the statistics of the whole batch of a process group.
+
+    In training, with more than one process, mean and variance are those of
+    all processes' inputs together, whose sizes may differ or be zero;
+    everywhere else the layer is :class:`~mmpsbn.layers.PSBatchNorm2d` for an
+    input of any rank. On a GPU it runs the kernels of
+    :class:`torch.nn.SyncBatchNorm`, on a CPU (gloo) collectives of its own.
+
+    It is no ``torch.nn.SyncBatchNorm``: MMEngine reverts those to BN in every
+    run of one process, and alpha would be lost.
+
+    Args:
+        num_features (int): ``C``.
+        process_group (ProcessGroup, optional): The processes that share
+            their statistics. Defaults to all.
+        kwargs: See :class:`~mmpsbn.layers.PSBatchNorm2d`.
+
+    Shape:
+        - Input: ``(N, C, *)``
+        - Output: as the input
+
+    Raises:
+        ValueError: As PSBatchNorm2d does, and in training if the batch of
+            all processes has one value per channel.
+    """
+
+    def __init__(self,
+                 num_features: int,
+                 eps: float = 1e-5,
+                 momentum: Optional[float] = 0.1,
+                 affine: bool = True,
+                 track_running_stats: bool = True,
+                 process_group: Optional[dist.ProcessGroup] = None,
+                 **kwargs) -> None:
+        super().__init__(num_features, eps, momentum, affine,
+                         track_running_stats, **kwargs)
+        self.process_group = process_group
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError('expected at least 2D input (got '
+                             f'{input.dim()}D input)')
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        sync = self.training and dist.is_available() and dist.is_initialized()
+        group = self.process_group or (dist.group.WORLD if sync else None)
+        if not sync or dist.get_world_size(group) == 1:
+            return super().forward(input)
+        running_mean = running_var = None
+        momentum = self.momentum or 0.0
+        if self.track_running_stats:
+            running_mean, running_var = self.running_mean, self.running_var
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                momentum = 1 / self.num_batches_tracked.item()
+        args = (input, self.weight, self.beta + self.alpha, running_mean,
+                running_var, self.eps, momentum, group)
+        if input.device.type == 'cpu':
+            return SyncBatchNormFunction.apply(*args)
+        return cuda_sync_batch_norm.apply(*args, dist.get_world_size(group))

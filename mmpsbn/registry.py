@@ -1,0 +1,32 @@
+"""The package's registries: scope ``mmpsbn``, below MMEngine's roots.
+
+What is registered here is registered in the root as well, so that a config
+finds it from every scope (``type='psBN'`` under MMDetection's, MMCV's or
+MMEngine's default scope) and by its full name (``type='mmpsbn.psBN'``).
+"""
+
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+
+class RootedRegistry(Registry):
+    """A registry whose modules are found from its parent's scope too."""
+
+    def _register_module(self, module, module_name=None, force=False):
+        super()._register_module(module, module_name, force)
+        self.parent._register_module(module, module_name, force)
+
+
+# MMEngine and MMCV keep norm layers in MODELS; this is the door to it.
+NORM_LAYERS = RootedRegistry(
+    'norm layer',
+    parent=MMENGINE_MODELS,
+    scope='mmpsbn',
+    locations=['mmpsbn.layers'])
+
+HOOKS = RootedRegistry(
+    'hook',
+    parent=MMENGINE_HOOKS,
+    scope='mmpsbn',
+    locations=['mmpsbn.engine'])

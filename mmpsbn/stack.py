@@ -1,0 +1,56 @@
+"""Which versions of the stack are known not to work."""
+
+import re
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+# From the first version that works up to, without, the first that does not:
+# the bounds that MMDetection 3 itself sets.
+RANGES = dict(
+    torch=((2, 0), (3, 0)),
+    mmengine=((0, 7, 1), (1, 0)),
+    mmcv=((2, 0), (2, 2)),
+    mmdet=((3, 0), (4, 0)),
+)
+TESTED = 'torch 2.13.0, mmengine 0.10.7, mmcv 2.1.0, mmdet 3.3.0'
+
+
+def check_stack() -> None:
+    """Raise if the installed stack is known not to work.
+
+    Distributions of another name that install the same packages (the
+    ``onedl-`` successors) are not judged.
+
+    Raises:
+        ImportError: One sentence with what was found and what works.
+    """
+    found = {name: _version(name) for name in RANGES}
+    for name, (first, end) in RANGES.items():
+        if find_spec(name) is None:
+            raise ImportError(f'mmpsbn needs {name}, which is not installed; '
+                              f'versions that work together: {TESTED}.')
+        if found[name] and not first <= _numbers(found[name]) < end:
+            raise ImportError(
+                f'mmpsbn does not work with {name} {found[name]}, only from '
+                f'{_text(first)} up to but not including {_text(end)}; '
+                f'versions that work together: {TESTED}.')
+    if found['mmengine'] and find_spec('pkg_resources') is None:
+        raise ImportError(
+            f'mmengine {found["mmengine"]} imports pkg_resources, which '
+            f'setuptools {_version("setuptools")} no longer has; install '
+            f'setuptools 80.10.2 (below 81) beside {TESTED}.')
+
+
+def _version(name: str):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _numbers(text: str) -> tuple:
+    return tuple(int(n) for n in re.match(r'[\d.]*\d', text).group().split('.'))
+
+
+def _text(numbers: tuple) -> str:
+    return '.'.join(map(str, numbers))

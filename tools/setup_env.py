@@ -1,0 +1,217 @@
+"""Set up ``.venv``: the pinned stack, MMCV compiled for it, and this package.
+
+``make demo`` and ``make test`` call it. It needs nothing but the standard
+library, goes on where an interrupted call stopped, and does nothing when
+everything is in place. MMCV's wheel is kept in the user's cache
+(``$XDG_CACHE_HOME/mmpsbn``, by default ``~/.cache/mmpsbn``) under the
+versions it was compiled for, so that another clone need not compile it.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / 'requirements'
+VENV = ROOT / '.venv'
+PYTHON = VENV / 'bin' / 'python'
+STAMP = VENV / 'set-up-complete'
+CACHE = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache') / 'mmpsbn'
+GIB = 2**30
+
+
+def say(message: str) -> None:
+    print(f'[set-up] {message}', flush=True)
+
+
+def run(*command, **kwargs) -> None:
+    subprocess.run([str(part) for part in command], check=True, **kwargs)
+
+
+def pip(*args) -> None:
+    run(PYTHON, '-m', 'pip', '--disable-pip-version-check', *args)
+
+
+def ask(code: str) -> str:
+    """What ``code`` prints in the new environment."""
+    return subprocess.run([PYTHON, '-c', code],
+                          check=True,
+                          capture_output=True,
+                          text=True).stdout.strip()
+
+
+def fingerprint() -> str:
+    """Changes when anything that the environment is made from changes."""
+    digest = hashlib.sha256(sys.version.encode())
+    for path in (*sorted(REQUIREMENTS.glob('*.txt')), ROOT / 'setup.py',
+                 Path(__file__)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def check_python() -> None:
+    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+        sys.exit(f'Python {sys.version.split()[0]} is not supported; '
+                 'use 3.10, 3.11 or 3.12 (make PYTHON=python3.11 ...).')
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError:
+        sys.exit('This Python cannot make virtual environments; install '
+                 'its venv module (Debian: apt install python3-venv).')
+
+
+def check_compiler() -> None:
+    compiler = os.environ.get('CXX', 'c++').split()[0]
+    if shutil.which(compiler) is None:
+        sys.exit(f'No C++ compiler ({compiler}) was found, and MMCV has to '
+                 'be compiled; install one (Debian: apt install g++).')
+    header = Path(sysconfig.get_path('include')) / 'Python.h'
+    if not header.is_file():
+        sys.exit(f'{header} is missing, and MMCV has to be compiled; install '
+                 'the Python headers (Debian: apt install python3-dev).')
+
+
+def make_venv() -> None:
+    works = PYTHON.exists() and subprocess.run(
+        [PYTHON, '-c', f'import pip, sys; '
+         f'assert sys.version == {sys.version!r}'],
+        capture_output=True).returncode == 0
+    if not works:
+        say(f'1/4 virtual environment in {VENV.name}/')
+        run(sys.executable, '-m', 'venv', '--clear', VENV)
+
+
+def install_stack() -> None:
+    say('2/4 torch, MMEngine, MMDetection and what they need '
+        '(a download of about 0.4 GB, more with CUDA)')
+    pip('install', '-r', REQUIREMENTS / 'build.txt', '-c',
+        REQUIREMENTS / 'stack.txt')
+    pip('install', '--no-deps', '-r', REQUIREMENTS / 'stack.txt', '-r',
+        REQUIREMENTS / 'tests.txt')
+
+
+def install_mmcv() -> None:
+    requirement = re.search(r'^mmcv==(\S+)',
+                            (REQUIREMENTS / 'mmcv.txt').read_text(), re.M)
+    version = requirement.group(1)
+    # Which operators are built depends on torch, on Python, and on whether
+    # a GPU is there while building.
+    key = ask('import sys, sysconfig, torch; print("-".join(['
+              f'"mmcv{version}", "torch" + torch.__version__, '
+              'sys.implementation.cache_tag, sysconfig.get_platform(), '
+              '"cuda" if torch.cuda.is_available() else "cpu"]))')
+    home = CACHE.expanduser() / key
+    home.mkdir(parents=True, exist_ok=True)
+    with open(home / 'lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not list(home.glob('mmcv-*.whl')):
+            check_compiler()
+            build_mmcv(version, home)
+    say('4/4 MMCV and this package')
+    pip('install', '-q', '--no-deps', '--force-reinstall',
+        *home.glob('mmcv-*.whl'))
+
+
+def build_mmcv(version: str, home: Path) -> None:
+    """Compile MMCV's wheel into ``home``; an interrupted build goes on."""
+    jobs = os.environ.get('MAX_JOBS') or str(build_jobs())
+    say(f'3/4 compiling MMCV {version} with {jobs} jobs: about ten minutes '
+        'on two cores, once; the wheel is kept in ' + str(home))
+    build = home / 'build'
+    source = build / f'mmcv-{version}'
+    if not (source / 'setup.py').is_file():
+        shutil.rmtree(build, ignore_errors=True)
+        build.mkdir()
+        pip('download', '-q', '--no-deps', '--no-binary', 'mmcv',
+            '--no-build-isolation', '-d', build, f'mmcv=={version}')
+        unpacked = build / 'unpacked'
+        shutil.unpack_archive(build / f'mmcv-{version}.tar.gz', unpacked)
+        (unpacked / source.name).rename(source)
+    environment = dict(
+        os.environ,
+        MMCV_WITH_OPS='1',
+        MAX_JOBS=jobs,
+        PATH=f'{PYTHON.parent}{os.pathsep}{os.environ["PATH"]}')
+    log = home / 'build.log'
+    command = [
+        str(PYTHON), '-m', 'pip', 'wheel', '-v', '--no-build-isolation',
+        '--no-deps', '-w', str(build / 'dist'), str(source)
+    ]
+    with subprocess.Popen(
+            command,
+            env=environment,
+            text=True,
+            errors='replace',
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT) as process, open(log, 'w') as file:
+        try:
+            show_progress(process.stdout, file)
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        tail = log.read_text().splitlines()[-20:]
+        sys.exit('\n'.join(tail) + f'\nMMCV could not be compiled: the end '
+                 f'of the compiler output is above, all of it in {log}.')
+    wheel, = (build / 'dist').glob('mmcv-*.whl')
+    os.replace(wheel, home / wheel.name)
+    shutil.rmtree(build)
+
+
+def build_jobs() -> int:
+    """As many compilers as there are cores and 2 GiB of memory for each."""
+    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    return max(1, min(len(os.sched_getaffinity(0)), memory // (2 * GIB)))
+
+
+def show_progress(lines, log) -> None:
+    """Write the compiler's lines to ``log`` and count its files on screen."""
+    start, shown = time.monotonic(), -1
+    for line in lines:
+        log.write(line)
+        step = re.match(r'\s*\[(\d+)/(\d+)\]', line)
+        if step is None:
+            continue
+        done, total = map(int, step.groups())
+        minutes = (time.monotonic() - start) / 60
+        message = f'      {done} of {total} files, {minutes:.1f} min'
+        if sys.stdout.isatty():
+            print(f'\r{message}', end='' if done < total else '\n', flush=True)
+        elif done * 10 // total > shown:
+            shown = done * 10 // total
+            print(message, flush=True)
+
+
+def main() -> None:
+    check_python()
+    state = fingerprint()
+    if STAMP.is_file() and STAMP.read_text() == state:
+        return
+    start = time.monotonic()
+    make_venv()
+    STAMP.unlink(missing_ok=True)
+    install_stack()
+    install_mmcv()
+    pip('install', '-q', '--no-deps', '--no-build-isolation', '-e', ROOT)
+    ask('import mmcv.ops, mmdet.apis, mmpsbn')
+    STAMP.write_text(state)
+    say(f'done in {(time.monotonic() - start) / 60:.1f} min')
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit('\nInterrupted. The same command goes on from here.')
+    except subprocess.CalledProcessError as error:
+        sys.exit(f'{error.stderr or ""}Set-up stopped: the command '
+                 f'{" ".join(map(str, error.cmd))!r} failed. The same '
+                 'command as before goes on from here.')

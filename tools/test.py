@@ -1,0 +1,70 @@
+"""Evaluate a checkpoint: MMDetection's interface, on MMEngine's Runner."""
+
+import argparse
+import os
+
+from mmdet.engine.hooks.utils import trigger_visualization_hook
+from mmdet.evaluation import DumpDetResults
+from mmengine.config import DictAction
+
+import mmpsbn  # noqa: F401
+from mmpsbn.engine.checkpoint import check_fits, read_checkpoint
+from mmpsbn.engine.config import check_data, load_config
+from mmpsbn.engine.errors import InputError, told_to_the_user
+from mmpsbn.engine.runner import build_runner, data_errors_explained
+
+LOADERS = ('test_dataloader', )
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--work-dir', help='for the log and the metrics')
+    parser.add_argument('--out', help='write the predictions to this .pkl')
+    parser.add_argument(
+        '--show', action='store_true', help='show each image with its boxes')
+    parser.add_argument(
+        '--show-dir',
+        help='write each image, truth beside detections, to this folder of '
+        "the run's folder in the work dir")
+    parser.add_argument(
+        '--wait-time', type=float, default=2, help='seconds for --show')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings of the config to override, as key=value')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def main():
+    args = parse_args()
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        raise InputError(f'--out {args.out} must end in .pkl or .pickle.')
+    cfg = load_config(args.config, args.cfg_options, args.work_dir,
+                      args.launcher)
+    checkpoint = read_checkpoint(args.checkpoint)
+    check_data(cfg, LOADERS)
+    cfg.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        cfg = trigger_visualization_hook(cfg, args)
+    with data_errors_explained(cfg, LOADERS):
+        runner = build_runner(cfg)
+        check_fits(runner.model, checkpoint, args.checkpoint)
+        if args.out:
+            runner.test_evaluator.metrics.append(
+                DumpDetResults(out_file_path=args.out))
+        runner.test()
+
+
+if __name__ == '__main__':
+    with told_to_the_user():
+        main()

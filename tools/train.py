@@ -1,0 +1,66 @@
+"""Train a detector: MMDetection's interface, on MMEngine's Runner."""
+
+import argparse
+import os
+
+from mmengine.config import DictAction
+
+import mmpsbn  # noqa: F401
+from mmpsbn.engine.config import check_data, check_resume, load_config
+from mmpsbn.engine.errors import told_to_the_user
+from mmpsbn.engine.runner import (build_runner, data_errors_explained,
+                                  set_amp, set_auto_scale_lr)
+
+LOADERS = ('train_dataloader', 'val_dataloader')
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='for logs and checkpoints')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='go on from this checkpoint, or from the latest in the work dir')
+    parser.add_argument(
+        '--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by the batch size')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings of the config to override, as key=value')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def main():
+    args = parse_args()
+    cfg = load_config(args.config, args.cfg_options, args.work_dir,
+                      args.launcher)
+    if args.amp:
+        set_amp(cfg)
+    if args.auto_scale_lr:
+        set_auto_scale_lr(cfg)
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    check_data(cfg, LOADERS)
+    check_resume(cfg)
+    with data_errors_explained(cfg, LOADERS):
+        build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    with told_to_the_user():
+        main()
