@@ -6,23 +6,39 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
+from mmengine.utils import digit_version
 from torch import nn
 
 from .errors import InputError
 
+multiarray = (np.core if np.__version__ < '2' else np._core).multiarray
+
+
+def history_method(cls: type, name: str):
+    """Stand-in for ``getattr`` in checkpoints, for what MMEngine asks of it.
+
+    A pickled HistoryBuffer names its methods by ``getattr``. The real one
+    would give a malicious file a way to any function.
+    """
+    if cls is not HistoryBuffer or name.startswith('_'):
+        raise pickle.UnpicklingError(
+            'Weights only load failed: GLOBAL getattr is allowed for the '
+            'public methods of HistoryBuffer alone')
+    return getattr(cls, name)
+
+
 # What a checkpoint of MMEngine's Runner holds beside tensors and plain
-# values: HistoryBuffers of the message hub, with their NumPy arrays.
+# values: the HistoryBuffers of its message hub, with their NumPy arrays.
 # `torch.load(weights_only=True)`, torch's default since 2.6, may build these
 # and nothing else.
-SAFE_CLASSES = [
+SAFE_GLOBALS = [
     HistoryBuffer,
     np.ndarray,
     np.dtype,
-    np.core.multiarray._reconstruct if np.__version__ < '2' else
-    np._core.multiarray._reconstruct,
-    np.core.multiarray.scalar if np.__version__ < '2' else
-    np._core.multiarray.scalar,
+    multiarray._reconstruct,
+    multiarray.scalar,
     *{type(np.dtype(kind)) for kind in ('f2', 'f4', 'f8', 'i4', 'i8', '?')},
+    (history_method, 'builtins.getattr'),
 ]
 
 
@@ -32,8 +48,8 @@ def allow_mmengine_checkpoints() -> None:
     Without it ``tools/test.py``, ``--resume`` and ``DetInferencer`` refuse
     their own checkpoints (open-mmlab/mmengine, issue 1655).
     """
-    if hasattr(torch.serialization, 'add_safe_globals'):
-        torch.serialization.add_safe_globals(SAFE_CLASSES)
+    if digit_version(torch.__version__) >= digit_version('2.6'):
+        torch.serialization.add_safe_globals(SAFE_GLOBALS)
 
 
 def read_checkpoint(path: str) -> dict:

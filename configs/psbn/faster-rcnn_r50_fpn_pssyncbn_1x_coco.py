@@ -1,0 +1,3 @@
+_base_ = './faster-rcnn_r50_fpn_bn_1x_coco.py'
+model = dict(backbone=dict(norm_cfg=dict(type='psSyncBN')))
+custom_imports = dict(imports=['mmpsbn'], allow_failed_imports=False)

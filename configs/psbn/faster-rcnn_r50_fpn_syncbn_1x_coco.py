@@ -1,0 +1,2 @@
+_base_ = './faster-rcnn_r50_fpn_bn_1x_coco.py'
+model = dict(backbone=dict(norm_cfg=dict(type='SyncBN')))

@@ -1,0 +1,5 @@
+_base_ = './retinanet_r50_fpn_psbn_1x_coco.py'
+norm_cfg = dict(type='psBN', requires_grad=True)
+model = dict(
+    neck=dict(norm_cfg=norm_cfg),
+    bbox_head=dict(norm_cfg=norm_cfg))

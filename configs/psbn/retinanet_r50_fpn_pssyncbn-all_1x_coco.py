@@ -1,0 +1,5 @@
+_base_ = './retinanet_r50_fpn_pssyncbn_1x_coco.py'
+norm_cfg = dict(type='psSyncBN', requires_grad=True)
+model = dict(
+    neck=dict(norm_cfg=norm_cfg),
+    bbox_head=dict(norm_cfg=norm_cfg))

@@ -1,0 +1,243 @@
+"""psBN as a layer: what it computes, learns and refuses."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from mmpsbn.layers import (PSBatchNorm1d, PSBatchNorm2d, PSBatchNorm3d,
+                           PSSyncBatchNorm)
+
+SHAPES = {
+    PSBatchNorm1d: (4, 3, 5),
+    PSBatchNorm2d: (4, 3, 5, 6),
+    PSBatchNorm3d: (4, 3, 2, 5, 6),
+    PSSyncBatchNorm: (4, 3, 5, 6),
+}
+STOCK = {
+    PSBatchNorm1d: nn.BatchNorm1d,
+    PSBatchNorm2d: nn.BatchNorm2d,
+    PSBatchNorm3d: nn.BatchNorm3d,
+    PSSyncBatchNorm: nn.BatchNorm2d,
+}
+layers = pytest.mark.parametrize('cls', SHAPES)
+
+
+def randomize(layer):
+    """Give a norm layer other values than its initial ones."""
+    with torch.no_grad():
+        for value in (*layer.parameters(), layer.running_mean):
+            value.normal_()
+        layer.running_var.uniform_(0.5, 2)
+    return layer
+
+
+def stock_twin(layer):
+    """The stock BN with this layer's gamma, beta and statistics."""
+    twin = STOCK[type(layer)](
+        layer.num_features, layer.eps, layer.momentum).to(layer.weight.dtype)
+    with torch.no_grad():
+        twin.weight.copy_(layer.weight)
+        twin.bias.copy_(layer.beta)
+    twin.running_mean.copy_(layer.running_mean)
+    twin.running_var.copy_(layer.running_var)
+    return twin.train(layer.training)
+
+
+@layers
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('momentum', [0.1, None])
+def test_is_bn_shifted_by_alpha(cls, training, momentum):
+    layer = randomize(cls(3, momentum=momentum, alpha=0.3).double())
+    layer.train(training)
+    twin = stock_twin(layer)
+    x = torch.randn(SHAPES[cls], dtype=torch.double, requires_grad=True)
+    z = x.detach().clone().requires_grad_()
+    y, expected = layer(x), twin(z) + 0.3
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer.running_mean, twin.running_mean)
+    torch.testing.assert_close(layer.running_var, twin.running_var)
+
+    weights = torch.randn_like(y)
+    (y * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(x.grad, z.grad, rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer.weight.grad, twin.weight.grad)
+    torch.testing.assert_close(layer.beta.grad, twin.bias.grad)
+
+
+@layers
+def test_gradients_are_those_of_the_function(cls):
+    layer = cls(3).double()
+    x = torch.randn(SHAPES[cls], dtype=torch.double, requires_grad=True)
+
+    def function(x, gamma, beta):
+        return torch.func.functional_call(layer, dict(weight=gamma, bias=beta),
+                                          (x, ))
+
+    gamma, beta = torch.randn(2, 3, dtype=torch.double)
+    assert torch.autograd.gradcheck(
+        function, (x, gamma.requires_grad_(), beta.requires_grad_()))
+
+
+@layers
+def test_starts_at_gamma_1_beta_0_shift_alpha(cls):
+    layer = cls(3)
+    for _ in range(2):
+        assert layer.weight.tolist() == [1] * 3
+        assert layer.beta.tolist() == [0] * 3
+        torch.testing.assert_close(layer.bias, torch.full((3, ), 0.1))
+        randomize(layer)
+        layer.reset_parameters()
+
+
+def test_optimizers_see_beta():
+    layer = PSBatchNorm2d(3)
+    assert dict(layer.named_parameters())['bias'] is layer.beta
+    assert [name for name, _ in layer.named_parameters()] == ['weight', 'bias']
+
+
+def test_alpha_costs_no_memory_of_the_size_of_the_activation():
+    saved = {}
+    for layer in (nn.BatchNorm2d(8), PSBatchNorm2d(8)):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+                lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            layer(torch.randn(2, 8, 16, 16))
+        saved[type(layer)] = sum(n for n in sizes if n > 8)
+    assert saved[PSBatchNorm2d] == saved[nn.BatchNorm2d] == 2 * 8 * 16 * 16
+
+
+@pytest.mark.parametrize('norm, alive', [(nn.BatchNorm2d, False),
+                                         (PSBatchNorm2d, True)])
+def test_a_collapsed_filter_comes_back_under_psbn_only(norm, alive):
+    layer = norm(2)
+    with torch.no_grad():
+        layer.weight[0] = 0
+        list(layer.parameters())[1][0] = -1
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1, weight_decay=0.05)
+    x = torch.randn(8, 2, 4, 4)
+    for _ in range(100):
+        optimizer.zero_grad()
+        # The loss wants the filter to follow its input.
+        (torch.relu(layer(x)) - torch.relu(x)).square().mean().backward()
+        optimizer.step()
+    output = torch.relu(layer(x))
+    assert bool(output[:, 0].any()) == alive
+    assert output[:, 1].any()
+
+
+@layers
+@pytest.mark.parametrize('alpha', [-0.1, math.nan, math.inf, '0.1', None,
+                                   True])
+def test_refuses_an_alpha_that_is_no_finite_number_from_0(cls, alpha):
+    with pytest.raises(ValueError, match='alpha must be a finite number >= 0'):
+        cls(3, alpha=alpha)
+
+
+@layers
+@pytest.mark.parametrize('argument', ['affine', 'bias'])
+def test_refuses_to_be_without_beta(cls, argument):
+    with pytest.raises(ValueError, match='psBN needs its learned bias'):
+        cls(3, **{argument: False})
+
+
+@layers
+def test_refuses_another_rank(cls):
+    rank = 1 if cls is PSSyncBatchNorm else 6
+    with pytest.raises(ValueError, match=f'got {rank}D input'):
+        cls(3)(torch.randn([3] * rank))
+
+
+@layers
+@pytest.mark.parametrize('training', [True, False])
+def test_takes_an_empty_batch_as_bn_does(cls, training):
+    layer = cls(3).train(training)
+    empty = torch.randn(0, *SHAPES[cls][1:])
+    assert layer(empty).shape == STOCK[cls](3).train(training)(empty).shape
+    assert layer.running_mean.isfinite().all()
+
+
+def test_alpha_0_is_bn():
+    layer = randomize(PSBatchNorm2d(3, alpha=0))
+    x = torch.randn(SHAPES[PSBatchNorm2d])
+    assert torch.equal(layer(x), stock_twin(layer)(x))
+
+
+def test_without_running_statistics_it_is_bn_without_them():
+    layer = PSBatchNorm2d(3, track_running_stats=False).eval()
+    twin = nn.BatchNorm2d(3, track_running_stats=False).eval()
+    x = torch.randn(SHAPES[PSBatchNorm2d])
+    torch.testing.assert_close(layer(x), twin(x) + 0.1)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('training', [True, False])
+def test_autocast_keeps_parameters_and_statistics_in_float32(dtype, training):
+    layer = PSBatchNorm2d(3).train(training)
+    twin = stock_twin(layer)
+    x = torch.randn(SHAPES[PSBatchNorm2d])
+    conv = nn.Conv2d(3, 3, 1)
+    with torch.autocast('cpu', dtype):
+        y, expected = layer(conv(x)), twin(conv(x)) + 0.1
+    assert y.dtype == dtype
+    torch.testing.assert_close(
+        y.float(), expected.float(), rtol=0.02, atol=0.02)
+    y.float().square().sum().backward()
+    assert layer.beta.grad.dtype == torch.float32
+    assert layer.running_mean.dtype == torch.float32
+    torch.testing.assert_close(layer.running_mean, twin.running_mean)
+
+
+def test_channels_last_stays_channels_last():
+    layer = PSBatchNorm2d(3)
+    x = torch.randn(SHAPES[PSBatchNorm2d])
+    y = layer(x.to(memory_format=torch.channels_last))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, layer(x))
+
+
+@layers
+def test_compiles_without_a_graph_break(cls):
+    layer = randomize(cls(3))
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True,
+                             backend='aot_eager')
+    x = torch.randn(SHAPES[cls])
+    for training in (True, False):
+        y = compiled.train(training)(x)
+        torch.testing.assert_close(y, layer.train(training)(x))
+    y.sum().backward()
+    layer(x).sum().backward()
+    torch.testing.assert_close(compiled.beta.grad, layer.beta.grad)
+
+
+def test_exports():
+    layer = randomize(PSBatchNorm2d(3)).eval()
+    x = torch.randn(SHAPES[PSBatchNorm2d])
+    for strict in (False, True):
+        module = torch.export.export(layer, (x, ), strict=strict).module()
+        torch.testing.assert_close(module(x), layer(x))
+    torch.testing.assert_close(torch.jit.trace(layer, x)(x), layer(x))
+
+
+@layers
+@pytest.mark.parametrize(
+    'copied',
+    [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))],
+    ids=['deepcopy', 'pickle'])
+def test_a_copy_is_equal_and_apart(cls, copied):
+    layer = randomize(cls(3, alpha=0.3)).eval()
+    twin = copied(layer)
+    x = torch.randn(SHAPES[cls])
+    assert torch.equal(twin(x), layer(x))
+    with torch.no_grad():
+        twin.bias.copy_(torch.zeros(3))
+    torch.testing.assert_close(twin.bias, torch.zeros(3))
+    assert layer.bias.abs().min() > 0
+
+
+def test_shows_alpha():
+    assert 'alpha=0.3' in repr(PSBatchNorm2d(3, alpha=0.3))

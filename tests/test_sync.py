@@ -1,0 +1,169 @@
+"""psSyncBN in a process group: the statistics of the whole batch."""
+
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch.nn.parallel import DistributedDataParallel
+
+from mmpsbn.layers import PSBatchNorm2d, PSSyncBatchNorm
+
+WORLD = 2
+
+
+def close(one, other):
+    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def pair(**kwargs):
+    """psSyncBN, and psBN with the same parameters."""
+    torch.manual_seed(0)
+    sync, local = PSSyncBatchNorm(3, **kwargs), PSBatchNorm2d(3, **kwargs)
+    with torch.no_grad():
+        for parameter in sync.parameters():
+            parameter.normal_()
+    local.load_state_dict(sync.state_dict())
+    return sync.double(), local.double()
+
+
+def compare(rank, sizes, dtype=torch.double, steps=2, **kwargs):
+    """psSyncBN on a part equals psBN on the whole, forward and backward."""
+    sync, local = pair(**kwargs)
+    for step in range(steps):
+        torch.manual_seed(step)
+        whole = torch.randn(sum(sizes), 3, 4, 5, dtype=dtype) * 3 + 50
+        weights = torch.randn_like(whole)
+        part = whole.split(sizes)[rank].clone().requires_grad_()
+        whole.requires_grad_()
+        output, expected = sync(part), local(whole)
+        close(output, expected.split(sizes)[rank])
+        (output * weights.split(sizes)[rank]).sum().backward()
+        (expected * weights).sum().backward()
+        close(part.grad, whole.grad.split(sizes)[rank])
+    for one, other in zip(sync.parameters(), local.parameters()):
+        dist.all_reduce(one.grad)
+        close(one.grad, other.grad)
+    for one, other in zip(sync.buffers(), local.buffers()):
+        close(one, other)
+
+
+def equal_batches(rank):
+    compare(rank, [4, 4])
+
+
+def unequal_batches(rank):
+    compare(rank, [5, 1])
+
+
+def an_empty_batch(rank):
+    compare(rank, [0, 3])
+    compare(rank, [3, 0])
+
+
+def cumulative_statistics(rank):
+    compare(rank, [2, 3], momentum=None)
+
+
+def no_running_statistics(rank):
+    compare(rank, [2, 3], track_running_stats=False)
+
+
+def a_process_group_of_one(rank):
+    groups = [dist.new_group([each]) for each in range(WORLD)]
+    sync, local = pair()
+    sync.process_group = groups[rank]
+    x = torch.randn(2, 3, 4, 4).double() + rank
+    close(sync(x), local(x))
+
+
+def evaluation_does_not_communicate(rank):
+    if rank == 0:
+        sync, local = pair()
+        x = torch.randn(2, 3, 4, 4).double()
+        close(sync.eval()(x), local.eval()(x))
+
+
+def one_value_per_channel(rank):
+    size = 1 if rank == 0 else 0
+    with pytest.raises(ValueError, match='1 value per channel'):
+        PSSyncBatchNorm(3)(torch.randn(size, 3, 1, 1))
+
+
+def ddp_trains_as_one_process(rank):
+    sync, local = pair()
+    wrapped = DistributedDataParallel(sync)
+    optimizers = [
+        torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+        for model in (wrapped, local)
+    ]
+    for step in range(5):
+        torch.manual_seed(step)
+        whole = torch.randn(8, 3, 4, 5, dtype=torch.double)
+        parts = whole.chunk(WORLD)
+        for model, x, optimizer in zip((wrapped, local), (parts[rank], whole),
+                                       optimizers):
+            optimizer.zero_grad()
+            (model(x) - x.square()).square().mean().backward()
+            optimizer.step()
+    for one, other in zip(sync.parameters(), local.parameters()):
+        close(one, other)
+
+
+class RandomBias(BaseModel):
+    """A model whose initial beta differs from process to process."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = PSBatchNorm2d(3)
+
+    def init_weights(self):
+        torch.manual_seed(dist.get_rank())
+        torch.nn.init.normal_(self.norm.bias)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return dict(loss=self.norm(torch.stack(inputs)).mean())
+
+
+def initial_weights_are_broadcast_by_mmengine(rank):
+    runner = Runner.__new__(Runner)
+    runner.model = RandomBias()
+    runner._init_model_weights()
+    own = runner.model.norm.beta.detach()
+    torch.manual_seed(0)
+    torch.testing.assert_close(own, torch.randn(3))
+
+
+SCENARIOS = [
+    equal_batches, unequal_batches, an_empty_batch, cumulative_statistics,
+    no_running_statistics, a_process_group_of_one,
+    evaluation_does_not_communicate, one_value_per_channel,
+    ddp_trains_as_one_process, initial_weights_are_broadcast_by_mmengine
+]
+
+
+def run_scenarios(rank, store, names):
+    dist.init_process_group(
+        'gloo', init_method=f'file://{store}', rank=rank, world_size=WORLD)
+    for name in names:
+        print(f'{name} on rank {rank}', file=sys.stderr)
+        globals()[name](rank)
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize('scenario', SCENARIOS, ids=lambda s: s.__name__)
+def test_two_processes(scenario, tmp_path):
+    mp.spawn(run_scenarios, (tmp_path / 'store', [scenario.__name__]), WORLD)
+
+
+def test_one_process_is_psbn():
+    sync, local = pair()
+    x = torch.randn(4, 3, 4, 5).double()
+    for training in (True, False):
+        assert torch.equal(
+            sync.train(training)(x),
+            local.train(training)(x))
