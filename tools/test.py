@@ -9,9 +9,10 @@ from mmengine.config import DictAction
 
 import mmpsbn  # noqa: F401
 from mmpsbn.engine.checkpoint import check_fits, read_checkpoint
-from mmpsbn.engine.config import check_data, load_config
+from mmpsbn.engine.config import load_config
+from mmpsbn.engine.data import blamed_on_data, check_data
 from mmpsbn.engine.errors import InputError, told_to_the_user
-from mmpsbn.engine.runner import build_runner, data_errors_explained
+from mmpsbn.engine.runner import build_runner
 
 LOADERS = ('test_dataloader', )
 
@@ -56,7 +57,7 @@ def main():
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
-    with data_errors_explained(cfg, LOADERS):
+    with blamed_on_data(cfg, LOADERS):
         runner = build_runner(cfg)
         check_fits(runner.model, checkpoint, args.checkpoint)
         if args.out:

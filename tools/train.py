@@ -6,10 +6,11 @@ import os
 from mmengine.config import DictAction
 
 import mmpsbn  # noqa: F401
-from mmpsbn.engine.config import check_data, check_resume, load_config
+from mmpsbn.engine.config import check_resume, load_config
+from mmpsbn.engine.data import blamed_on_data, check_data
 from mmpsbn.engine.errors import told_to_the_user
-from mmpsbn.engine.runner import (build_runner, data_errors_explained,
-                                  set_amp, set_auto_scale_lr)
+from mmpsbn.engine.runner import (build_runner, set_amp,
+                                  set_auto_scale_lr)
 
 LOADERS = ('train_dataloader', 'val_dataloader')
 
@@ -57,7 +58,7 @@ def main():
         cfg.load_from = None if args.resume == 'auto' else args.resume
     check_data(cfg, LOADERS)
     check_resume(cfg)
-    with data_errors_explained(cfg, LOADERS):
+    with blamed_on_data(cfg, LOADERS):
         build_runner(cfg).train()
 
 

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from mmengine.utils import digit_version
 from torch import nn
@@ -111,6 +112,8 @@ def check_fits(model: nn.Module, checkpoint: dict, path: str) -> None:
         key[len('module.'):] if key.startswith('module.') else key: value
         for key, value in checkpoint.get('state_dict', checkpoint).items()
     }
+    if is_model_wrapper(model):
+        model = model.module
     own = model.state_dict()
     missing = [
         key for key in own

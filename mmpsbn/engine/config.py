@@ -1,22 +1,23 @@
 """Configs as the tools use them: read, completed and checked at the door."""
 
-import json
 import os
 import os.path as osp
 import tempfile
 from difflib import get_close_matches
-from typing import Iterator, List, Optional, Tuple
+from typing import Iterator, List, Optional
 
-from mmcv.cnn import is_norm
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import find_latest_checkpoint
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from mmpsbn.registry import NORM_LAYERS
 from .checkpoint import read_checkpoint
 from .errors import InputError
 
+NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 EVALUATORS = ('val_evaluator', 'test_evaluator')
 
@@ -87,14 +88,14 @@ def _check_writable(work_dir: str) -> None:
                          '--work-dir.') from error
 
 
-def _dicts(node) -> Iterator[dict]:
+def dicts_in(node) -> Iterator[dict]:
     """All dicts in a nested config."""
     if isinstance(node, dict):
         yield node
         node = node.values()
     if not isinstance(node, str) and hasattr(node, '__iter__'):
         for value in node:
-            yield from _dicts(value)
+            yield from dicts_in(value)
 
 
 def check_norm_types(model: dict, scope: str = 'mmdet') -> None:
@@ -103,7 +104,7 @@ def check_norm_types(model: dict, scope: str = 'mmdet') -> None:
     Raises:
         InputError: With the norm layers of the most similar names.
     """
-    for node in _dicts(model):
+    for node in dicts_in(model):
         norm_cfg = node.get('norm_cfg')
         name = norm_cfg.get('type') if isinstance(norm_cfg, dict) else None
         if not isinstance(name, str):
@@ -124,53 +125,10 @@ def _norm_names(registry) -> List[str]:
     names = []
     while registry is not None:
         for name, module in registry.module_dict.items():
-            if isinstance(module, type) and issubclass(module, nn.Module) \
-                    and is_norm(module.__new__(module)):
+            if isinstance(module, type) and issubclass(module, NORMS):
                 names.append(name)
         registry = registry.parent
     return names
-
-
-def leaf_datasets(dataset: dict) -> Iterator[ConfigDict]:
-    """The datasets in a config without their wrappers (repeat, concat)."""
-    for node in _dicts(dataset):
-        if 'ann_file' in node:
-            yield node
-
-
-def data_files(cfg: Config, loaders: Tuple[str, ...]) -> Iterator[str]:
-    """The local annotation files and image folders that loaders read."""
-    for name in loaders:
-        if cfg.get(name) is None:
-            continue
-        for dataset in leaf_datasets(cfg[name].dataset):
-            root = dataset.get('data_root') or ''
-            folders = (dataset.get('data_prefix') or {}).values()
-            for file in (dataset.ann_file, *folders):
-                if file and '://' not in root + file:
-                    yield osp.join(root, file)
-
-
-def check_data(cfg: Config, loaders: Tuple[str, ...]) -> None:
-    """Raise if files of the data set are missing.
-
-    Raises:
-        InputError: With the files, where COCO2017 belongs, and the way to
-            do without it.
-    """
-    files = list(dict.fromkeys(data_files(cfg, loaders)))
-    missing = [file for file in files if not osp.exists(file)]
-    if missing:
-        root = cfg.get('data_root', 'data/coco/')
-        raise InputError(
-            f'the data set is incomplete: {", ".join(missing)} '
-            f'{"does" if len(missing) == 1 else "do"} not exist. Put COCO2017 '
-            f'under {root} (annotations/, train2017/, val2017/), or set '
-            'MMDET_DATASETS to the folder that holds it. The demo makes its '
-            'own data: python tools/make_demo_data.py --out data/digits.')
-    for file in files:
-        if osp.isfile(file) and not osp.getsize(file):
-            raise InputError(f'the annotation file {file} is empty.')
 
 
 def check_resume(cfg: Config) -> None:
@@ -180,29 +138,3 @@ def check_resume(cfg: Config) -> None:
         path = find_latest_checkpoint(cfg.work_dir)
     if path is not None:
         read_checkpoint(path)
-
-
-def read_annotations(file: str) -> dict:
-    """Read a COCO annotation file.
-
-    Raises:
-        InputError: If it is no JSON, or lacks a part of COCO's layout.
-    """
-    try:
-        with open(file, encoding='utf-8') as stream:
-            content = json.load(stream)
-    except FileNotFoundError as error:
-        raise InputError(f'{file} does not exist.') from error
-    except (ValueError, OSError) as error:
-        raise InputError(f'the annotation file {file} cannot be read: '
-                         f'{error}') from error
-    parts = ('images', 'annotations', 'categories')
-    missing = [
-        part for part in parts
-        if not isinstance(content, dict) or part not in content
-    ]
-    if missing:
-        raise InputError(f'the annotation file {file} has no '
-                         f'{" and no ".join(missing)}, which COCO\'s layout '
-                         'has.')
-    return content

@@ -1,8 +1,4 @@
-"""MMEngine's Runner, built and run for the tools."""
-
-import os.path as osp
-import traceback
-from contextlib import contextmanager
+"""MMEngine's Runner, built for the tools."""
 
 import torch
 import torch.distributed as dist
@@ -10,7 +6,6 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from .config import data_files, read_annotations
 from .errors import InputError
 
 CHECKS = ('DataCheckHook', 'NormCheckHook')
@@ -62,63 +57,3 @@ def set_auto_scale_lr(cfg: Config) -> None:
                          'learning rate is meant for; set '
                          'auto_scale_lr=dict(base_batch_size=16).')
     cfg.auto_scale_lr.enable = True
-
-
-@contextmanager
-def data_errors_explained(cfg: Config, loaders: tuple):
-    """Name the file of the data set that made a run fail, if one did.
-
-    The data set is looked through only after the failure, so that a run
-    that is right pays nothing.
-
-    Raises:
-        InputError: If a file is the cause; any other error passes.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        trace = ''.join(traceback.format_exception(error))
-        if 'load_data_list' in trace or 'coco_metric.py' in trace:
-            for file in data_files(cfg, loaders):
-                if file.endswith('.json'):
-                    _check_boxes(file, read_annotations(file))
-        if 'loading.py' in trace:
-            for file in data_files(cfg, loaders):
-                if file.endswith('.json'):
-                    _check_images(file, list(data_files(cfg, loaders)))
-        raise
-
-
-def _check_boxes(file: str, content: dict) -> None:
-    ids = set()
-    for index, annotation in enumerate(content['annotations']):
-        absent = {'id', 'image_id', 'category_id', 'bbox', 'area'
-                  } - set(annotation)
-        if absent:
-            raise InputError(f'annotation {index} of {file} has no '
-                             f'{", ".join(sorted(absent))}.')
-        if annotation['id'] in ids:
-            raise InputError(f'two annotations of {file} have the id '
-                             f'{annotation["id"]}.')
-        ids.add(annotation['id'])
-
-
-def _check_images(file: str, files: list) -> None:
-    import mmcv
-    folders = [folder for folder in files if osp.isdir(folder)]
-    for image in read_annotations(file)['images']:
-        paths = [osp.join(folder, image['file_name']) for folder in folders]
-        paths = [path for path in paths if osp.exists(path)]
-        if not paths:
-            raise InputError(f'the image {image["file_name"]}, listed in '
-                             f'{file}, is in none of {", ".join(folders)}.')
-        for path in paths:
-            try:
-                readable = mmcv.imread(path) is not None
-            except Exception:
-                readable = False
-            if not readable:
-                raise InputError(f'the image {path} cannot be read; replace '
-                                 'it, or take it out of the annotations.')

@@ -1,0 +1,174 @@
+"""The files of a data set: looked for before a run, blamed after it fails."""
+
+import json
+import os.path as osp
+import traceback
+from contextlib import contextmanager
+from typing import Iterator, NamedTuple, Sequence, Tuple
+
+import mmcv
+from mmdet.datasets import CocoDataset
+from mmengine.config import Config
+
+from .config import dicts_in
+from .errors import InputError
+
+
+class DataFiles(NamedTuple):
+    """What one data set of a config reads."""
+
+    annotations: str
+    images: str
+    classes: Tuple[str, ...]
+
+
+def data_files(cfg: Config, loaders: Sequence[str]) -> Iterator[DataFiles]:
+    """The local files of the data sets of some data loaders.
+
+    Wrappers (repeated, concatenated data sets) are looked into.
+    """
+    for loader in loaders:
+        for dataset in dicts_in((cfg.get(loader) or {}).get('dataset')):
+            root = dataset.get('data_root') or ''
+            if not dataset.get('ann_file') or '://' in root:
+                continue
+            prefix = (dataset.get('data_prefix') or {}).get('img', '')
+            classes = (dataset.get('metainfo') or {}).get(
+                'classes', CocoDataset.METAINFO['classes'])
+            yield DataFiles(
+                osp.join(root, dataset['ann_file']), osp.join(root, prefix),
+                tuple(classes))
+
+
+def check_data(cfg: Config, loaders: Sequence[str]) -> None:
+    """Raise if files of the data set are missing.
+
+    Raises:
+        InputError: With the files, where COCO2017 belongs, and the way to
+            do without it.
+    """
+    sets = list(data_files(cfg, loaders))
+    paths = [path for files in sets for path in files[:2]]
+    missing = [path for path in dict.fromkeys(paths) if not osp.exists(path)]
+    if missing:
+        raise InputError(
+            f'the data set is incomplete: {", ".join(missing)} '
+            f'{"does" if len(missing) == 1 else "do"} not exist. Put COCO2017 '
+            f'under {cfg.get("data_root", "data/coco/")} (annotations/, '
+            'train2017/, val2017/), or set MMDET_DATASETS to the folder that '
+            'holds it. The demo makes its own data: '
+            'python tools/make_demo_data.py --out data/digits.')
+    for files in sets:
+        if not osp.getsize(files.annotations):
+            raise InputError(
+                f'the annotation file {files.annotations} is empty.')
+
+
+@contextmanager
+def blamed_on_data(cfg: Config, loaders: Sequence[str]):
+    """Name the file of the data set that made a run fail, if one did.
+
+    The data set is looked through only after the failure, so that a run
+    that is right pays nothing.
+
+    Raises:
+        InputError: If a file is the cause; any other error passes.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        trace = ''.join(traceback.format_exception(error))
+        for files in data_files(cfg, loaders):
+            if 'base_dataset.py' in trace or 'coco_metric.py' in trace:
+                blame_annotations(files)
+            if 'loading.py' in trace:
+                blame_images(files)
+        raise
+
+
+def blame_annotations(files: DataFiles) -> None:
+    """Raise if an annotation file is not what MMDetection can read.
+
+    Raises:
+        InputError: With the first thing that is wrong.
+    """
+    content = read_annotations(files.annotations)
+    if not content['images']:
+        raise InputError(f'{files.annotations} lists no image.')
+    names = {category.get('name') for category in content['categories']}
+    check_classes(files.annotations,
+                  [name for name in files.classes if name in names],
+                  files.classes)
+    ids = set()
+    for index, annotation in enumerate(content['annotations']):
+        needed = {'id', 'image_id', 'category_id', 'bbox', 'area'}
+        if needed - set(annotation):
+            raise InputError(
+                f'annotation {index} of {files.annotations} has no '
+                f'{", ".join(sorted(needed - set(annotation)))}.')
+        if annotation['id'] in ids:
+            raise InputError(f'two annotations of {files.annotations} have '
+                             f'the id {annotation["id"]}.')
+        ids.add(annotation['id'])
+    if not ids:
+        raise InputError(f'{files.annotations} has no box.')
+
+
+def check_classes(name: str, found: Sequence, classes: Sequence[str]) -> None:
+    """Raise if an annotation file lacks classes of the data set.
+
+    Raises:
+        InputError: With the numbers, and what to set.
+    """
+    if len(found) != len(classes):
+        raise InputError(
+            f'{name} has {len(found)} of the {len(classes)} classes in '
+            f'metainfo ({", ".join(classes[:3])}, ...). Set '
+            "metainfo=dict(classes=(...)) of the dataset to the file's "
+            "category names, and num_classes of the model's heads to their "
+            'number.')
+
+
+def blame_images(files: DataFiles) -> None:
+    """Raise if an image of a data set cannot be read.
+
+    Raises:
+        InputError: With the first such image.
+    """
+    for image in read_annotations(files.annotations)['images']:
+        path = osp.join(files.images, image['file_name'])
+        if not osp.exists(path):
+            raise InputError(f'the image {path} does not exist, but '
+                             f'{files.annotations} lists it.')
+        try:
+            readable = mmcv.imread(path) is not None
+        except Exception:
+            readable = False
+        if not readable:
+            raise InputError(f'the image {path} cannot be read; replace it, '
+                             f'or take it out of {files.annotations}.')
+
+
+def read_annotations(file: str) -> dict:
+    """Read a COCO annotation file.
+
+    Raises:
+        InputError: If it is no JSON, or lacks a part of COCO's layout.
+    """
+    try:
+        with open(file, encoding='utf-8') as stream:
+            content = json.load(stream)
+    except (ValueError, OSError) as error:
+        raise InputError(f'the annotation file {file} cannot be read: '
+                         f'{error}') from error
+    missing = [
+        part for part in ('images', 'annotations', 'categories')
+        if not isinstance(content, dict) or part not in content
+    ]
+    if missing:
+        raise InputError(f'the annotation file {file} has no '
+                         f"{' and no '.join(missing)}, which COCO's layout "
+                         'has.')
+    return content

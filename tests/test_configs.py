@@ -1,0 +1,94 @@
+"""Every config builds, trains a step and predicts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmcv.cnn import is_norm
+from mmdet.testing import demo_mm_inputs
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
+
+from mmpsbn.engine import find_idle_norms
+from mmpsbn.layers.post_shifted_bn import PostShift
+from mmpsbn.registry import NORM_LAYERS
+
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
+FILES = sorted(path for path in CONFIGS.glob('*/*.py'))
+TYPES = dict(bn='BN', psbn='psBN', syncbn='SyncBN', pssyncbn='psSyncBN')
+
+
+def norm_name(path):
+    """psbn-all of faster-rcnn_r50_fpn_psbn-all_1x_coco."""
+    return path.stem.split('_')[3]
+
+
+def parts_with_norms(model):
+    return {
+        name.split('.')[0]
+        for name, module in model.named_modules() if is_norm(module)
+    }
+
+
+def test_there_is_each_detector_with_each_norm():
+    names = {path.stem for path in FILES}
+    for detector in ('faster-rcnn', 'retinanet'):
+        for norm in TYPES:
+            for where in ('', '-all'):
+                assert f'{detector}_r50_fpn_{norm}{where}_1x_coco' in names
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_config_trains_a_step_and_predicts(path):
+    register_all_modules()
+    cfg = Config.fromfile(path)
+    coco = path.parent.name != 'demo'
+    if coco:
+        init = cfg.model.backbone.init_cfg
+        assert init.checkpoint == f'torchvision://resnet{cfg.model.backbone.depth}'
+        assert cfg.data_root == 'data/coco/' and cfg.train_cfg.max_epochs == 12
+    # The weights are not at hand.
+    cfg.model.backbone.init_cfg = None
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = NORM_LAYERS.build(cfg.model)
+        model.init_weights()
+
+        name, _, everywhere = norm_name(path).partition('-')
+        expected = NORM_LAYERS.get(TYPES[name])
+        found = [module for module in model.modules() if is_norm(module)]
+        assert {type(norm) for norm in found} == {expected}
+        head = 'roi_head' if path.stem.startswith('faster') else 'bbox_head'
+        if coco:
+            parts = {'neck', head} if everywhere else set()
+            assert parts_with_norms(model) == {'backbone'} | parts
+
+        # As MMEngine's Runner does where there is one process.
+        model = revert_sync_batchnorm(model)
+        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+        model.train()
+        if name.startswith('ps'):
+            assert find_idle_norms(model, wrapper) == []
+        classes = len(cfg.classes) if not coco else 80
+        inputs = demo_mm_inputs(
+            2, [[3, 96, 128], [3, 128, 96]], num_classes=classes)
+        losses, _ = model.parse_losses(
+            model(**model.data_preprocessor(inputs, True), mode='loss'))
+        assert losses.isfinite()
+        wrapper.backward(losses)
+        if name.startswith('ps'):
+            betas = [
+                m.beta for m in model.modules()
+                if isinstance(m, PostShift) and m.beta.requires_grad
+            ]
+            assert betas and all(beta.grad is not None for beta in betas)
+        wrapper.step()
+
+        model.eval()
+        with torch.no_grad():
+            results = model(
+                **model.data_preprocessor(inputs, False), mode='predict')
+        assert len(results) == 2
+        assert all(r.pred_instances.bboxes.shape[1] == 4 for r in results)

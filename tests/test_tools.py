@@ -1,0 +1,380 @@
+"""The command lines, as a user types them."""
+
+import json
+import os
+import pickle
+import runpy
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+
+import mmpsbn  # noqa: F401
+
+FASTER = 'configs/demo/faster-rcnn_r18-half_fpn_psbn_digits.py'
+RETINA = 'configs/demo/retinanet_r18-half_fpn_psbn_digits.py'
+# A run of a few seconds.
+SHORT = [
+    'train_cfg.max_epochs=1', 'train_cfg.val_interval=1',
+    'default_hooks.logger.interval=1', 'train_dataloader.num_workers=0',
+    'train_dataloader.persistent_workers=False',
+    'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False',
+    'test_dataloader.num_workers=0',
+    'test_dataloader.persistent_workers=False'
+]
+# A detector is not confident of anything after a few steps.
+ANY_SCORE = [
+    'model.test_cfg.score_thr=0', 'model.test_cfg.rcnn.score_thr=0'
+]
+
+
+def run(*command, data=None, options=(), launcher=(sys.executable, ), **env):
+    """Run a tool in a process; its exit status and what it printed."""
+    if data is not None:
+        env['MMDET_DATASETS'] = str(data)
+    path = f'{os.path.dirname(sys.executable)}{os.pathsep}{os.environ["PATH"]}'
+    result = subprocess.run(
+        [*launcher, *map(str, command), '--cfg-options', *SHORT, *options],
+        cwd=ROOT,
+        env=dict(os.environ, PATH=path, **env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors='replace')
+    return result.returncode, result.stdout
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """What a tool says when it ends with one sentence and no traceback.
+
+    The tool runs in this process, as ``python tools/...`` would run it; an
+    exception that is no SystemExit would be a traceback.
+    """
+
+    def refused(tool, *arguments, data=None, options=(), short=True):
+        if short:
+            arguments += ('--cfg-options', *SHORT, *options)
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
+        if data is not None:
+            monkeypatch.setenv('MMDET_DATASETS', str(data))
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(tool, run_name='__main__')
+        message = end.value.code
+        assert isinstance(message, str) and message.startswith('error: ')
+        return message
+
+    return refused
+
+
+def metrics(work_dir):
+    """The metrics that the newest test run in a work dir wrote."""
+    files = sorted(work_dir.glob('*/*.json'))
+    return json.loads(files[-1].read_text())
+
+
+@pytest.fixture(scope='module')
+def trained(digits, tmp_path_factory):
+    """A work dir of one short epoch on digits."""
+    work_dir = tmp_path_factory.mktemp('work') / 'faster'
+    status, output = run(
+        'tools/train.py', FASTER, '--work-dir', work_dir, data=digits)
+    assert status == 0, output[-3000:]
+    work_dir.joinpath('output').write_text(output)
+    return work_dir
+
+
+def test_training_is_quiet_about_psbn(trained):
+    output = (trained / 'output').read_text()
+    assert 'coco/bbox_mAP' in output
+    for line in output.splitlines():
+        if 'WARNING' in line or 'Warning' in line:
+            assert not any(word in line.lower()
+                           for word in ('norm', 'psbn', 'bn layer')), line
+
+
+def test_test_evaluates_dumps_and_draws(trained, digits, tmp_path):
+    out = tmp_path / 'predictions.pkl'
+    status, output = run(
+        'tools/test.py', FASTER, trained / 'epoch_1.pth', '--work-dir',
+        tmp_path, '--out', out, '--show-dir', 'shown', data=digits)
+    assert status == 0, output[-3000:]
+    assert 'coco/bbox_mAP' in metrics(tmp_path)
+    with open(out, 'rb') as file:
+        assert len(pickle.load(file)) == 8
+    assert len(list(tmp_path.glob('*/shown/*.jpg'))) == 8
+
+
+def test_resume_goes_on_and_equals_an_uninterrupted_run(
+        trained, digits, tmp_path):
+    two = ['train_cfg.max_epochs=2']
+    resumed, whole = tmp_path / 'resumed', tmp_path / 'whole'
+    shutil.copytree(trained, resumed)
+    (resumed / 'last_checkpoint').write_text(str(resumed / 'epoch_1.pth'))
+    for work_dir, arguments in ((resumed, ['--resume']), (whole, [])):
+        status, output = run(
+            'tools/train.py', FASTER, '--work-dir', work_dir, *arguments,
+            data=digits, options=two)
+        assert status == 0, output[-3000:]
+        assert ('Epoch(train) [1]' in output.replace('  ', ' ')) \
+            == (work_dir == whole)
+    one, other = (
+        torch.load(work_dir / 'epoch_2.pth')['state_dict']
+        for work_dir in (resumed, whole))
+    assert list(one) == list(other)
+    # The order of the images is drawn anew after a resume.
+    assert all(one[key].shape == other[key].shape for key in one)
+
+
+def test_retinanet_trains_and_evaluates(digits, tmp_path):
+    status, output = run(
+        'tools/train.py', RETINA, '--work-dir', tmp_path, data=digits)
+    assert status == 0, output[-3000:]
+    status, output = run(
+        'tools/test.py', RETINA, tmp_path / 'epoch_1.pth', '--work-dir',
+        tmp_path, data=digits, options=ANY_SCORE)
+    assert status == 0 and 'coco/bbox_mAP' in metrics(tmp_path), output
+
+
+@pytest.mark.parametrize('config', [FASTER, RETINA])
+def test_demo_configs_run_on_coco(config, coco128, tmp_path):
+    few = ['train_dataloader.dataset.indices=16',
+           'val_dataloader.dataset.indices=8',
+           'test_dataloader.dataset.indices=8']
+    status, output = run(
+        'tools/train.py', config, '--work-dir', tmp_path, data=coco128,
+        options=few)
+    assert status == 0, output[-3000:]
+    status, output = run(
+        'tools/test.py', config, tmp_path / 'epoch_1.pth', '--work-dir',
+        tmp_path, data=coco128, options=few + ANY_SCORE)
+    assert status == 0, output[-3000:]
+    assert 'coco/bbox_mAP' in metrics(tmp_path)
+    state = torch.load(tmp_path / 'epoch_1.pth')['state_dict']
+    assert any(len(value) in (81, 80 * 9)
+               for key, value in state.items() if key.endswith('cls.bias'))
+
+
+def test_two_processes_train_pssyncbn_on_the_cpu(digits, tmp_path):
+    status, output = run(
+        'tools/dist_train.sh', FASTER, 2, '--work-dir', tmp_path,
+        data=digits, launcher=['bash'],
+        options=['model.backbone.norm_cfg.type=psSyncBN'], PORT='29611')
+    assert status == 0, output[-3000:]
+    assert 'coco/bbox_mAP' in output
+    status, output = run(
+        'tools/dist_test.sh', FASTER, tmp_path / 'epoch_1.pth', 2,
+        '--work-dir', tmp_path, data=digits, launcher=['bash'],
+        options=[], PORT='29612')
+    assert status == 0, output[-3000:]
+
+
+def test_inferencer_computes_what_the_model_computes(trained, digits):
+    from mmdet.apis import DetInferencer, init_detector
+    config = Config.fromfile(ROOT / FASTER)
+    weights = str(trained / 'epoch_1.pth')
+    image = str(next((digits / 'val2017').glob('*.jpg')))
+    inferencer = DetInferencer(config, weights, device='cpu')
+    result = inferencer(image, no_save_vis=True)['predictions'][0]
+    assert set(result) == {'labels', 'scores', 'bboxes'}
+    loaded = init_detector(config, weights, device='cpu')
+    state = torch.load(weights)['state_dict']
+    for model in (inferencer.model, loaded):
+        assert type(model.backbone.bn1).__name__ == 'PSBatchNorm2d'
+        for key, value in model.state_dict().items():
+            torch.testing.assert_close(value, state[key], msg=key)
+
+
+def test_missing_files_are_named(refused, digits, tmp_path):
+    message = refused('tools/train.py', 'configs/none.py')
+    assert 'configs/none.py does not exist' in message
+    message = refused('tools/test.py', FASTER, tmp_path / 'none.pth',
+                      '--work-dir', tmp_path, data=digits)
+    assert f'{tmp_path}/none.pth does not exist' in message
+    message = refused('tools/train.py', FASTER, '--work-dir', tmp_path,
+                      data=tmp_path / 'none')
+    assert 'annotations/instances_train2017.json' in message
+    assert 'make_demo_data.py' in message and 'COCO2017' in message
+    message = refused('tools/train.py', FASTER, '--work-dir', tmp_path,
+                      '--resume', tmp_path / 'none.pth', data=digits)
+    assert f'{tmp_path}/none.pth does not exist' in message
+
+
+def test_missing_coco_is_explained(refused, tmp_path):
+    config = 'configs/psbn/faster-rcnn_r50_fpn_psbn_1x_coco.py'
+    message = refused('tools/train.py', config, '--work-dir', tmp_path,
+                      data=tmp_path)
+    for file in ('instances_train2017.json', 'instances_val2017.json',
+                 'train2017/', 'val2017/'):
+        assert file in message
+
+
+def test_a_work_dir_that_cannot_be_written(refused, digits, tmp_path):
+    (tmp_path / 'file').touch()
+    message = refused('tools/train.py', FASTER, '--work-dir',
+                      tmp_path / 'file' / 'work', data=digits)
+    assert 'cannot be written' in message and '--work-dir' in message
+
+
+def test_a_misspelt_norm_lists_near_names(refused, digits, tmp_path):
+    message = refused(
+        'tools/train.py', FASTER, '--work-dir', tmp_path, data=digits,
+        options=['model.backbone.norm_cfg.type=psbn'])
+    assert 'did you mean psBN' in message and 'psSyncBN' in message
+
+
+class Attack:
+    """Pickles to a call that leaves a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.path}', )
+
+
+class AttackByGetattr(Attack):
+    """Reaches for a function through the getattr that is let in."""
+
+    def __reduce__(self):
+        from mmengine.logging import HistoryBuffer
+        return getattr, (HistoryBuffer, '__init__')
+
+
+@pytest.mark.parametrize('attack', [Attack, AttackByGetattr])
+@pytest.mark.parametrize('tool', ['test', 'resume'])
+def test_a_malicious_checkpoint_is_refused(refused, attack, tool, trained, digits,
+                                           tmp_path):
+    checkpoint = torch.load(trained / 'epoch_1.pth')
+    checkpoint['meta']['more'] = attack(tmp_path / 'attacked')
+    file = tmp_path / 'epoch_1.pth'
+    torch.save(checkpoint, file)
+    command = ['tools/test.py', FASTER, file] if tool == 'test' else [
+        'tools/train.py', FASTER, '--resume', file
+    ]
+    message = refused(*command, '--work-dir', tmp_path, data=digits)
+    assert str(file) in message and 'was refused' in message
+    assert not (tmp_path / 'attacked').exists()
+
+
+@pytest.mark.parametrize('tool', ['test', 'resume'])
+def test_a_truncated_checkpoint_is_named(refused, tool, trained, digits, tmp_path):
+    file = tmp_path / 'epoch_1.pth'
+    content = (trained / 'epoch_1.pth').read_bytes()
+    for size in (0, 100, len(content) // 2, len(content) - 1):
+        file.write_bytes(content[:size])
+        command = ['tools/test.py', FASTER, file] if tool == 'test' else [
+            'tools/train.py', FASTER, '--resume', file
+        ]
+        message = refused(*command, '--work-dir', tmp_path, data=digits)
+        assert str(file) in message and 'truncated' in message
+        assert file.stat().st_size == size
+
+
+def test_a_checkpoint_of_another_architecture_names_its_keys(refused, 
+        trained, digits, tmp_path):
+    message = refused('tools/test.py', RETINA, trained / 'epoch_1.pth',
+                      '--work-dir', tmp_path, data=digits)
+    assert 'does not fit' in message
+    assert 'missing (' in message and 'unexpected (' in message
+    message = refused(
+        'tools/test.py', FASTER, trained / 'epoch_1.pth', '--work-dir',
+        tmp_path, data=digits,
+        options=['model.roi_head.bbox_head.fc_out_channels=16'])
+    assert 'of another shape (roi_head.bbox_head' in message
+
+
+@pytest.fixture
+def copied(digits, tmp_path):
+    data = tmp_path / 'digits'
+    shutil.copytree(digits, data)
+    return data
+
+
+@pytest.mark.parametrize('content, words', [
+    ('', 'is empty'),
+    ('{"images": [', 'cannot be read'),
+    ('{}', 'has no images'),
+    ('[]', 'has no images'),
+    ('{"images": [], "annotations": [], "categories": CATEGORIES}',
+     'lists no image'),
+    ('{"images": IMAGES, "annotations": [{"id": 1, "image_id": 1, "area": 9, '
+     '"category_id": 1}], "categories": CATEGORIES}', 'has no bbox'),
+])
+def test_a_broken_annotation_file_is_named(refused, content, words, copied, tmp_path):
+    file = copied / 'annotations' / 'instances_train2017.json'
+    old = json.loads(file.read_text())
+    for part in ('images', 'categories'):
+        content = content.replace(part.upper(), json.dumps(old[part]))
+    file.write_text(content)
+    message = refused('tools/train.py', FASTER, '--work-dir', tmp_path / 'w',
+                      data=copied)
+    assert words in message and str(file) in message
+
+
+def test_categories_that_the_classes_do_not_name(refused, copied, tmp_path):
+    file = copied / 'annotations' / 'instances_train2017.json'
+    content = json.loads(file.read_text())
+    for category in content['categories']:
+        category['name'] = f'digit {category["name"]}'
+    file.write_text(json.dumps(content))
+    message = refused('tools/train.py', FASTER, '--work-dir', tmp_path / 'w',
+                      data=copied)
+    assert '0 of the 10 classes' in message and 'metainfo' in message
+
+
+def test_another_number_of_classes_in_the_head(refused, digits, tmp_path):
+    message = refused(
+        'tools/train.py', FASTER, '--work-dir', tmp_path, data=digits,
+        options=['model.roi_head.bbox_head.num_classes=3'])
+    assert 'set num_classes of the head to 10' in message
+
+
+@pytest.mark.parametrize('damage', ['missing', 'empty', 'text'])
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_image_that_cannot_be_read_is_named(refused, damage, workers, copied,
+                                               tmp_path):
+    file = copied / 'train2017' / '000000000003.jpg'
+    file.unlink()
+    if damage != 'missing':
+        file.write_text('' if damage == 'empty' else 'no image')
+    message = refused(
+        'tools/train.py', FASTER, '--work-dir', tmp_path / 'w', data=copied,
+        options=[f'train_dataloader.num_workers={workers}'])
+    assert '000000000003.jpg' in message
+
+
+def test_amp_needs_a_gpu(refused, digits, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip('there is a GPU')
+    message = refused('tools/train.py', FASTER, '--amp', '--work-dir',
+                      tmp_path, data=digits)
+    assert 'needs a GPU' in message
+
+
+@pytest.mark.parametrize('options, words', [
+    (['model.backbone.norm_eval=True'], 'norm_eval=False'),
+    (['optim_wrapper.paramwise_cfg.norm_decay_mult=0'], 'norm_decay_mult'),
+    (['model.backbone.norm_cfg.requires_grad=False'], 'requires_grad=True'),
+])
+def test_a_psbn_without_effect_gets_one_warning(options, words, digits,
+                                                tmp_path):
+    status, output = run('tools/train.py', FASTER, '--work-dir', tmp_path,
+                         data=digits, options=options)
+    assert status == 0, output[-3000:]
+    warnings = [line for line in output.splitlines() if 'no effect' in line]
+    assert len(warnings) == 1 and words in warnings[0]
+
+
+def test_make_demo_data_says_what_it_cannot_do(refused, tmp_path):
+    tool = 'tools/make_demo_data.py'
+    message = refused(tool, '--out', tmp_path, short=False)
+    assert f'{tmp_path} exists' in message
+    message = refused(tool, '--out', tmp_path / 'new', '--size', '10',
+                      short=False)
+    assert 'size=10' in message
