@@ -1,6 +1,7 @@
 """Which versions of the stack are known not to work."""
 
 import re
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -39,6 +40,8 @@ def check_stack() -> None:
             f'mmengine {found["mmengine"]} imports pkg_resources, which '
             f'setuptools {_version("setuptools")} no longer has; install '
             f'setuptools 80.10.2 (below 81) beside {TESTED}.')
+    # The version asked for above warns of this at every import.
+    warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
 
 
 def _version(name: str):

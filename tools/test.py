@@ -3,11 +3,12 @@
 import argparse
 import os
 
+import mmpsbn  # noqa: F401  First: it checks the stack.
+
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import DictAction
 
-import mmpsbn  # noqa: F401
 from mmpsbn.engine.checkpoint import check_fits, read_checkpoint
 from mmpsbn.engine.config import load_config
 from mmpsbn.engine.data import blamed_on_data, check_data

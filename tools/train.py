@@ -3,9 +3,10 @@
 import argparse
 import os
 
+import mmpsbn  # noqa: F401  First: it checks the stack.
+
 from mmengine.config import DictAction
 
-import mmpsbn  # noqa: F401
 from mmpsbn.engine.config import check_resume, load_config
 from mmpsbn.engine.data import blamed_on_data, check_data
 from mmpsbn.engine.errors import told_to_the_user

@@ -1,5 +1,8 @@
 """A data set and a model that do not belong together, stopped at once."""
 
+from mmdet.models.dense_heads import RPNHead
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.roi_heads import BBoxHead
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -38,12 +41,11 @@ class DataCheckHook(Hook):
         name = getattr(dataset, 'ann_file', type(dataset).__name__)
         check_classes(name, getattr(dataset, 'cat_ids', classes), classes)
         for part, module in runner.model.named_modules():
-            predicted = getattr(module, 'num_classes', None)
             # An RPN tells objects from background, whatever their class.
-            if predicted is None or part.endswith('rpn_head'):
-                continue
-            if predicted != len(classes):
+            if isinstance(module, (BaseDenseHead, BBoxHead)) and not \
+                    isinstance(module, RPNHead) and \
+                    module.num_classes != len(classes):
                 raise InputError(
-                    f'{part} predicts {predicted} classes, but '
-                    f'{name} has {len(classes)}; set num_classes of '
-                    f'the head to {len(classes)}.')
+                    f'{part} predicts {module.num_classes} classes, but '
+                    f'{name} has {len(classes)}; set num_classes of the head '
+                    f'to {len(classes)}.')
