@@ -195,6 +195,9 @@ def main() -> None:
     state = fingerprint()
     if STAMP.is_file() and STAMP.read_text() == state:
         return
+    tag = sys.implementation.cache_tag
+    if not list(CACHE.expanduser().glob(f'*-{tag}-*/mmcv-*.whl')):
+        check_compiler()
     start = time.monotonic()
     make_venv()
     STAMP.unlink(missing_ok=True)

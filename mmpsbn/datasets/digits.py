@@ -106,7 +106,7 @@ def _material(split: str) -> Tuple[np.ndarray, np.ndarray, list]:
     try:
         from sklearn.datasets import load_digits, load_sample_images
     except ModuleNotFoundError as error:
-        if error.name != 'sklearn':
+        if error.name.split('.')[0] != 'sklearn':
             raise
         raise ModuleNotFoundError(
             'the digits come from scikit-learn; install it with '

@@ -10,8 +10,15 @@ class InputError(ValueError):
 
 @contextmanager
 def told_to_the_user():
-    """End the program with the sentence of an InputError, not a traceback."""
+    """End the program with the sentence of an InputError, not a traceback.
+
+    The exit status is 1, and after Ctrl-C 130, as a shell has it.
+    """
     try:
         yield
     except InputError as error:
         sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        print('interrupted; tools/train.py goes on from its last checkpoint '
+              'with --resume.', file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,117 @@
+"""Time of psBN beside BN's and that of a naive psBN, as ratios.
+
+    python benchmarks/norm_layers.py [--rounds 200] [--threads 2]
+
+For layers of a ResNet-50 detector on images of 800 x 1344 (the batch is one
+image on a CPU, two on a GPU): forward and backward in training mode, and
+forward in evaluation mode. The layers take turns within each round and each
+turn starts with another layer; the ratio is the median over the rounds of the
+time of a layer over BN's in the same round. BN is timed twice: the ratio of
+its second turn tells the noise.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from torch import nn
+
+import mmpsbn  # noqa: F401
+from mmpsbn.layers import PSBatchNorm2d
+
+# Channels, height and width of layers in the stem and in the four stages.
+SHAPES = [(64, 400, 672), (64, 200, 336), (256, 200, 336), (128, 100, 168),
+          (512, 100, 168), (256, 50, 84), (1024, 50, 84), (512, 25, 42),
+          (2048, 25, 42)]
+
+
+class NaivePSBN(nn.BatchNorm2d):
+    """alpha added to the activation, as the formula is written."""
+
+    def forward(self, input):
+        return super().forward(input) + 0.1
+
+
+def synchronize(device):
+    if device == 'cuda':
+        torch.cuda.synchronize()
+
+
+def one_turn(layer, x, grad, device):
+    """Seconds of a forward and backward, or of a forward in evaluation."""
+    synchronize(device)
+    start = time.perf_counter()
+    if layer.training:
+        layer(x).backward(grad)
+    else:
+        with torch.no_grad():
+            layer(x)
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def ratios(shape, training, rounds, device):
+    channels, height, width = shape
+    batch = 2 if device == 'cuda' else 1
+    x = torch.randn(batch, channels, height, width, device=device,
+                    requires_grad=training)
+    grad = torch.randn_like(x)
+    layers = {
+        'BN': nn.BatchNorm2d(channels),
+        'psBN': PSBatchNorm2d(channels),
+        'naive': NaivePSBN(channels),
+        'BN again': nn.BatchNorm2d(channels),
+    }
+    for layer in layers.values():
+        layer.to(device).train(training)
+    times = {name: [] for name in layers}
+    names = list(layers)
+    for index in range(-5, rounds):
+        turn = index % len(names)
+        for name in names[turn:] + names[:turn]:
+            seconds = one_turn(layers[name], x, grad, device)
+            x.grad = None
+            if index >= 0:
+                times[name].append(seconds)
+    return statistics.median(times['BN']) * 1e3, {
+        name: statistics.median(
+            own / bn for own, bn in zip(times[name], times['BN']))
+        for name in names[1:]
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--rounds', type=int, default=200)
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    where = torch.cuda.get_device_name() if args.device == 'cuda' else \
+        f'CPU, {args.threads} threads'
+    print(f'torch {torch.__version__}, {where}, {args.rounds} rounds\n')
+    for title, training in (('forward + backward', True),
+                            ('evaluation, forward', False)):
+        print(f'| {title} | BN, ms | psBN / BN | naive / BN | BN / BN |')
+        print('|---|---|---|---|---|')
+        everything = []
+        for shape in SHAPES:
+            bn, ratio = ratios(shape, training, args.rounds, args.device)
+            everything.append(ratio)
+            print(f'| {" x ".join(map(str, shape))} | {bn:.2f} | '
+                  f'{ratio["psBN"]:.3f} | {ratio["naive"]:.3f} | '
+                  f'{ratio["BN again"]:.3f} |', flush=True)
+        middle = {
+            name: statistics.median(ratio[name] for ratio in everything)
+            for name in everything[0]
+        }
+        print(f'| median | | {middle["psBN"]:.3f} | {middle["naive"]:.3f} | '
+              f'{middle["BN again"]:.3f} |\n')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,104 @@
+"""The demo's task: real digits on photographs, in COCO2017's layout."""
+
+import filecmp
+import json
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+
+from mmpsbn.datasets import make_digits, read_classes
+from mmpsbn.datasets.digits import SPLITS, _draw_digits, _material
+
+
+def test_has_coco2017_s_layout(digits):
+    numbers = dict(train2017=16, val2017=8)
+    for split in SPLITS:
+        coco = COCO(str(digits / 'annotations' / f'instances_{split}.json'))
+        assert len(coco.imgs) == numbers[split]
+        assert [c['name'] for c in coco.cats.values()] == list('0123456789')
+        for image in coco.imgs.values():
+            pixels = cv2.imread(str(digits / split / image['file_name']))
+            assert pixels.shape == (image['height'], image['width'], 3)
+            assert 1 <= len(coco.getAnnIds(image['id'])) <= 4
+        for item in coco.anns.values():
+            x, y, width, height = item['bbox']
+            assert item['area'] == width * height and not item['iscrowd']
+            assert 0 <= x < x + width <= 160 and 0 <= y < y + height <= 160
+
+
+def test_a_box_is_tight_around_its_digit():
+    digits, labels, _ = _material('train2017')
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        scene = np.zeros((160, 160, 3), np.uint8)
+        drawn = _draw_digits(scene, digits, labels, rng)
+        ink = scene.max(2)
+        for (x, y, width, height), _ in drawn:
+            digit = ink[y:y + height, x:x + width]
+            edges = digit[0], digit[-1], digit[:, 0], digit[:, -1]
+            assert min(edge.max() for edge in edges) > 0.3 * 170 - 1
+            digit[:] = 0
+        assert not ink.any()
+
+
+def test_boxes_of_a_scene_do_not_overlap(digits):
+    coco = COCO(str(digits / 'annotations' / 'instances_train2017.json'))
+    for image in coco.imgs:
+        boxes = [item['bbox'] for item in coco.loadAnns(coco.getAnnIds(image))]
+        for index, (x, y, width, height) in enumerate(boxes):
+            for a, b, c, d in boxes[:index]:
+                assert (x >= a + c or a >= x + width or y >= b + d
+                        or b >= y + height)
+
+
+def test_no_digit_and_no_photograph_serves_both_splits():
+    (train, _, strips), (val, _, others) = map(_material, SPLITS)
+    assert len(train) + len(val) == 1797
+    for strip, other in zip(strips, others):
+        assert strip.shape[1] + other.shape[1] == 640
+
+
+def test_equal_arguments_give_equal_files(digits, tmp_path):
+    again, other = tmp_path / 'again', tmp_path / 'other'
+    make_digits(str(again), train=16, val=8)
+    make_digits(str(other), train=16, val=8, seed=1)
+    for split in SPLITS:
+        file = f'annotations/instances_{split}.json'
+        assert filecmp.cmp(digits / file, again / file, shallow=False)
+        assert not filecmp.cmp(digits / file, other / file, shallow=False)
+        for image in (digits / split).iterdir():
+            assert filecmp.cmp(image, again / split / image.name,
+                               shallow=False)
+
+
+@pytest.mark.parametrize('argument', [
+    dict(train=0), dict(val=0), dict(size=10), dict(size=500), dict(seed=-1)
+])
+def test_refuses_numbers_out_of_range(argument, tmp_path):
+    with pytest.raises(ValueError, match='must be at least 1'):
+        make_digits(str(tmp_path / 'out'), **argument)
+    assert not any(tmp_path.iterdir())
+
+
+def test_refuses_to_overwrite(tmp_path):
+    with pytest.raises(FileExistsError, match='exists; remove it'):
+        make_digits(str(tmp_path))
+
+
+def test_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
+    monkeypatch.setitem(sys.modules, 'sklearn', None)
+    with pytest.raises(ModuleNotFoundError, match='pip install scikit-learn'):
+        make_digits(str(tmp_path / 'out'))
+    assert not (tmp_path / 'out').exists()
+
+
+def test_read_classes(digits, tmp_path):
+    assert read_classes(str(tmp_path)) == tuple('0123456789')
+    (tmp_path / 'annotations').mkdir()
+    (tmp_path / 'annotations' / 'instances_val2017.json').write_text(
+        json.dumps(dict(categories=[dict(id=3, name='cat')])))
+    assert read_classes(str(tmp_path)) == ('cat', )
