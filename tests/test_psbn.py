@@ -223,6 +223,15 @@ def test_exports():
     torch.testing.assert_close(torch.jit.trace(layer, x)(x), layer(x))
 
 
+def test_a_parameter_made_of_the_bias_does_not_freeze_beta():
+    layer = PSBatchNorm2d(3)
+    parameter = nn.Parameter(layer.bias, requires_grad=False)
+    torch.testing.assert_close(parameter.data, layer.bias)
+    assert not parameter.requires_grad and layer.beta.requires_grad
+    layer.bias.detach().requires_grad_(False)
+    assert layer.beta.requires_grad
+
+
 @layers
 @pytest.mark.parametrize(
     'copied',

@@ -59,6 +59,21 @@ def unequal_batches(rank):
     compare(rank, [5, 1])
 
 
+def low_precision(rank):
+    """Of the input only: statistics stay in float32, as BN's do."""
+    sync, local = (layer.float() for layer in pair())
+    torch.manual_seed(0)
+    whole = torch.randn(6, 3, 8, 8)
+    part = whole.chunk(WORLD)[rank].bfloat16().requires_grad_()
+    output = sync(part)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        output.float(), local(whole).chunk(WORLD)[rank], rtol=0.03, atol=0.03)
+    output.sum().backward()
+    assert part.grad.dtype == torch.bfloat16
+    assert sync.running_mean.dtype == sync.beta.grad.dtype == torch.float32
+
+
 def an_empty_batch(rank):
     compare(rank, [0, 3])
     compare(rank, [3, 0])
@@ -138,7 +153,7 @@ def initial_weights_are_broadcast_by_mmengine(rank):
 
 
 SCENARIOS = [
-    equal_batches, unequal_batches, an_empty_batch, cumulative_statistics,
+    equal_batches, unequal_batches, low_precision, an_empty_batch, cumulative_statistics,
     no_running_statistics, a_process_group_of_one,
     evaluation_does_not_communicate, one_value_per_channel,
     ddp_trains_as_one_process, initial_weights_are_broadcast_by_mmengine

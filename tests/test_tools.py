@@ -12,6 +12,8 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from mmcv.cnn import is_norm
+from mmdet.models.backbones import ResNet
 from mmengine.config import Config
 
 import mmpsbn  # noqa: F401
@@ -171,6 +173,52 @@ def test_demo_configs_run_on_coco(config, coco128, tmp_path):
     state = torch.load(tmp_path / 'epoch_1.pth')['state_dict']
     assert any(len(value) in (81, 80 * 9)
                for key, value in state.items() if key.endswith('cls.bias'))
+
+
+@pytest.mark.parametrize('detector', ['faster-rcnn', 'retinanet'])
+def test_coco_configs_train_from_pretrained_bn(detector, coco128, tmp_path):
+    """The commands of a COCO user, on few images made small."""
+    backbone = ResNet(50)
+    for norm in (m for m in backbone.modules() if is_norm(m)):
+        torch.nn.init.uniform_(norm.bias, 0.2, 0.4)
+    weights = tmp_path / 'resnet50.pth'
+    torch.save(backbone.state_dict(), weights)
+    few = [f'model.backbone.init_cfg.checkpoint={weights}']
+    for loader in ('train', 'val', 'test'):
+        dataset = f'{loader}_dataloader.dataset'
+        resize = 2 if loader == 'train' else 1
+        few += [f'{dataset}.indices=2',
+                f'{dataset}.pipeline.{resize}.scale=(160,128)']
+    config = f'configs/psbn/{detector}_r50_fpn_psbn_1x_coco.py'
+    status, output = run(
+        'tools/train.py', config, '--work-dir', tmp_path, data=coco128,
+        options=few + ANY_SCORE)
+    assert status == 0, output[-3000:]
+    state = torch.load(tmp_path / 'epoch_1.pth')['state_dict']
+    # The stem is frozen (frozen_stages=1), so its bias is BN's.
+    torch.testing.assert_close(state['backbone.bn1.bias'], backbone.bn1.bias)
+    trained = state['backbone.layer2.0.bn1.bias']
+    assert not torch.equal(trained, backbone.layer2[0].bn1.bias)
+    torch.testing.assert_close(
+        trained, backbone.layer2[0].bn1.bias.detach(), rtol=0, atol=0.02)
+    status, output = run(
+        'tools/test.py', config, tmp_path / 'epoch_1.pth', '--work-dir',
+        tmp_path, data=coco128, options=few + ANY_SCORE)
+    assert status == 0, output[-3000:]
+    assert 'coco/bbox_mAP' in metrics(tmp_path)
+
+
+def test_pretrained_weights_that_cannot_be_had(refused, digits, tmp_path,
+                                               monkeypatch):
+    config = 'configs/psbn/faster-rcnn_r50_fpn_psbn_1x_coco.py'
+    monkeypatch.setitem(sys.modules, 'torchvision', None)
+    message = refused('tools/train.py', config, '--work-dir', tmp_path,
+                      data=digits)
+    assert 'torchvision://resnet50' in message and 'Install' in message
+    message = refused(
+        'tools/train.py', config, '--work-dir', tmp_path, data=digits,
+        options=['model.backbone.init_cfg.checkpoint=none.pth'])
+    assert 'none.pth does not exist' in message
 
 
 def test_two_processes_train_pssyncbn_on_the_cpu(digits, tmp_path):

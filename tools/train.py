@@ -7,7 +7,7 @@ import mmpsbn  # noqa: F401  First: it checks the stack.
 
 from mmengine.config import DictAction
 
-from mmpsbn.engine.config import check_resume, load_config
+from mmpsbn.engine.config import check_start, load_config
 from mmpsbn.engine.data import blamed_on_data, check_data
 from mmpsbn.engine.errors import told_to_the_user
 from mmpsbn.engine.runner import (build_runner, set_amp,
@@ -58,7 +58,7 @@ def main():
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     check_data(cfg, LOADERS)
-    check_resume(cfg)
+    check_start(cfg)
     with blamed_on_data(cfg, LOADERS):
         build_runner(cfg).train()
 

@@ -131,10 +131,38 @@ def _norm_names(registry) -> List[str]:
     return names
 
 
-def check_resume(cfg: Config) -> None:
-    """Raise if the checkpoint to start from cannot be read."""
+def check_start(cfg: Config) -> None:
+    """Raise if the weights that training starts from cannot be read.
+
+    They are the checkpoint of ``--resume`` or ``load_from``, and pretrained
+    weights named in the model.
+
+    Raises:
+        InputError: With the file, or with what to install.
+    """
     path = cfg.get('load_from')
     if cfg.get('resume') and path is None:
         path = find_latest_checkpoint(cfg.work_dir)
     if path is not None:
         read_checkpoint(path)
+    for node in dicts_in(cfg.model):
+        weights = node.get('checkpoint')
+        if node.get('type') != 'Pretrained' or not isinstance(weights, str):
+            continue
+        if weights.startswith('torchvision://'):
+            _check_torchvision(weights)
+        elif '://' not in weights:
+            read_checkpoint(weights)
+
+
+def _check_torchvision(weights: str) -> None:
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f'the pretrained weights {weights} are found and downloaded by '
+            f'torchvision, which cannot be imported ({error}). Install the '
+            'torchvision that belongs to the installed torch, or name a file '
+            'of yours: --cfg-options '
+            'model.backbone.init_cfg.checkpoint=resnet50.pth (or '
+            'model.backbone.init_cfg=None to start from scratch).') from error

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import contextmanager
+from urllib.error import URLError
 
 
 class InputError(ValueError):
@@ -18,6 +19,9 @@ def told_to_the_user():
         yield
     except InputError as error:
         sys.exit(f'error: {error}')
+    except URLError as error:
+        sys.exit(f'error: a download failed ({error.reason}); fetch the file '
+                 'by other means, and name it in the config.')
     except KeyboardInterrupt:
         print('interrupted; tools/train.py goes on from its last checkpoint '
               'with --resume.', file=sys.stderr)

@@ -26,19 +26,26 @@ class AppliedBias(Tensor):
       on the sum: beta becomes the result minus alpha.
 
     ``data`` and ``detach()`` are made anew from beta and write to it as
-    well, ``grad`` and ``requires_grad`` are beta's. Results of operations,
-    copies and pickles are plain tensors.
+    well; ``grad`` and ``requires_grad`` are beta's, but those of a detached
+    bias are its own. Results of operations, copies and pickles are plain
+    tensors.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl
     _beta = None
     _alpha = 0.0
+    _detached = False
 
     @classmethod
     def of(cls, beta: Tensor, alpha: float) -> 'AppliedBias':
         bias = (beta + alpha).as_subclass(cls)
         bias._beta, bias._alpha = beta, alpha
         return bias
+
+    def _owner(self, name: str) -> tuple:
+        """Where an attribute of autograd is kept: its descriptor, its owner."""
+        owner = self if self._detached or self._beta is None else self._beta
+        return getattr(Tensor, name), owner
 
     @torch.no_grad()
     def _write_back(self, initialized: bool) -> None:
@@ -54,7 +61,9 @@ class AppliedBias(Tensor):
     def detach(self) -> Tensor:
         if self._beta is None:
             return super().detach().as_subclass(type(self))
-        return type(self).of(self._beta, self._alpha)
+        bias = type(self).of(self._beta, self._alpha)
+        bias._detached = True
+        return bias
 
     @property
     def data(self) -> Tensor:
@@ -66,22 +75,26 @@ class AppliedBias(Tensor):
 
     @property
     def grad(self):
-        return self._beta.grad
+        descriptor, owner = self._owner('grad')
+        return descriptor.__get__(owner)
 
     @grad.setter
     def grad(self, value) -> None:
-        self._beta.grad = value
+        descriptor, owner = self._owner('grad')
+        descriptor.__set__(owner, value)
 
     @property
     def requires_grad(self) -> bool:
-        return self._beta.requires_grad
+        descriptor, owner = self._owner('requires_grad')
+        return descriptor.__get__(owner)
 
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
-        self._beta.requires_grad = value
+        descriptor, owner = self._owner('requires_grad')
+        descriptor.__set__(owner, value)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
-        self._beta.requires_grad_(requires_grad)
+        self.requires_grad = requires_grad
         return self
 
     def to(self, *args, **kwargs) -> Tensor:
