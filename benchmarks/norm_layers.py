@@ -4,13 +4,14 @@
 
 For layers of a ResNet-50 detector on images of 800 x 1344 (the batch is one
 image on a CPU, two on a GPU): forward and backward in training mode, and
-forward in evaluation mode. The layers take turns within each round and each
-turn starts with another layer; the ratio is the median over the rounds of the
-time of a layer over BN's in the same round. BN is timed twice: the ratio of
-its second turn tells the noise.
+forward in evaluation mode. The layers take turns within each round, in an
+order drawn anew for each; the ratio is the median over the rounds of the time
+of a layer over BN's in the same round. BN is timed twice: the ratio of its
+second turn tells the noise.
 """
 
 import argparse
+import random
 import statistics
 import time
 
@@ -66,10 +67,9 @@ def ratios(shape, training, rounds, device):
     for layer in layers.values():
         layer.to(device).train(training)
     times = {name: [] for name in layers}
-    names = list(layers)
+    names, order = list(layers), random.Random(0)
     for index in range(-5, rounds):
-        turn = index % len(names)
-        for name in names[turn:] + names[:turn]:
+        for name in order.sample(names, len(names)):
             seconds = one_turn(layers[name], x, grad, device)
             x.grad = None
             if index >= 0:

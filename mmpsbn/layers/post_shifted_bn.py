@@ -6,10 +6,11 @@ Network Filters?", arXiv:2001.11216.
 
 import math
 from numbers import Real
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmpsbn.registry import NORM_LAYERS
 from .applied_bias import AppliedBias
@@ -29,8 +30,8 @@ class PostShift:
     optimizers and ``named_parameters()`` see under the name ``bias``, is
     beta. The attribute :attr:`bias` and the entry ``bias`` of the state dict
     are the bias that is applied, beta + alpha, so that whoever reads them
-    (the inherited forward, conv-BN fusion, a stock BN that loads the
-    checkpoint) computes the same function.
+    (conv-BN fusion, a stock BN that loads the checkpoint) computes the same
+    function.
 
     alpha is added to the ``C`` values of the bias, not to the activation:
     no pass over the activation, and no memory, beyond those of BN.
@@ -84,11 +85,7 @@ class PostShift:
         :class:`~mmpsbn.layers.applied_bias.AppliedBias`.
         """
         beta = self._parameters.get('bias')
-        if beta is None:
-            return None
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return beta + self.alpha
-        return AppliedBias.of(beta, self.alpha)
+        return None if beta is None else AppliedBias.of(beta, self.alpha)
 
     def __setattr__(self, name: str, value) -> None:
         if name == 'bias' and isinstance(value, nn.Parameter):
@@ -97,6 +94,34 @@ class PostShift:
                 value.detach() - self.alpha, value.requires_grad)
         else:
             super().__setattr__(name, value)
+
+    def forward(self, input: Tensor) -> Tensor:
+        # What BN's forward does. It takes its tensors from the dicts, because
+        # nn.Module's look-up of attributes costs more than adding alpha does.
+        self._check_input_dim(input)
+        parameters, buffers = self._parameters, self._buffers
+        if self.training:
+            mean, var, momentum = self._updated_statistics()
+        else:
+            mean, var = buffers['running_mean'], buffers['running_var']
+            momentum = 0.0
+        return F.batch_norm(input, mean, var, parameters['weight'],
+                            parameters['bias'] + self.alpha,
+                            self.training or mean is None, momentum, self.eps)
+
+    def _updated_statistics(
+            self) -> Tuple[Optional[Tensor], Optional[Tensor], float]:
+        """Running mean and variance, and their momentum for this batch.
+
+        The batch is counted. Without running statistics: None, None, 0.
+        """
+        if not self.track_running_stats:
+            return None, None, 0.0
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum
+        if momentum is None:
+            momentum = 1 / float(self.num_batches_tracked)
+        return self.running_mean, self.running_var, momentum
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

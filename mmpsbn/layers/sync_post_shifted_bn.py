@@ -134,15 +134,9 @@ class PSSyncBatchNorm(PostShift, _BatchNorm):
         group = self.process_group or (dist.group.WORLD if sync else None)
         if not sync or dist.get_world_size(group) == 1:
             return super().forward(input)
-        running_mean = running_var = None
-        momentum = self.momentum or 0.0
-        if self.track_running_stats:
-            running_mean, running_var = self.running_mean, self.running_var
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                momentum = 1 / self.num_batches_tracked.item()
-        args = (input, self.weight, self.beta + self.alpha, running_mean,
-                running_var, self.eps, momentum, group)
+        mean, var, momentum = self._updated_statistics()
+        args = (input, self.weight, self.beta + self.alpha, mean, var,
+                self.eps, momentum, group)
         if input.device.type == 'cpu':
             return SyncBatchNormFunction.apply(*args)
         return cuda_sync_batch_norm.apply(*args, dist.get_world_size(group))
