@@ -105,7 +105,8 @@ def test_test_evaluates_dumps_and_draws(trained, digits, tmp_path):
     out = tmp_path / 'predictions.pkl'
     status, output = run(
         'tools/test.py', FASTER, trained / 'epoch_1.pth', '--work-dir',
-        tmp_path, '--out', out, '--show-dir', 'shown', data=digits)
+        os.path.relpath(tmp_path, ROOT), '--out', out, '--show-dir', 'shown',
+        data=digits, options=['test_dataloader.batch_size=4'])
     assert status == 0, output[-3000:]
     assert 'coco/bbox_mAP' in metrics(tmp_path)
     with open(out, 'rb') as file:
@@ -287,6 +288,13 @@ def test_a_misspelt_norm_lists_near_names(refused, digits, tmp_path):
         'tools/train.py', FASTER, '--work-dir', tmp_path, data=digits,
         options=['model.backbone.norm_cfg.type=psbn'])
     assert 'did you mean psBN or psBN' in message
+
+
+def test_sync_bn_and_psbn_do_not_go_together(refused, digits, tmp_path):
+    message = refused(
+        'tools/train.py', FASTER, '--work-dir', tmp_path, '--launcher',
+        'pytorch', data=digits, options=['sync_bn=torch'])
+    assert "norm_cfg=dict(type='psSyncBN')" in message
 
 
 class Attack:

@@ -1,18 +1,18 @@
 """Evaluate a checkpoint: MMDetection's interface, on MMEngine's Runner."""
 
 import argparse
-import os
+import os.path as osp
 
 import mmpsbn  # noqa: F401  First: it checks the stack.
 
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
-from mmengine.config import DictAction
 
 from mmpsbn.engine.checkpoint import check_fits, read_checkpoint
+from mmpsbn.engine.cli import add_run_arguments, told_to_the_user
 from mmpsbn.engine.config import load_config
 from mmpsbn.engine.data import blamed_on_data, check_data
-from mmpsbn.engine.errors import InputError, told_to_the_user
+from mmpsbn.engine.errors import InputError
 from mmpsbn.engine.runner import build_runner
 
 LOADERS = ('test_dataloader', )
@@ -22,7 +22,6 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--work-dir', help='for the log and the metrics')
     parser.add_argument('--out', help='write the predictions to this .pkl')
     parser.add_argument(
         '--show', action='store_true', help='show each image with its boxes')
@@ -32,19 +31,8 @@ def parse_args():
         "the run's folder in the work dir")
     parser.add_argument(
         '--wait-time', type=float, default=2, help='seconds for --show')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings of the config to override, as key=value')
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    add_run_arguments(parser)
+    return parser.parse_args()
 
 
 def main():
@@ -58,6 +46,8 @@ def main():
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
+        # DetVisualizationHook joins a relative folder anew for every batch.
+        cfg.work_dir = osp.abspath(cfg.work_dir)
     with blamed_on_data(cfg, LOADERS):
         runner = build_runner(cfg)
         check_fits(runner.model, checkpoint, args.checkpoint)

@@ -1,17 +1,11 @@
 """Train a detector: MMDetection's interface, on MMEngine's Runner."""
 
 import argparse
-import os
 
-import mmpsbn  # noqa: F401  First: it checks the stack.
-
-from mmengine.config import DictAction
-
+from mmpsbn.engine.cli import add_run_arguments, told_to_the_user
 from mmpsbn.engine.config import check_start, load_config
 from mmpsbn.engine.data import blamed_on_data, check_data
-from mmpsbn.engine.errors import told_to_the_user
-from mmpsbn.engine.runner import (build_runner, set_amp,
-                                  set_auto_scale_lr)
+from mmpsbn.engine.runner import build_runner, set_amp, set_auto_scale_lr
 
 LOADERS = ('train_dataloader', 'val_dataloader')
 
@@ -19,7 +13,6 @@ LOADERS = ('train_dataloader', 'val_dataloader')
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('--work-dir', help='for logs and checkpoints')
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -31,19 +24,8 @@ def parse_args():
         '--auto-scale-lr',
         action='store_true',
         help='scale the learning rate by the batch size')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings of the config to override, as key=value')
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    add_run_arguments(parser)
+    return parser.parse_args()
 
 
 def main():

@@ -53,6 +53,7 @@ def load_config(path: str,
         osp.splitext(osp.basename(path))[0])
     _move_data_root(cfg)
     check_norm_types(cfg.get('model', {}), cfg.get('default_scope', 'mmdet'))
+    _check_sync_bn(cfg)
     _check_writable(cfg.work_dir)
     return cfg
 
@@ -98,15 +99,33 @@ def dicts_in(node) -> Iterator[dict]:
             yield from dicts_in(value)
 
 
+def _check_sync_bn(cfg: Config) -> None:
+    types = {
+        str(norm_cfg.get('type')).split('.')[-1]
+        for norm_cfg in _norm_cfgs(cfg.get('model', {}))
+    }
+    ours = sorted(types & set(NORM_LAYERS.module_dict))
+    if cfg.get('sync_bn') and cfg.launcher != 'none' and ours:
+        raise InputError(
+            f'sync_bn={cfg.sync_bn!r} turns batch norm layers into SyncBN, '
+            f'which cannot hold the alpha of {ours[0]}: remove sync_bn from '
+            "the config, and set norm_cfg=dict(type='psSyncBN').")
+
+
+def _norm_cfgs(model: dict) -> Iterator[dict]:
+    for node in dicts_in(model):
+        if isinstance(node.get('norm_cfg'), dict):
+            yield node['norm_cfg']
+
+
 def check_norm_types(model: dict, scope: str = 'mmdet') -> None:
     """Raise if a ``norm_cfg`` names a norm layer that is not registered.
 
     Raises:
         InputError: With the norm layers of the most similar names.
     """
-    for node in dicts_in(model):
-        norm_cfg = node.get('norm_cfg')
-        name = norm_cfg.get('type') if isinstance(norm_cfg, dict) else None
+    for norm_cfg in _norm_cfgs(model):
+        name = norm_cfg.get('type')
         if not isinstance(name, str):
             continue
         with DefaultScope.overwrite_default_scope(scope), \

@@ -1,0 +1,58 @@
+"""What the command lines of the tools share."""
+
+import argparse
+import os
+import sys
+from contextlib import contextmanager
+from urllib.error import URLError
+
+from mmengine.config import DictAction
+
+from .errors import InputError
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that every tool of MMDetection's interface takes."""
+    parser.add_argument(
+        '--work-dir', help='folder of logs, metrics and checkpoints')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings of the config to override, as key=value')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how several processes were started')
+    # Old launchers pass it instead of setting the variable.
+    parser.add_argument(
+        '--local_rank',
+        '--local-rank',
+        type=_set_local_rank,
+        help=argparse.SUPPRESS)
+    os.environ.setdefault('LOCAL_RANK', '0')
+
+
+def _set_local_rank(rank: str) -> int:
+    os.environ['LOCAL_RANK'] = rank
+    return int(rank)
+
+
+@contextmanager
+def told_to_the_user():
+    """End the program with the sentence of an InputError, not a traceback.
+
+    The exit status is 1, and after Ctrl-C 130, as a shell has it.
+    """
+    try:
+        yield
+    except InputError as error:
+        sys.exit(f'error: {error}')
+    except URLError as error:
+        sys.exit(f'error: a download failed ({error.reason}); fetch the file '
+                 'by other means, and name it in the config.')
+    except KeyboardInterrupt:
+        print('interrupted; tools/train.py goes on from its last checkpoint '
+              'with --resume.', file=sys.stderr)
+        sys.exit(130)
