@@ -17,14 +17,12 @@ model = dict(
         stacked_convs=2,
         norm_cfg=dict(type='psBN'),
         anchor_generator=dict(strides=[8, 16, 32, 64])))
-optim_wrapper = dict(
-    optimizer=dict(lr=0.04, weight_decay=1e-4),
-    clip_grad=dict(max_norm=10, norm_type=2))
+optim_wrapper = dict(optimizer=dict(lr=0.04, weight_decay=1e-4))
 # It learns to be confident later than Faster R-CNN does.
 max_epochs = 24
 train_cfg = dict(max_epochs=max_epochs, val_interval=4)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(
         type='CosineAnnealingLR',
         T_max=max_epochs,

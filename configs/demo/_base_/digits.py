@@ -38,13 +38,15 @@ test_evaluator = val_evaluator
 max_epochs = 8
 train_cfg = dict(max_epochs=max_epochs, val_interval=2)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(
         type='CosineAnnealingLR',
         T_max=max_epochs,
         by_epoch=True,
         convert_to_iter_based=True)
 ]
+# FPN and heads have no norm layers: without clipping, some seeds diverge.
+optim_wrapper = dict(clip_grad=dict(max_norm=10, norm_type=2))
 auto_scale_lr = dict(base_batch_size=8)
 default_hooks = dict(
     logger=dict(interval=25), checkpoint=dict(max_keep_ckpts=2))
