@@ -111,7 +111,11 @@ def install_mmcv() -> None:
     home = CACHE.expanduser() / key
     home.mkdir(parents=True, exist_ok=True)
     with open(home / 'lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say('3/4 another set-up is compiling MMCV; waiting for it')
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if not list(home.glob('mmcv-*.whl')):
             check_compiler()
             build_mmcv(version, home)
