@@ -1,5 +1,6 @@
-_base_ = './retinanet_r50_fpn_syncbn_1x_coco.py'
-norm_cfg = dict(type='SyncBN', requires_grad=True)
+_base_ = './retinanet_r50_fpn_bn-all_1x_coco.py'
+norm_cfg = dict(type='SyncBN')
 model = dict(
+    backbone=dict(norm_cfg=norm_cfg),
     neck=dict(norm_cfg=norm_cfg),
     bbox_head=dict(norm_cfg=norm_cfg))
