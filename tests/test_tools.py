@@ -267,6 +267,20 @@ def test_missing_files_are_named(refused, digits, tmp_path):
     assert f'{tmp_path}/none.pth does not exist' in message
 
 
+@pytest.mark.parametrize('content, words', [
+    ('model = dict(', 'SyntaxError'),
+    ("_base_ = 'none.py'", 'none.py'),
+    ('model = undefined', 'undefined'),
+    ("custom_imports = dict(imports=['none_such'])", 'none_such'),
+])
+def test_a_config_that_cannot_be_read(refused, content, words, tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text(content)
+    message = refused('tools/train.py', config)
+    assert f'the config {config} cannot be read' in message
+    assert words in message
+
+
 def test_missing_coco_is_explained(refused, tmp_path):
     config = 'configs/psbn/faster-rcnn_r50_fpn_psbn_1x_coco.py'
     message = refused('tools/train.py', config, '--work-dir', tmp_path,

@@ -41,10 +41,7 @@ def load_config(path: str,
     try:
         cfg = Config.fromfile(path)
         cfg.merge_from_dict(options or {})
-    except InputError:
-        raise
-    except (SyntaxError, NameError, OSError, ImportError, KeyError, TypeError,
-            ValueError) as error:
+    except Exception as error:  # A config is a program of the user's.
         raise InputError(f'the config {path} cannot be read: '
                          f'{type(error).__name__}: {error}') from error
     cfg.launcher = launcher

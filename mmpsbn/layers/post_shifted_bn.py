@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from mmpsbn.registry import NORM_LAYERS
 from .applied_bias import AppliedBias
 
+# Under this name beta itself travels in the metadata of a state dict.
 BETA = 'psbn_beta'
 
 
@@ -127,8 +128,8 @@ class PostShift:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         key = prefix + 'bias'
         destination[key] = self.bias if keep_vars else self.bias.detach()
-        # beta + alpha is rounded. Beside the state dict goes beta itself,
-        # for a resumed run that equals an uninterrupted one to the last bit.
+        # beta + alpha is rounded; with beta itself, a resumed run equals an
+        # uninterrupted one to the last bit.
         metadata = getattr(destination, '_metadata', {})
         metadata.get(prefix[:-1], {})[BETA] = self.beta.detach()
 
