@@ -1,7 +1,7 @@
 """The one warning of psBN and SyncBN layers that cannot do their work."""
 
 import torch
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 
 from mmpsbn.engine import find_idle_norms
@@ -38,3 +38,14 @@ def test_frozen_psbn_is_reported():
 def test_psbn_without_decay_is_reported():
     reason, = reasons(PSBatchNorm2d(4), weight_decay=0)
     assert 'weight decay' in reason and 'norm_decay_mult' in reason
+
+
+def test_several_optimizers():
+    model = nn.Sequential(PSBatchNorm2d(4), nn.Conv2d(4, 4, 1))
+    for decay, number in ((0, 1), (1e-4, 0)):
+        wrapper = OptimWrapperDict(**{
+            name: OptimWrapper(
+                torch.optim.SGD(part.parameters(), 0.1, weight_decay=decay))
+            for name, part in zip('ab', model)
+        })
+        assert len(find_idle_norms(model, wrapper)) == number

@@ -1,5 +1,6 @@
 """Norm layers that cannot do their work, said once at the start."""
 
+from itertools import chain
 from typing import List
 
 from mmengine.hooks import Hook
@@ -39,9 +40,12 @@ def find_idle_norms(model: nn.Module, optim_wrapper: OptimWrapper) -> List[str]:
                 'change: set norm_eval=False in the backbone')
     if shifted:
         learned = [m.beta for m in shifted if m.beta.requires_grad]
+        groups = optim_wrapper.param_groups
+        if isinstance(groups, dict):  # Of an OptimWrapperDict.
+            groups = chain.from_iterable(groups.values())
         decay = {
             id(parameter): group.get('weight_decay', 0)
-            for group in optim_wrapper.param_groups
+            for group in groups
             for parameter in group['params']
         }
         if not learned:

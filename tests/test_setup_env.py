@@ -1,0 +1,65 @@
+"""Set-up says in one line what a machine lacks, and shows its progress."""
+
+import importlib.util
+import io
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.fixture
+def setup_env():
+    spec = importlib.util.spec_from_file_location(
+        'setup_env', ROOT / 'tools' / 'setup_env.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def stopped(check):
+    with pytest.raises(SystemExit) as end:
+        check()
+    assert '\n' not in end.value.code
+    return end.value.code
+
+
+@pytest.mark.parametrize('version', [(3, 9), (3, 13)])
+def test_python_that_is_not_supported(setup_env, monkeypatch, version):
+    monkeypatch.setattr(
+        setup_env, 'sys',
+        SimpleNamespace(
+            version_info=version, version='other', exit=setup_env.sys.exit))
+    assert 'use 3.10, 3.11 or 3.12' in stopped(setup_env.check_python)
+
+
+def test_no_compiler(setup_env, monkeypatch):
+    monkeypatch.setattr(setup_env.shutil, 'which', lambda name: None)
+    assert 'No C++ compiler' in stopped(setup_env.check_compiler)
+
+
+def test_no_python_headers(setup_env, monkeypatch, tmp_path):
+    monkeypatch.setattr(setup_env.sysconfig, 'get_path',
+                        lambda name: str(tmp_path))
+    monkeypatch.setattr(setup_env.shutil, 'which', lambda name: name)
+    assert 'python3-dev' in stopped(setup_env.check_compiler)
+
+
+def test_nothing_is_done_twice(setup_env, monkeypatch, tmp_path):
+    stamp = tmp_path / 'stamp'
+    stamp.write_text(setup_env.fingerprint())
+    monkeypatch.setattr(setup_env, 'STAMP', stamp)
+    monkeypatch.setattr(setup_env, 'make_venv', lambda: pytest.fail('again'))
+    setup_env.main()
+    stamp.write_text('of other requirements')
+    with pytest.raises(pytest.fail.Exception, match='again'):
+        setup_env.main()
+
+
+def test_progress_counts_the_compiler_s_files(setup_env, capsys):
+    lines = ['gcc', *(f'[{n}/20] c++ file{n}.cpp' for n in range(1, 21))]
+    log = io.StringIO()
+    setup_env.show_progress((f'{line}\n' for line in lines), log)
+    assert log.getvalue().splitlines() == lines
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 11 and '20 of 20 files' in shown[-1]
