@@ -6,23 +6,25 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from .data_check_hook import DataCheckHook
 from .errors import InputError
-
-CHECKS = ('DataCheckHook', 'NormCheckHook')
+from .norm_check_hook import NormCheckHook
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the Runner of a config, with this package's checks as hooks."""
-    hooks = cfg.get('custom_hooks') or []
-    present = {hook['type'] for hook in hooks if isinstance(hook, dict)}
-    cfg.custom_hooks = hooks + [
-        dict(type=name) for name in CHECKS if name not in present
-    ]
+    """Build the Runner of a config, with this package's checks as hooks.
+
+    The config itself, which the Runner writes to the work dir, stays free of
+    them.
+    """
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         _distribute_on_cpu(cfg)
-    if 'runner_type' in cfg:
-        return RUNNERS.build(cfg)
-    return Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(
+        cfg)
+    for check in (DataCheckHook, NormCheckHook):
+        if not any(isinstance(hook, check) for hook in runner.hooks):
+            runner.register_hook(check())
+    return runner
 
 
 def _distribute_on_cpu(cfg: Config) -> None:
