@@ -129,19 +129,24 @@ def test_resume_goes_on_after_the_last_checkpoint(trained, digits, tmp_path):
 
 
 def test_ctrl_c_says_how_to_go_on(digits, tmp_path):
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, 'tools/train.py', FASTER, '--work-dir', tmp_path,
          '--cfg-options', *SHORT, 'train_cfg.max_epochs=1000'],
-        cwd=ROOT,
-        env=dict(os.environ, MMDET_DATASETS=str(digits)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True)
-    for line in process.stdout:
-        if 'Epoch(train)' in line:
-            break
-    process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=60)[0]
+            cwd=ROOT,
+            env=dict(os.environ, MMDET_DATASETS=str(digits)),
+            # A shell's background jobs ignore Ctrl-C, and so would a child.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True) as process:
+        try:
+            for line in process.stdout:
+                if 'Epoch(train)' in line:
+                    break
+            process.send_signal(signal.SIGINT)
+            output = process.communicate(timeout=60)[0]
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert 'Traceback' not in output
     assert '--resume' in output.splitlines()[-1]
