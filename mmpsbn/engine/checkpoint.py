@@ -70,7 +70,8 @@ def read_checkpoint(path: str) -> dict:
         checkpoint = CheckpointLoader.load_checkpoint(
             path, map_location='cpu', logger='silent')
     except FileNotFoundError as error:
-        raise InputError(f'the checkpoint {path} does not exist.') from error
+        raise InputError(
+            f'the checkpoint {path} does not exist, or is no file.') from error
     except pickle.UnpicklingError as error:
         if 'Weights only load failed' not in str(error):
             raise InputError(_torn(path)) from error
@@ -80,7 +81,8 @@ def read_checkpoint(path: str) -> dict:
             'files of MMEngine, or of torch with tensors alone.') from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise InputError(_torn(path)) from error
-    if not isinstance(checkpoint, dict):
+    if not isinstance(checkpoint, dict) or not isinstance(
+            checkpoint.get('state_dict', {}), dict):
         raise InputError(f'{path} holds a {type(checkpoint).__name__}, not a '
                          'checkpoint with a state dict.')
     return checkpoint
