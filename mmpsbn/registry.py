@@ -18,12 +18,14 @@ class RootedRegistry(Registry):
         self.parent._register_module(module, module_name, force)
 
 
-# MMEngine and MMCV keep norm layers in MODELS; this is the door to it.
-NORM_LAYERS = RootedRegistry(
-    'norm layer',
+MODELS = RootedRegistry(
+    'model',
     parent=MMENGINE_MODELS,
     scope='mmpsbn',
-    locations=['mmpsbn.layers'])
+    locations=['mmpsbn.layers', 'mmpsbn.models'])
+
+# MMEngine and MMCV keep norm layers in MODELS; this is the door to it.
+NORM_LAYERS = MODELS
 
 HOOKS = RootedRegistry(
     'hook',

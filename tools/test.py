@@ -12,7 +12,7 @@ from mmpsbn.engine.checkpoint import check_fits, read_checkpoint
 from mmpsbn.engine.cli import add_run_arguments, told_to_the_user
 from mmpsbn.engine.config import load_config
 from mmpsbn.engine.data import blamed_on_data, check_data
-from mmpsbn.engine.errors import InputError
+from mmpsbn.errors import InputError
 from mmpsbn.engine.runner import build_runner
 
 LOADERS = ('test_dataloader', )

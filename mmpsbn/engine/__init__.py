@@ -1,6 +1,6 @@
 from .checkpoint import allow_mmengine_checkpoints
 from .data_check_hook import DataCheckHook
-from .errors import InputError
+from mmpsbn.errors import InputError
 from .norm_check_hook import NormCheckHook, find_idle_norms
 
 allow_mmengine_checkpoints()

@@ -10,7 +10,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.utils import digit_version
 from torch import nn
 
-from .errors import InputError
+from mmpsbn.errors import InputError
 
 multiarray = (np.core if np.__version__ < '2' else np._core).multiarray
 

@@ -8,7 +8,7 @@ from urllib.error import URLError
 
 from mmengine.config import DictAction
 
-from .errors import InputError
+from mmpsbn.errors import InputError
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from mmpsbn.registry import NORM_LAYERS
 from .checkpoint import read_checkpoint
-from .errors import InputError
+from mmpsbn.errors import InputError
 
 NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')

@@ -11,7 +11,7 @@ from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 
 from .config import dicts_in
-from .errors import InputError
+from mmpsbn.errors import InputError
 
 
 class DataFiles(NamedTuple):

@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 
 from mmpsbn.registry import HOOKS
 from .data import check_classes
-from .errors import InputError
+from mmpsbn.errors import InputError
 
 
 @HOOKS.register_module()

@@ -7,7 +7,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from .data_check_hook import DataCheckHook
-from .errors import InputError
+from mmpsbn.errors import InputError
 from .norm_check_hook import NormCheckHook
 
 

@@ -1,6 +1,11 @@
+from .last_bn import LastBNConv2d, LastBNLinear
+from .mimic_norm import MimicConv, MimicNorm
+from .mimic_wiring import BRANCH_ENDS, BranchEnd
 from .post_shifted_bn import PSBatchNorm1d, PSBatchNorm2d, PSBatchNorm3d
 from .sync_post_shifted_bn import PSSyncBatchNorm
 
 __all__ = [
-    'PSBatchNorm1d', 'PSBatchNorm2d', 'PSBatchNorm3d', 'PSSyncBatchNorm'
+    'BRANCH_ENDS', 'BranchEnd', 'LastBNConv2d', 'LastBNLinear', 'MimicConv',
+    'MimicNorm', 'PSBatchNorm1d', 'PSBatchNorm2d', 'PSBatchNorm3d',
+    'PSSyncBatchNorm'
 ]

@@ -42,9 +42,10 @@ class SyncBatchNormFunction(Function):
         total = counts.sum()
         if total == 1:
             raise ValueError(
-                'psSyncBN got 1 value per channel in the batch of all '
-                f'processes (input of shape {tuple(input.shape)} here), but '
-                'training needs more; use a larger batch or input.')
+                'a synchronized batch norm got 1 value per channel in the '
+                f'batch of all processes (input of shape {tuple(input.shape)} '
+                'here), but training needs more; use a larger batch or '
+                'input.')
         total = total.clamp(min=1)
         mean = (means * counts).sum(0) / total
         deviation = (deviations + counts * (means - mean).square()).sum(0)
@@ -73,6 +74,33 @@ class SyncBatchNormFunction(Function):
             * _per_channel(weight * invstd, input)
         return (grad_input.to(input.dtype), grad_weight, grad_bias, None, None,
                 None, None, None)
+
+
+def in_several_processes(group: Optional[dist.ProcessGroup] = None) -> bool:
+    """Whether there is more than one process to share statistics with."""
+    return dist.is_available() and dist.is_initialized() and \
+        dist.get_world_size(group) > 1
+
+
+def sync_batch_norm(input: Tensor,
+                    weight: Tensor,
+                    bias: Tensor,
+                    running_mean: Optional[Tensor],
+                    running_var: Optional[Tensor],
+                    eps: float,
+                    momentum: float,
+                    group: Optional[dist.ProcessGroup] = None) -> Tensor:
+    """Batch norm in training over the processes of a group, all by default.
+
+    By the kernels of :class:`torch.nn.SyncBatchNorm` on a GPU, and by
+    :class:`SyncBatchNormFunction` on a CPU.
+    """
+    group = group or dist.group.WORLD
+    args = (input, weight, bias, running_mean, running_var, eps, momentum,
+            group)
+    if input.device.type == 'cpu':
+        return SyncBatchNormFunction.apply(*args)
+    return cuda_sync_batch_norm.apply(*args, dist.get_world_size(group))
 
 
 def _all_but_channels(input: Tensor) -> list:
@@ -130,13 +158,9 @@ class PSSyncBatchNorm(PostShift, _BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
-        sync = self.training and dist.is_available() and dist.is_initialized()
-        group = self.process_group or (dist.group.WORLD if sync else None)
-        if not sync or dist.get_world_size(group) == 1:
+        if not (self.training and in_several_processes(self.process_group)):
             return super().forward(input)
         mean, var, momentum = self._updated_statistics()
-        args = (input, self.weight, self.beta + self.alpha, mean, var,
-                self.eps, momentum, group)
-        if input.device.type == 'cpu':
-            return SyncBatchNormFunction.apply(*args)
-        return cuda_sync_batch_norm.apply(*args, dist.get_world_size(group))
+        return sync_batch_norm(input, self.weight, self.beta + self.alpha,
+                               mean, var, self.eps, momentum,
+                               self.process_group)

@@ -1,0 +1,239 @@
+"""What a normalization costs: bytes that autograd saves, and time.
+
+    python benchmarks/memory.py [--rounds 15] [--size 800 1344]
+
+First the backbone, ResNet-50, then Faster R-CNN and RetinaNet R50-FPN as a
+whole, each with several normalizations of the backbone, all of it trained.
+
+- Saved: MiB that autograd keeps from a training forward of two images for its
+  backward, as distinct storages; the parameters themselves are left out,
+  copies of them count. Exact on any hardware.
+- Step: time of a training step (forward, backward and SGD, which leaves
+  weights to be centred) of two images of 320 x 320; inference: of a forward
+  in evaluation mode. The models take turns within each round; the ratio is
+  the median over the rounds of the time of a model over BN's in that round.
+- Peak, on a GPU: what the allocator held at most in a step at full size.
+"""
+
+import argparse
+import random
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from mmdet.models.backbones import ResNet
+from mmdet.testing import demo_mm_inputs
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope
+from torch.autograd.graph import saved_tensors_hooks
+
+import mmpsbn  # noqa: F401
+from mmpsbn.layers import MimicConv
+from mmpsbn.registry import MODELS
+
+
+@MODELS.register_module()
+class PublishedMimicConv(MimicConv):
+    """The scalar on the activation, as in [M]'s code."""
+
+    def forward(self, input):
+        self.centre_()
+        output = self._conv_forward(input, self.weight, self.bias)
+        return output if self.scale is None else output * self.scale
+
+
+MIMIC = dict(
+    conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
+TRAINED = dict(norm_eval=False, frozen_stages=-1, init_cfg=None)
+PUBLISHED = 'MimicNorm, scalars as published'
+NORMS = {
+    'BN': dict(norm_cfg=dict(type='BN')),
+    'BN, frozen': dict(
+        norm_cfg=dict(type='BN', requires_grad=False), norm_eval=True),
+    'psBN': dict(norm_cfg=dict(type='psBN')),
+    'GN': dict(norm_cfg=dict(type='GN', num_groups=32)),
+    'MimicNorm': MIMIC,
+    PUBLISHED: dict(MIMIC, conv_cfg=dict(type='PublishedMimicConv')),
+}
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'psbn'
+DETECTORS = {
+    'Faster R-CNN':
+    ('faster-rcnn_r50_fpn_bn_1x_coco.py',
+     dict(
+         roi_head=dict(
+             bbox_head=dict(cls_predictor_cfg=dict(type='LastBNLinear'))))),
+    'RetinaNet': ('retinanet_r50_fpn_bn_1x_coco.py',
+                  dict(bbox_head=dict(type='LastBNRetinaHead'))),
+}
+
+
+class Backbone(torch.nn.Module):
+    """ResNet-50, with the mean of its features for a loss."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.net = ResNet(50, **{**TRAINED, **NORMS[norm]})
+        self.net.init_weights()
+
+    def inputs(self, size):
+        return torch.randn(2, 3, *size, device=self.net.conv1.weight.device)
+
+    def loss(self, inputs):
+        return sum(feature.mean() for feature in self.net(inputs))
+
+    def predict(self, inputs):
+        return self.net(inputs)
+
+
+class Detector(torch.nn.Module):
+    """A whole detector, on random images with random boxes."""
+
+    def __init__(self, name, norm):
+        super().__init__()
+        file, last_bn = DETECTORS[name]
+        cfg = Config.fromfile(CONFIGS / file)
+        if 'MimicNorm' in norm:
+            cfg.merge_from_dict(dict(model=last_bn))
+        cfg.model.backbone.pop('norm_cfg')
+        cfg.model.backbone.update(TRAINED, **NORMS[norm])
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            self.net = MODELS.build(cfg.model)
+        self.net.init_weights()
+
+    def inputs(self, size):
+        inputs = demo_mm_inputs(2, [[3, *size]] * 2, num_classes=80)
+        return self.net.data_preprocessor(inputs, True)
+
+    def loss(self, inputs):
+        return self.net.parse_losses(self.net(**inputs, mode='loss'))[0]
+
+    def predict(self, inputs):
+        return self.net(**inputs, mode='predict')
+
+
+def saved_bytes(forward, parameters):
+    """Bytes of the distinct storages that autograd saves in a forward.
+
+    Args:
+        forward (callable): Runs it; what it returns is held meanwhile.
+        parameters (iterable[Tensor]): What is not counted.
+    """
+    own = {p.untyped_storage().data_ptr() for p in parameters}
+    saved = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = forward()
+    del result
+    return sum(saved.values())
+
+
+def synchronize():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def measure(builders, size, rounds, device):
+    """For each model: saved MiB, peak MiB, ratios of step and inference."""
+    saved, peak = {}, {}
+    for name, build in builders.items():
+        model = build().to(device)
+        model.train()
+        inputs = model.inputs(size)
+        saved[name] = saved_bytes(lambda: model.loss(inputs),
+                                  model.parameters()) / 2**20
+        if device == 'cuda':
+            torch.cuda.reset_peak_memory_stats()
+            model.loss(inputs).backward()
+            peak[name] = torch.cuda.max_memory_allocated() / 2**20
+        del model, inputs
+    small = (320, 320) if device == 'cpu' else size
+    models = {name: build().to(device) for name, build in builders.items()}
+    steps = side_by_side(models, small, rounds, training=True)
+    inference = side_by_side(models, small, rounds, training=False)
+    return saved, peak, steps, inference
+
+
+def side_by_side(models, size, rounds, training):
+    """Median over rounds of the time of each model over the first one's."""
+    inputs, optimizers = {}, {}
+    for name, model in models.items():
+        model.train(training)
+        inputs[name] = model.inputs(size)
+        optimizers[name] = torch.optim.SGD(model.parameters(), lr=1e-6)
+
+    def turn(name):
+        synchronize()
+        start = time.perf_counter()
+        if training:
+            models[name].loss(inputs[name]).backward()
+            optimizers[name].step()
+        else:
+            with torch.no_grad():
+                models[name].predict(inputs[name])
+        synchronize()
+        return time.perf_counter() - start
+
+    times = {name: [] for name in models}
+    order = random.Random(0)
+    for index in range(-1, rounds):
+        for name in order.sample(list(models), len(models)):
+            seconds = turn(name)
+            optimizers[name].zero_grad()
+            if index >= 0:
+                times[name].append(seconds)
+    first = times[next(iter(models))]
+    return {
+        name: statistics.median(own / bn for own, bn in zip(times[name], first))
+        for name in models
+    }
+
+
+def report(title, builders, args):
+    print(f'| {title} | saved, MiB | of BN | peak, MiB | step, of BN | '
+          'inference, of BN |\n|---|---|---|---|---|---|')
+    saved, peak, steps, inference = measure(builders, args.size, args.rounds,
+                                            args.device)
+    for name in builders:
+        at_most = f'{peak[name]:.0f}' if peak else '-'
+        print(f'| {name} | {saved[name]:.0f} | '
+              f'{saved[name] / saved["BN"]:.3f} | {at_most} | '
+              f'{steps[name]:.2f} | {inference[name]:.2f} |')
+    print(flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--rounds', type=int, default=15)
+    parser.add_argument('--size', type=int, nargs=2, default=[800, 1344])
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    args = parser.parse_args()
+    register_all_modules()
+    MMLogger.get_instance('mmengine', log_level='ERROR')
+    where = torch.cuda.get_device_name() if args.device == 'cuda' else \
+        f'CPU, {torch.get_num_threads()} threads'
+    print(f'torch {torch.__version__}, {where}\n')
+    report('ResNet-50', {name: partial(Backbone, name)
+                         for name in NORMS}, args)
+    for detector in DETECTORS:
+        report(
+            detector, {
+                name: partial(Detector, detector, name)
+                for name in NORMS if name != PUBLISHED
+            }, args)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,6 @@
+# Faster R-CNN with MimicNorm: no norm layers but a last BN.
+_base_ = './faster-rcnn_r18-half_fpn_psbn_digits.py'
+model = dict(
+    backbone=dict(
+        conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm')),
+    roi_head=dict(bbox_head=dict(cls_predictor_cfg=dict(type='LastBNLinear'))))

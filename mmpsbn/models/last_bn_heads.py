@@ -1,0 +1,62 @@
+"""Dense heads whose class scores have MimicNorm's last BN."""
+
+from typing import List, Optional, Tuple
+
+from mmdet.models.dense_heads import RetinaHead, RPNHead
+from torch import Tensor
+
+from mmpsbn.layers.last_bn import LastBNConv2d
+from mmpsbn.registry import MODELS
+
+
+class LastBNScores:
+    """Puts a last BN on the class scores of an anchor head.
+
+    The scores of all pyramid levels are normalized by one set of statistics,
+    a mean and a variance for each anchor and class. A mixin that stands
+    before the head in the list of bases.
+
+    Args:
+        last_bn (dict, optional): Arguments of
+            :class:`~mmpsbn.layers.last_bn.LastBN`, among them ``affine`` and
+            ``sync``. Defaults to none.
+        kwargs: The head's own.
+    """
+
+    #: The head's layer that computes its scores.
+    score_layer: str
+
+    def __init__(self, *args, last_bn: Optional[dict] = None,
+                 **kwargs) -> None:
+        self.last_bn = last_bn or {}
+        super().__init__(*args, **kwargs)
+
+    def _init_layers(self) -> None:
+        super()._init_layers()
+        conv = getattr(self, self.score_layer)
+        setattr(
+            self, self.score_layer,
+            LastBNConv2d(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,
+                padding=conv.padding,
+                **self.last_bn))
+
+    def forward(self, x: Tuple[Tensor, ...]) -> Tuple[List[Tensor], ...]:
+        scores, boxes = super().forward(x)
+        return getattr(self, self.score_layer).normalize(scores), boxes
+
+
+@MODELS.register_module()
+class LastBNRetinaHead(LastBNScores, RetinaHead):
+    """RetinaHead with a last BN on its class scores, see LastBNScores."""
+
+    score_layer = 'retina_cls'
+
+
+@MODELS.register_module()
+class LastBNRPNHead(LastBNScores, RPNHead):
+    """RPNHead with a last BN on its objectness, see LastBNScores."""
+
+    score_layer = 'rpn_cls'

@@ -1,0 +1,456 @@
+"""MimicNorm's body: what MimicConv computes, and where its scalars are."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from mmcv.cnn import ConvModule
+from mmdet.models.backbones import (Darknet, MobileNetV2, Res2Net, ResNet,
+                                    ResNeXt)
+from mmdet.models.necks import FPN
+from mmengine.model import ExponentialMovingAverage
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from mmpsbn.errors import InputError
+from mmpsbn.layers import BRANCH_ENDS, BranchEnd, MimicConv, MimicNorm
+
+MIMIC = dict(
+    conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
+
+
+def resnet(depth=18, **kwargs):
+    return ResNet(depth, **{**MIMIC, 'base_channels': 8, **kwargs})
+
+
+def trained(model):
+    """The model in training mode; ResNet.train() returns nothing."""
+    model.train()
+    return model
+
+
+def mimic_convs(model):
+    return [m for m in model.modules() if isinstance(m, MimicConv)]
+
+
+def centred(weight):
+    return weight - weight.mean((1, 2, 3), keepdim=True)
+
+
+def assert_centred(weight):
+    mean = weight.detach().mean((1, 2, 3))
+    torch.testing.assert_close(
+        mean, torch.zeros_like(mean), rtol=0,
+        atol=torch.finfo(weight.dtype).eps)
+
+
+def uncentred(conv):
+    with torch.no_grad():
+        conv.weight.add_(torch.randn(conv.out_channels, 1, 1, 1))
+    return conv
+
+
+def images(*shape):
+    return torch.randn(*shape or (2, 3, 64, 64), dtype=torch.double)
+
+
+# What it computes
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('scale', [None, 0.3])
+def test_is_a_conv_with_a_centred_weight(training, scale):
+    conv = uncentred(MimicConv(3, 4, 3, stride=2, padding=1).double())
+    nn.init.normal_(conv.bias)
+    if scale is not None:
+        conv.set_scale(scale)
+    x = images()
+    expected = F.conv2d(x, (scale or 1) * centred(conv.weight.detach()),
+                        conv.bias, 2, 1)
+    torch.testing.assert_close(
+        conv.train(training)(x), expected, rtol=0, atol=1e-12)
+
+
+def test_depthwise_and_grouped_convs_are_not_centred():
+    for groups in (2, 4):
+        conv = MimicConv(4, 4, 3, groups=groups).double()
+        weight = uncentred(conv).weight.detach().clone()
+        x = images(2, 4, 8, 8)
+        torch.testing.assert_close(
+            conv(x), F.conv2d(x, weight, conv.bias, groups=groups))
+        assert torch.equal(conv.weight, weight)
+
+
+def test_gradients_are_those_of_the_formula():
+    conv = MimicConv(2, 3, 3).double()
+    conv.set_scale(0.7)
+    x = images(1, 2, 5, 5).requires_grad_()
+    conv(x).square().sum().backward()
+    weight, scale, bias = (
+        p.detach().clone().requires_grad_()
+        for p in (conv.weight, conv.scale, conv.bias))
+    z = x.detach().clone().requires_grad_()
+    F.conv2d(z, scale * weight, bias).square().sum().backward()
+    for one, other in ((conv.weight, weight), (conv.scale, scale),
+                       (conv.bias, bias), (x, z)):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_follows_sgd_that_centres_after_every_step():
+    conv = MimicConv(3, 4, 3).double()
+    conv.set_scale(1.2)
+    weight, bias, scale = (
+        nn.Parameter(p.detach().clone())
+        for p in (conv.weight, conv.bias, conv.scale))
+    sgd = dict(lr=0.05, momentum=0.9, weight_decay=0.01)
+    ours = torch.optim.SGD(conv.parameters(), **sgd)
+    plain = torch.optim.SGD([weight, bias, scale], **sgd)
+    for _ in range(20):
+        x = images(2, 3, 8, 8) + 1
+        conv(x).relu().mean().backward()
+        F.conv2d(x, scale * weight, bias).relu().mean().backward()
+        for optimizer in (ours, plain):
+            optimizer.step()
+            optimizer.zero_grad()
+        with torch.no_grad():
+            weight.copy_(centred(weight))
+        for one, other in ((conv.state_dict()['weight'], weight),
+                           (conv.bias, bias), (conv.scale, scale)):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize('optimizer', [
+    dict(cls=torch.optim.SGD, foreach=True),
+    dict(cls=torch.optim.SGD, fused=True),
+    dict(cls=torch.optim.AdamW)
+], ids=['foreach', 'fused', 'AdamW'])
+def test_is_centred_after_any_optimizer(optimizer):
+    optimizer = dict(optimizer)
+    conv = MimicConv(3, 4, 3)
+    step = optimizer.pop('cls')(conv.parameters(), lr=0.1, **optimizer).step
+    x = torch.randn(2, 3, 8, 8) + 1
+    for _ in range(3):
+        conv(x).square().mean().backward()
+        step()
+    before = conv.weight.detach().clone()
+    torch.testing.assert_close(
+        conv(x), F.conv2d(x, centred(before), conv.bias))
+    assert_centred(conv.weight)
+
+
+def test_may_be_called_several_times_in_a_forward():
+    conv = uncentred(MimicConv(3, 4, 3).double())
+    weight = centred(conv.weight.detach()).requires_grad_()
+    levels = [images(1, 3, size, size) for size in (16, 8, 4)]
+    sum(conv(x).square().sum() for x in levels).backward()
+    sum(F.conv2d(x, weight).square().sum() for x in levels).backward()
+    torch.testing.assert_close(conv.weight.grad, weight.grad)
+
+
+def test_accumulated_gradients_leave_the_weight_alone():
+    conv = MimicConv(3, 4, 3)
+    conv(torch.randn(1, 3, 8, 8)).sum().backward()
+    before, gradient = conv.weight.detach().clone(), conv.weight.grad.clone()
+    conv(torch.randn(1, 3, 8, 8)).sum().backward()
+    assert torch.equal(conv.weight, before)
+    assert not torch.equal(conv.weight.grad, gradient)
+
+
+@pytest.mark.parametrize('write', [
+    lambda weight: weight.data.normal_(1),
+    lambda weight: weight.data.copy_(torch.ones_like(weight)),
+    lambda weight: nn.init.uniform_(weight),
+])
+def test_weights_changed_by_hand_are_centred(write):
+    conv = MimicConv(3, 4, 3)
+    x = torch.randn(2, 3, 8, 8)
+    conv(x)
+    write(conv.weight)
+    before = conv.weight.detach().clone()
+    torch.testing.assert_close(
+        conv(x), F.conv2d(x, centred(before), conv.bias))
+
+
+def test_centring_a_centred_weight_changes_no_bit():
+    for shape in ((64, 3, 7, 7), (32, 64, 1, 1), (16, 512, 3, 3)):
+        conv = MimicConv(shape[1], shape[0], shape[2])
+        conv.centre_()
+        before = conv.weight.detach().clone()
+        conv.centre_()
+        assert torch.equal(conv.weight, before)
+
+
+def test_a_frozen_weight_is_left_alone():
+    conv = uncentred(MimicConv(3, 4, 3)).requires_grad_(False)
+    before = conv.weight.clone()
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(conv(x), F.conv2d(x, centred(before)))
+    conv.state_dict()
+    assert torch.equal(conv.weight, before)
+    with pytest.raises(InputError, match='frozen MimicConv.*requires_grad'):
+        conv.centre_()
+
+
+def test_frozen_stages_do_not_move():
+    model = trained(resnet(frozen_stages=1))
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    sum(y.mean() for y in model(torch.randn(2, 3, 64, 64))).backward()
+    optimizer.step()
+    after = model.state_dict()
+    for name in before:
+        frozen = name.startswith(('conv1', 'layer1'))
+        assert torch.equal(before[name], after[name]) == frozen, name
+
+
+def test_a_fan_in_of_1_is_refused():
+    with pytest.raises(InputError, match='fan-in of 1.*centre=False'):
+        MimicConv(1, 4, 1)
+    MimicConv(1, 4, 1, centre=False)
+    MimicConv(4, 4, 1, groups=4)
+
+
+# Its start
+
+
+def test_starts_he_normal_and_centred():
+    conv = MimicConv(64, 512, 3)
+    std = (2 / (64 * 9))**0.5
+    torch.testing.assert_close(conv.weight.std().item(), std, rtol=0.02, atol=0)
+    assert_centred(conv.weight)
+    assert not conv.bias.any()
+    grouped = MimicConv(256, 256, 3, groups=256)
+    assert abs(grouped.weight.std().item() / (2 / 36)**0.5 - 1) < 0.06
+
+
+def test_initializers_for_conv2d_leave_the_published_start():
+    model = resnet(depth=50)
+    neck = FPN([32, 64, 128, 256], 8, 4, **MIMIC)
+    for module in (model, neck):
+        module.init_weights()
+        for conv in mimic_convs(module):
+            fan_in = conv.weight[0].numel()
+            assert_centred(conv.weight)
+            torch.testing.assert_close(
+                conv.weight.var().item(), 2 / fan_in * (1 - 1 / fan_in),
+                rtol=0.35, atol=0)
+
+
+def test_scalars_of_resnet50_are_the_published_ones():
+    model = resnet(depth=50)
+    model.init_weights()
+    ends = [(name, conv) for name, conv in model.named_modules()
+            if isinstance(conv, MimicConv) and conv.scale is not None]
+    branches = [c for name, c in ends if 'downsample' not in name]
+    shortcuts = [c for name, c in ends if 'downsample' in name]
+    assert len(branches) == 16 and len(shortcuts) == 4
+    for number, conv in enumerate(branches, 1):
+        assert conv.branch == number
+        torch.testing.assert_close(conv.scale.item(), 1.2**3 / number)
+    assert {round(c.scale.item(), 6) for c in shortcuts} == {1.2}
+    assert all(conv.scale.requires_grad for _, conv in ends)
+
+
+def test_scalars_of_other_backbones():
+    basic = resnet(18).layer1
+    assert basic[1].conv2.start == pytest.approx(1.2**2 / 2)
+    # Grouped convs are not centred, and need no compensation.
+    resnext = ResNeXt(50, groups=4, base_width=4, **MIMIC)
+    assert resnext.layer1[0].conv3.start == pytest.approx(1.2**2)
+    assert resnext.layer4[2].conv3.branch == 16
+    res2net = Res2Net(50, scales=4, base_width=26, **MIMIC)
+    assert res2net.layer4[2].conv3.branch == 16
+    mobile = MobileNetV2(**MIMIC)
+    ends = [m.linear_conv.conv for m in mobile.modules()
+            if type(m).__name__ == 'InvertedResidual']
+    assert [conv.branch for conv in ends if conv.branch] == list(range(1, 11))
+    assert all(conv.scale is not None for conv in ends)
+    assert Darknet(53, **MIMIC).conv_res_block5[4].conv2.conv.branch == 23
+
+
+def test_scalars_of_a_block_of_ones_own():
+
+    class Block(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = MimicConv(4, 4, 3), MimicConv(4, 4, 1)
+
+    assert Block().last.scale is None
+    BRANCH_ENDS[Block] = BranchEnd('last')
+    try:
+        blocks = nn.Sequential(Block(), Block())
+    finally:
+        del BRANCH_ENDS[Block]
+    assert blocks[1].last.scale.item() == pytest.approx(1.2**2 / 2)
+
+
+def test_composing_models_leaves_scalars_that_have_moved():
+    model = resnet()
+    with torch.no_grad():
+        model.layer1[0].conv2.scale.fill_(7)
+    both = nn.ModuleList([resnet(), model])
+    assert both[1].layer1[0].conv2.scale.item() == 7
+
+
+@pytest.mark.parametrize('backbone', [
+    lambda: ResNet(50, **MIMIC), lambda: ResNet(18, **MIMIC),
+    lambda: ResNeXt(50, groups=32, base_width=4, **MIMIC)
+], ids=['R50', 'R18', 'X50'])
+def test_activations_keep_their_scale_through_the_blocks(backbone):
+    model = trained(backbone())
+    model.init_weights()
+    stds = []
+    for name, block in model.named_modules():
+        if name.startswith('layer') and name.count('.') == 1:
+            block.register_forward_hook(
+                lambda block, inputs, output: stds.append(output.std().item()))
+    with torch.no_grad():
+        model(torch.randn(2, 3, 192, 192))
+    assert len(stds) in (8, 16) and max(stds) < 2 * min(stds)
+
+
+# Its place in the stack
+
+
+def test_mimic_norm_is_nothing():
+    x = torch.randn(2, 4, 3, 3)
+    norm = MimicNorm(4)
+    assert norm(x) is x and not norm.state_dict()
+
+
+@pytest.mark.parametrize('kwargs, words', [
+    (dict(norm_cfg=MIMIC['norm_cfg']), r"conv_cfg=dict\(type='MimicConv'\)"),
+    (dict(conv_cfg=MIMIC['conv_cfg']), r"norm_cfg=dict\(type='MimicNorm'\)"),
+    (dict(conv_cfg=dict(type='ConvWS'), norm_cfg=MIMIC['norm_cfg']),
+     'follows a ConvWS2d.*remove the setting'),
+    (dict(conv_cfg=dict(type='DCNv2', deform_groups=1),
+          norm_cfg=MIMIC['norm_cfg']), 'follows a ModulatedDeformConv2dPack'),
+])
+def test_one_setting_without_the_other_is_refused(kwargs, words):
+    with pytest.raises(InputError, match=words):
+        ConvModule(3, 4, 3, **kwargs)
+    if 'DCNv2' not in str(kwargs):
+        with pytest.raises(InputError, match=words):
+            ResNet(18, **{**dict(norm_cfg=dict(type='BN')), **kwargs})
+
+
+def test_weights_of_a_bn_model_are_refused():
+    bn = ResNet(18, base_channels=8)
+    with pytest.raises(InputError, match='tools/convert.py --to mimicnorm'):
+        resnet().load_state_dict(bn.state_dict(), strict=False)
+
+
+def test_copies_and_pickles_compute_the_same():
+    model = resnet()
+    x = torch.randn(1, 3, 64, 64)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert all(map(torch.equal, twin(x), model(x)))
+
+
+def test_a_state_dict_holds_what_is_applied():
+    model = trained(resnet().double())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = images()
+    sum(y.mean() for y in model(x)).backward()
+    optimizer.step()
+    twin = resnet().double()
+    twin.load_state_dict(model.state_dict())
+    for conv in mimic_convs(twin):
+        assert_centred(conv.weight)
+    assert all(map(torch.equal, twin(x), model(x)))
+
+
+def test_a_resumed_run_goes_on_from_the_same_bits():
+    def run(model, optimizer, steps):
+        for seed in steps:
+            torch.manual_seed(seed)
+            optimizer.zero_grad()
+            sum(y.square().mean()
+                for y in model(torch.randn(2, 3, 32, 32))).backward()
+            optimizer.step()
+
+    def sgd(model):
+        return torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+
+    model = trained(resnet())
+    optimizer = sgd(model)
+    run(model, optimizer, range(2))
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    run(model, optimizer, range(2, 4))
+    resumed = trained(resnet())
+    resumed_optimizer = sgd(resumed)
+    resumed.load_state_dict(saved[0])
+    resumed_optimizer.load_state_dict(saved[1])
+    run(resumed, resumed_optimizer, range(2, 4))
+    after, expected = resumed.state_dict(), model.state_dict()
+    assert all(torch.equal(after[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize('buffers', [True, False])
+def test_ema_averages_centred_weights(buffers):
+    model = trained(resnet())
+    ema = ExponentialMovingAverage(model, momentum=0.5, update_buffers=buffers)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    expected = None
+    for _ in range(3):
+        sum(y.mean() for y in model(torch.randn(1, 3, 32, 32))).backward()
+        optimizer.step()
+        ema.update_parameters(model)
+        now = model.state_dict()
+        expected = copy.deepcopy(now) if expected is None else {
+            name: expected[name].lerp(now[name], 0.5) for name in now
+        }
+    averaged = ema.module.state_dict()
+    for name in expected:
+        torch.testing.assert_close(averaged[name], expected[name])
+
+
+def test_autocast_keeps_the_weight_in_float32():
+    model = trained(resnet())
+    x = torch.randn(2, 3, 64, 64)
+    expected = model(x)
+    with torch.autocast('cpu', torch.bfloat16):
+        outputs = model(x)
+    sum(y.float().mean() for y in outputs).backward()
+    assert outputs[0].dtype == torch.bfloat16
+    for one, other in zip(outputs, expected):
+        torch.testing.assert_close(one.float(), other, rtol=0.1, atol=0.1)
+    for conv in mimic_convs(model):
+        assert conv.weight.dtype == conv.weight.grad.dtype == torch.float32
+
+
+def test_gradient_checkpointing_changes_nothing():
+    conv, x = uncentred(MimicConv(3, 4, 3)), torch.randn(2, 3, 8, 8)
+    x.requires_grad_()
+    twin = copy.deepcopy(conv)
+    conv(x).square().sum().backward()
+    checkpoint(twin, x, use_reentrant=False).square().sum().backward()
+    assert torch.equal(conv.weight.grad, twin.weight.grad)
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_compiles_without_graph_breaks(training):
+    conv = uncentred(MimicConv(3, 4, 3)).train(training)
+    conv.set_scale(0.5)
+    twin, x = copy.deepcopy(conv), torch.randn(2, 3, 8, 8)
+    compiled = torch.compile(conv, fullgraph=True, backend='aot_eager')
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x), twin(x))
+    if training:
+        compiled(x).sum().backward()
+        twin(x).sum().backward()
+        torch.testing.assert_close(conv.weight.grad, twin.weight.grad)
+        torch.testing.assert_close(conv.weight, twin.weight)
+
+
+def test_channels_last():
+    conv = uncentred(MimicConv(3, 4, 3))
+    twin = copy.deepcopy(conv).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(
+        twin(x.to(memory_format=torch.channels_last)), conv(x))
+    assert_centred(twin.weight)
