@@ -36,11 +36,21 @@ NORMS = {
     'last BN': (*PLAIN, *LAST_BN),
     'MimicNorm': (*CENTRED, *LAST_BN),
 }
+# How the last BN may be set, beside its defaults.
+VARIANTS = {
+    'MimicNorm, affine=False': (f'{LAST}.affine=False', ),
+    'MimicNorm, momentum=0.01': (f'{LAST}.momentum=0.01', ),
+    'MimicNorm, RPN too': ('model.rpn_head.type=LastBNRPNHead', ),
+}
+NORMS.update({
+    name: (*NORMS['MimicNorm'], *options)
+    for name, options in VARIANTS.items()
+})
 
 
 def train(norm, seed, options, out):
     """Metrics of a run; those of an earlier one where it has ended."""
-    folder = out / f'{norm.replace(" ", "-")}_{seed}'
+    folder = out / f'{norm}_{seed}'.replace(', ', '-').replace(' ', '-')
     done = folder / 'metrics.json'
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +95,10 @@ def main():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        '--norms', nargs='+', choices=NORMS, default=list(NORMS))
+        '--norms',
+        nargs='+',
+        choices=NORMS,
+        default=[name for name in NORMS if name not in VARIANTS])
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--out', type=Path, default='work_dirs/demo_norms')
     parser.add_argument('--jobs', type=int, default=os.cpu_count())

@@ -44,7 +44,7 @@ def assert_centred(weight):
     mean = weight.detach().mean((1, 2, 3))
     torch.testing.assert_close(
         mean, torch.zeros_like(mean), rtol=0,
-        atol=torch.finfo(weight.dtype).eps)
+        atol=4 * torch.finfo(weight.dtype).eps)
 
 
 def uncentred(conv):
@@ -100,7 +100,7 @@ def test_gradients_are_those_of_the_formula():
 
 
 def test_follows_sgd_that_centres_after_every_step():
-    conv = MimicConv(3, 4, 3).double()
+    conv = MimicConv(3, 4, 3, dtype=torch.double)
     conv.set_scale(1.2)
     weight, bias, scale = (
         nn.Parameter(p.detach().clone())
@@ -227,8 +227,8 @@ def test_starts_he_normal_and_centred():
 
 
 def test_initializers_for_conv2d_leave_the_published_start():
-    model = resnet(depth=50)
-    neck = FPN([32, 64, 128, 256], 8, 4, **MIMIC)
+    model = resnet(depth=50, base_channels=32)
+    neck = FPN([128, 256, 512, 1024], 64, 4, **MIMIC)
     for module in (model, neck):
         module.init_weights()
         for conv in mimic_convs(module):
@@ -236,7 +236,7 @@ def test_initializers_for_conv2d_leave_the_published_start():
             assert_centred(conv.weight)
             torch.testing.assert_close(
                 conv.weight.var().item(), 2 / fan_in * (1 - 1 / fan_in),
-                rtol=0.35, atol=0)
+                rtol=0.15, atol=0)
 
 
 def test_scalars_of_resnet50_are_the_published_ones():
@@ -258,10 +258,10 @@ def test_scalars_of_other_backbones():
     basic = resnet(18).layer1
     assert basic[1].conv2.start == pytest.approx(1.2**2 / 2)
     # Grouped convs are not centred, and need no compensation.
-    resnext = ResNeXt(50, groups=4, base_width=4, **MIMIC)
+    resnext = ResNeXt(depth=50, groups=4, base_width=4, **MIMIC)
     assert resnext.layer1[0].conv3.start == pytest.approx(1.2**2)
     assert resnext.layer4[2].conv3.branch == 16
-    res2net = Res2Net(50, scales=4, base_width=26, **MIMIC)
+    res2net = Res2Net(depth=50, scales=4, base_width=26, **MIMIC)
     assert res2net.layer4[2].conv3.branch == 16
     mobile = MobileNetV2(**MIMIC)
     ends = [m.linear_conv.conv for m in mobile.modules()
@@ -298,7 +298,7 @@ def test_composing_models_leaves_scalars_that_have_moved():
 
 @pytest.mark.parametrize('backbone', [
     lambda: ResNet(50, **MIMIC), lambda: ResNet(18, **MIMIC),
-    lambda: ResNeXt(50, groups=32, base_width=4, **MIMIC)
+    lambda: ResNeXt(depth=50, groups=32, base_width=4, **MIMIC)
 ], ids=['R50', 'R18', 'X50'])
 def test_activations_keep_their_scale_through_the_blocks(backbone):
     model = trained(backbone())
@@ -331,11 +331,12 @@ def test_mimic_norm_is_nothing():
           norm_cfg=MIMIC['norm_cfg']), 'follows a ModulatedDeformConv2dPack'),
 ])
 def test_one_setting_without_the_other_is_refused(kwargs, words):
+    kwargs = {**dict(norm_cfg=dict(type='BN')), **kwargs}
     with pytest.raises(InputError, match=words):
         ConvModule(3, 4, 3, **kwargs)
     if 'DCNv2' not in str(kwargs):
         with pytest.raises(InputError, match=words):
-            ResNet(18, **{**dict(norm_cfg=dict(type='BN')), **kwargs})
+            ResNet(18, **kwargs)
 
 
 def test_weights_of_a_bn_model_are_refused():
@@ -404,9 +405,14 @@ def test_ema_averages_centred_weights(buffers):
         expected = copy.deepcopy(now) if expected is None else {
             name: expected[name].lerp(now[name], 0.5) for name in now
         }
-    averaged = ema.module.state_dict()
-    for name in expected:
-        torch.testing.assert_close(averaged[name], expected[name])
+    averaged = resnet()
+    averaged.load_state_dict(expected)
+    # Without buffers, MMEngine reads the parameters between two forwards: the
+    # average is of weights that are not centred, and then it is.
+    x = torch.randn(1, 3, 32, 32)
+    ema.module.train(False), averaged.train(False)
+    for one, other in zip(ema(x), averaged(x)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_autocast_keeps_the_weight_in_float32():
