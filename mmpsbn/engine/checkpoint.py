@@ -1,6 +1,7 @@
 """Reading checkpoints without running code that may hide in them."""
 
 import pickle
+from typing import List
 
 import numpy as np
 import torch
@@ -135,5 +136,18 @@ def check_fits(model: nn.Module, checkpoint: dict, path: str) -> None:
     if problems:
         raise InputError(
             f'the checkpoint {path} does not fit the model of the config: of '
-            f'{len(own)} keys {"; ".join(problems)}. Was it trained with '
-            'another config, or another number of classes?')
+            f'{len(own)} keys {"; ".join(problems)}. '
+            f'{_likely_reason(missing, unexpected)}')
+
+
+def _likely_reason(missing: List[str], unexpected: List[str]) -> str:
+    if any(key.endswith('.running_var') for key in unexpected) and any(
+            key.endswith('.scale') for key in missing):
+        return ('The checkpoint has norm layers and the model has MimicNorm: '
+                'make it one of MimicNorm by tools/convert.py --to mimicnorm.')
+    if any(key.endswith('.running_var') for key in missing) and any(
+            key.endswith('.scale') for key in unexpected):
+        return ('The checkpoint is of MimicNorm and the model has norm '
+                'layers: take the config that it was trained with.')
+    return ('Was it trained with another config, or another number of '
+            'classes?')

@@ -22,19 +22,15 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 EVALUATORS = ('val_evaluator', 'test_evaluator')
 
 
-def load_config(path: str,
-                options: Optional[dict] = None,
-                work_dir: Optional[str] = None,
-                launcher: str = 'none') -> Config:
-    """Read a config and apply what the command line says.
+def read_config(path: str, options: Optional[dict] = None) -> Config:
+    """Read a config, with the settings of the command line.
 
-    The work dir is, in this order, the argument, the config's, or
-    ``work_dirs/`` and the config's name. The environment variable
-    MMDET_DATASETS, if set, replaces the config's ``data_root``.
+    The environment variable MMDET_DATASETS, if set, replaces the config's
+    ``data_root``.
 
     Raises:
-        InputError: If the config cannot be read, names a norm layer that
-            does not exist, or the work dir cannot be written.
+        InputError: If the config cannot be read, or if its normalization
+            cannot be built.
     """
     if not osp.isfile(path):
         raise InputError(f'the config {path} does not exist.')
@@ -44,12 +40,29 @@ def load_config(path: str,
     except Exception as error:  # A config is a program of the user's.
         raise InputError(f'the config {path} cannot be read: '
                          f'{type(error).__name__}: {error}') from error
+    _move_data_root(cfg)
+    check_norm_types(cfg.get('model', {}), cfg.get('default_scope', 'mmdet'))
+    return cfg
+
+
+def load_config(path: str,
+                options: Optional[dict] = None,
+                work_dir: Optional[str] = None,
+                launcher: str = 'none') -> Config:
+    """Read a config for a run, see :func:`read_config`.
+
+    The work dir is, in this order, the argument, the config's, or
+    ``work_dirs/`` and the config's name.
+
+    Raises:
+        InputError: As read_config does, and if the work dir cannot be
+            written.
+    """
+    cfg = read_config(path, options)
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or osp.join(
         'work_dirs',
         osp.splitext(osp.basename(path))[0])
-    _move_data_root(cfg)
-    check_norm_types(cfg.get('model', {}), cfg.get('default_scope', 'mmdet'))
     _check_sync_bn(cfg)
     _check_writable(cfg.work_dir)
     return cfg

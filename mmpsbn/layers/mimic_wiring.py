@@ -54,7 +54,7 @@ SHORTCUT = 'downsample'
 def wire(parent: nn.Module, name: str, child: nn.Module) -> None:
     """Look at ``child``, which is about to become ``parent.name``."""
     if isinstance(child, MimicNorm) or is_norm(child):
-        check_pair(_before(parent, name), child)
+        check_pair(module_before(parent, name), child)
         return
     convs = mimic_convs(child)
     if not convs:
@@ -95,7 +95,7 @@ def _number_branches(parent: nn.Module, name: str,
         conv.branch = number
 
 
-def _before(parent: nn.Module, name: str) -> Optional[nn.Module]:
+def module_before(parent: nn.Module, name: str) -> Optional[nn.Module]:
     """The sub-module that was registered before ``name``."""
     last = None
     for other, module in parent.named_children():

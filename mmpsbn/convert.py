@@ -1,0 +1,351 @@
+"""From a model with BN to one with MimicNorm, on weights.
+
+BN folds into the conv before it. Centring the filters then changes what the
+model computes, because their inputs have a positive mean; most of that change
+is a constant for each channel, which a few images measure and the biases take
+back. What the last BN needs is measured on the same images.
+"""
+
+import copy
+from contextlib import contextmanager
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
+
+import torch
+from mmdet.utils import get_test_pipeline_cfg
+from mmengine.config import Config
+from mmcv.transforms import Compose
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmpsbn.engine.checkpoint import check_fits
+from mmpsbn.engine.config import dicts_in
+from mmpsbn.errors import InputError
+from mmpsbn.layers import MimicConv, MimicNorm
+from mmpsbn.layers.last_bn import LastBN
+from mmpsbn.layers.mimic_wiring import module_before
+from mmpsbn.registry import MODELS
+
+# MimicNorm's types in a config, and what stands there without it.
+STOCK_TYPES = dict(
+    LastBNLinear='Linear',
+    LastBNRetinaHead='RetinaHead',
+    LastBNRPNHead='RPNHead')
+LAST_BN_ARGUMENTS = ('last_bn', 'affine', 'gain', 'momentum', 'sync')
+
+
+def bn_model_cfg(model: dict) -> dict:
+    """The config of the stock model with BN in the place of MimicNorm.
+
+    Raises:
+        InputError: If the model has no MimicNorm.
+    """
+    model = copy.deepcopy(model)
+    found = False
+    for node in dicts_in(model):
+        if (node.get('conv_cfg') or {}).get('type') == 'MimicConv':
+            found = True
+            node['conv_cfg'] = None
+            node['norm_cfg'] = dict(type='BN')
+        if node.get('type') in STOCK_TYPES:
+            node['type'] = STOCK_TYPES[node['type']]
+            for name in LAST_BN_ARGUMENTS:
+                node.pop(name, None)
+    if not found:
+        raise InputError('the config has no MimicNorm; set '
+                         "conv_cfg=dict(type='MimicConv') and "
+                         "norm_cfg=dict(type='MimicNorm') where BN was.")
+    return model
+
+
+class Pair(NamedTuple):
+    """A conv and the norm layer after it, by their names in the model."""
+
+    conv: str
+    norm: str
+
+
+def norm_pairs(model: nn.Module) -> List[Pair]:
+    """The pairs of MimicConv and MimicNorm of a model.
+
+    Raises:
+        InputError: If the conv of a norm layer cannot be told.
+    """
+    pairs = []
+    names = {id(module): name for name, module in model.named_modules()}
+    for name, module in model.named_modules():
+        if isinstance(module, MimicNorm):
+            parent, _, own = name.rpartition('.')
+            conv = module_before(model.get_submodule(parent), own)
+            if not isinstance(conv, MimicConv):
+                raise InputError(f'{name} cannot be converted: the conv '
+                                 'before it is not known.')
+            pairs.append(Pair(names[id(conv)], name))
+    return pairs
+
+
+@torch.no_grad()
+def fold(source: nn.Module, target: nn.Module) -> None:
+    """Copy a BN model's weights, with each BN folded into its conv.
+
+    Scalars become 1: what they scale is in the weights.
+
+    Raises:
+        InputError: If a norm layer of the source is no batch norm.
+    """
+    state = {
+        name: value for name, value in source.state_dict().items()
+        if name in target.state_dict()
+    }
+    target.load_state_dict({**target.state_dict(), **state})
+    for pair in norm_pairs(target):
+        conv = source.get_submodule(pair.conv)
+        bn = source.get_submodule(pair.norm)
+        if not isinstance(bn, _BatchNorm) or bn.running_mean is None:
+            raise InputError(
+                f'{pair.norm} is a {type(bn).__name__}, which cannot be '
+                'folded into a conv; only BN, SyncBN, psBN and psSyncBN can.')
+        scale = torch.rsqrt(bn.running_var + bn.eps)
+        if bn.affine:
+            scale = scale * bn.weight
+        shift = -bn.running_mean * scale + (bn.bias if bn.affine else 0)
+        if conv.bias is not None:
+            shift = shift + conv.bias * scale
+        mimic = target.get_submodule(pair.conv)
+        mimic.weight.copy_(conv.weight * scale.view(-1, 1, 1, 1))
+        mimic.bias.copy_(shift)
+        if mimic.scale is not None:
+            mimic.scale.fill_(1)
+        mimic.centre_()
+
+
+class ChannelStatistics:
+    """Mean and variance of each channel, over the calls of a module."""
+
+    def __init__(self) -> None:
+        self.calls = self.count = self.sum = self.squares = 0
+
+    def add(self, output: Tensor) -> None:
+        output = output.double().flatten(2) if output.dim() > 2 else \
+            output.double().unsqueeze(2)
+        self.calls += 1
+        self.count += output.shape[0] * output.shape[2]
+        self.sum = self.sum + output.sum((0, 2))
+        self.squares = self.squares + output.square().sum((0, 2))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.sum / self.count
+
+    @property
+    def var(self) -> Tensor:
+        return (self.squares / self.count - self.mean.square()).clamp(min=0)
+
+
+@contextmanager
+def listening(model: nn.Module, names: Sequence[str], hook) -> Iterator[None]:
+    """Call ``hook(name, output)`` for the outputs of some sub-modules."""
+    handles = [
+        model.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: hook(name, output))
+        for name in names
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def recalibrate(source: nn.Module, target: nn.Module, run) -> None:
+    """Give the target's channels the means that they have in the source.
+
+    Layer by layer in the order of the forward, each after those before it
+    have their means.
+
+    Args:
+        source (nn.Module): The model with BN.
+        target (nn.Module): The model with MimicNorm, with the same names.
+        run (callable): ``run(model)`` runs it on the images to measure on.
+    """
+    convs = {pair.norm: target.get_submodule(pair.conv)
+             for pair in norm_pairs(target)}
+    wanted = {name: ChannelStatistics() for name in convs}
+    with listening(source, list(convs),
+                   lambda name, output: wanted[name].add(output)):
+        run(source)
+    # A module that is called once is corrected while the model runs; one that
+    # is called for each level of a pyramid takes a run of its own.
+    once = [name for name in convs if wanted[name].calls == 1]
+    several = [name for name in convs if wanted[name].calls > 1]
+
+    def correct(name, output):
+        dims = [dim for dim in range(output.dim()) if dim != 1]
+        shift = (wanted[name].mean - output.double().mean(dims)).to(
+            output.dtype)
+        convs[name].bias.add_(shift)
+        return output + shift.view(1, -1, *[1] * (output.dim() - 2))
+
+    with listening(target, once, correct):
+        run(target)
+    for name in several:
+        found = ChannelStatistics()
+        with listening(target, [name],
+                       lambda name, output: found.add(output)):
+            run(target)
+        convs[name].bias.add_((wanted[name].mean - found.mean).to(
+            convs[name].bias.dtype))
+    calibrate_last_bn(target, run)
+
+
+@torch.no_grad()
+def calibrate_last_bn(model: nn.Module, run) -> None:
+    """Give last BNs the statistics of their logits, and keep the outputs.
+
+    Args:
+        model (nn.Module): Its last BNs are the identity, see open_last_bn.
+        run (callable): ``run(model)`` runs it on the images to measure on.
+    """
+    layers = last_bns(model)
+    found = {name: ChannelStatistics() for name in layers}
+    with listening(model, list(layers),
+                   lambda name, output: found[name].add(output)):
+        run(model)
+    for name, layer in layers.items():
+        mean = found[name].mean.to(layer.bias.dtype)
+        # A linear layer gives W x + b, a conv W x alone.
+        layer.running_mean.copy_(
+            mean - layer.bias if isinstance(layer, nn.Linear) else mean)
+        layer.running_var.copy_(found[name].var)
+        layer.gain.copy_((layer.running_var + layer.eps).sqrt())
+        layer.bias.add_(layer.running_mean)
+
+
+def last_bns(model: nn.Module) -> Dict[str, LastBN]:
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LastBN)
+    }
+
+
+@torch.no_grad()
+def open_last_bn(model: nn.Module) -> None:
+    """Make the last BNs of a model the identity, in evaluation mode.
+
+    Raises:
+        InputError: If one has affine=False.
+    """
+    for name, layer in last_bns(model).items():
+        if layer.gain is None:
+            raise InputError(f'{name} is a last BN with affine=False, which '
+                             'cannot take over the scores of a trained head; '
+                             'leave affine True.')
+        layer.running_mean.zero_()
+        layer.running_var.fill_(1 - layer.eps)
+        layer.gain.fill_(1)
+
+
+class Converted(NamedTuple):
+    """A MimicNorm model's weights, and how far its outputs have moved."""
+
+    state_dict: Dict[str, Tensor]
+    before: float
+    """Relative distance of the outputs before the biases are calibrated."""
+    after: float
+    """And after."""
+
+
+def to_mimicnorm(cfg: Config, checkpoint: dict, images: Sequence[str],
+                 name: str) -> Converted:
+    """Make a MimicNorm checkpoint from one of the same model with BN.
+
+    Args:
+        cfg (Config): Of the model with MimicNorm.
+        checkpoint (dict): Of a detector, or of its backbone alone.
+        images (list[str]): Files of the images to calibrate on.
+        name (str): The checkpoint's, for messages.
+
+    Returns:
+        Converted: Weights for the detector, or for the backbone alone.
+
+    Raises:
+        InputError: If the checkpoint does not fit the model with BN, or if
+            a norm layer cannot be converted.
+    """
+    scope = cfg.get('default_scope', 'mmdet')
+    stock = bn_model_cfg(cfg.model)
+    with DefaultScope.overwrite_default_scope(scope):
+        source, target = MODELS.build(stock), MODELS.build(cfg.model)
+        data = load_images(cfg, images, target)
+    state = checkpoint.get('state_dict', checkpoint)
+    backbone_alone = not any(key.startswith('backbone.') for key in state)
+    if backbone_alone:
+        source, target = source.backbone, target.backbone
+        state = {k: v for k, v in state.items() if not k.startswith('fc.')}
+    check_fits(source, state, name)
+    source.load_state_dict(state, strict=False)
+    source.eval(), target.eval()
+    fold(source, target)
+    open_last_bn(target)
+    run = OutputsOf(data)
+    expected = run(source)
+    before = distance(run(target), expected)
+    recalibrate(source, target, run)
+    after = distance(run(target), expected)
+    return Converted(target.state_dict(), before, after)
+
+
+def load_images(cfg: Config, files: Sequence[str], model: nn.Module) -> dict:
+    """A batch of images, as the config's test pipeline prepares them."""
+    pipeline = Compose([
+        step for step in get_test_pipeline_cfg(cfg)
+        if step['type'] != 'LoadAnnotations'
+    ])
+    batch = pseudo_collate([
+        pipeline(dict(img_path=file, img_id=index))
+        for index, file in enumerate(files)
+    ])
+    return model.data_preprocessor(batch, False)
+
+
+class OutputsOf:
+    """Runs detectors, or backbones alone, on one batch of images.
+
+    RoI heads see the proposals of the first detector, so that the outputs of
+    the next can be compared with its own.
+    """
+
+    def __init__(self, data: dict) -> None:
+        self.inputs, self.samples = data['inputs'], data['data_samples']
+        self.proposals: Optional[list] = None
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> List[Tensor]:
+        if not hasattr(model, 'extract_feat'):
+            return list(model(self.inputs))
+        features = model.extract_feat(self.inputs)
+        if not hasattr(model, 'roi_head'):
+            return _tensors(model.bbox_head(features))
+        if self.proposals is None:
+            self.proposals = model.rpn_head.predict(
+                features, self.samples, rescale=False)
+        return _tensors(
+            model.rpn_head(features)) + _tensors(
+                model.roi_head.forward(features, self.proposals,
+                                       self.samples))
+
+
+def _tensors(node) -> List[Tensor]:
+    if isinstance(node, Tensor):
+        return [node]
+    return [tensor for part in node for tensor in _tensors(part)]
+
+
+def distance(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Mean over outputs of |output - expected| / |expected|, L2 norms."""
+    return sum(
+        float((one - other).norm() / other.norm())
+        for one, other in zip(outputs, expected)) / len(outputs)
