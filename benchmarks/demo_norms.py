@@ -48,9 +48,13 @@ NORMS.update({
 })
 
 
+def folder_of(norm, seed, out):
+    return out / f'{norm}_{seed}'.replace(', ', '-').replace(' ', '-')
+
+
 def train(norm, seed, options, out):
     """Metrics of a run; those of an earlier one where it has ended."""
-    folder = out / f'{norm}_{seed}'.replace(', ', '-').replace(' ', '-')
+    folder = folder_of(norm, seed, out)
     done = folder / 'metrics.json'
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,6 +90,7 @@ def last_metrics(folder):
 
 
 def spread(values):
+    """Mean, and largest minus smallest."""
     return (f'{statistics.mean(values):.3f} | '
             f'{max(values) - min(values):.3f}')
 

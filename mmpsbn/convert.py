@@ -17,7 +17,6 @@ from mmcv.transforms import Compose
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpsbn.engine.checkpoint import check_fits
 from mmpsbn.engine.config import dicts_in
@@ -91,8 +90,9 @@ def fold(source: nn.Module, target: nn.Module) -> None:
 
     Scalars become 1: what they scale is in the weights.
 
-    Raises:
-        InputError: If a norm layer of the source is no batch norm.
+    Args:
+        source (nn.Module): With BN, or psBN, where the target has MimicNorm.
+        target (nn.Module): Of the same names.
     """
     state = {
         name: value for name, value in source.state_dict().items()
@@ -102,10 +102,6 @@ def fold(source: nn.Module, target: nn.Module) -> None:
     for pair in norm_pairs(target):
         conv = source.get_submodule(pair.conv)
         bn = source.get_submodule(pair.norm)
-        if not isinstance(bn, _BatchNorm) or bn.running_mean is None:
-            raise InputError(
-                f'{pair.norm} is a {type(bn).__name__}, which cannot be '
-                'folded into a conv; only BN, SyncBN, psBN and psSyncBN can.')
         scale = torch.rsqrt(bn.running_var + bn.eps)
         if bn.affine:
             scale = scale * bn.weight
@@ -272,8 +268,7 @@ def to_mimicnorm(cfg: Config, checkpoint: dict, images: Sequence[str],
         Converted: Weights for the detector, or for the backbone alone.
 
     Raises:
-        InputError: If the checkpoint does not fit the model with BN, or if
-            a norm layer cannot be converted.
+        InputError: If the checkpoint does not fit the model with BN.
     """
     scope = cfg.get('default_scope', 'mmdet')
     stock = bn_model_cfg(cfg.model)
@@ -344,6 +339,7 @@ def _tensors(node) -> List[Tensor]:
     return [tensor for part in node for tensor in _tensors(part)]
 
 
+@torch.no_grad()
 def distance(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Mean over outputs of |output - expected| / |expected|, L2 norms."""
     return sum(

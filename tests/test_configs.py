@@ -13,12 +13,19 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
 from mmpsbn.engine import find_idle_norms
+from mmpsbn.layers import MimicNorm
+from mmpsbn.layers.last_bn import LastBN
 from mmpsbn.layers.post_shifted_bn import PostShift
 from mmpsbn.registry import NORM_LAYERS
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 FILES = sorted(path for path in CONFIGS.glob('*/*.py'))
-TYPES = dict(bn='BN', psbn='psBN', syncbn='SyncBN', pssyncbn='psSyncBN')
+TYPES = dict(
+    bn='BN',
+    psbn='psBN',
+    syncbn='SyncBN',
+    pssyncbn='psSyncBN',
+    mimicnorm='MimicNorm')
 
 
 def norm_name(path):
@@ -26,11 +33,31 @@ def norm_name(path):
     return path.stem.split('_')[3]
 
 
+def is_any_norm(module):
+    return is_norm(module) or isinstance(module, MimicNorm)
+
+
 def parts_with_norms(model):
     return {
         name.split('.')[0]
-        for name, module in model.named_modules() if is_norm(module)
+        for name, module in model.named_modules() if is_any_norm(module)
     }
+
+
+def assert_weights_and_schedule(path, cfg):
+    """What the name of a COCO config says of its start and its length."""
+    init, name = cfg.model.backbone.init_cfg, path.stem
+    if 'scratch' in name:
+        assert init is None and cfg.model.backbone.frozen_stages == -1
+        assert name.endswith('_6x_coco') and cfg.train_cfg.max_epochs == 73
+        assert cfg.param_scheduler[-1].end == 73
+    else:
+        depth = cfg.model.backbone.depth
+        assert init.type == 'Pretrained' and init.checkpoint == (
+            f'checkpoints/resnet{depth}_mimicnorm.pth'
+            if 'mimicnorm' in name else f'torchvision://resnet{depth}')
+        assert name.endswith('_1x_coco') and cfg.train_cfg.max_epochs == 12
+    assert cfg.data_root == 'data/coco/'
 
 
 def test_there_is_each_detector_with_each_norm():
@@ -39,6 +66,7 @@ def test_there_is_each_detector_with_each_norm():
         for norm in TYPES:
             for where in ('', '-all'):
                 assert f'{detector}_r50_fpn_{norm}{where}_1x_coco' in names
+        assert f'{detector}_r50-scratch_fpn_mimicnorm_6x_coco' in names
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
@@ -47,9 +75,7 @@ def test_config_trains_a_step_and_predicts(path):
     cfg = Config.fromfile(path)
     coco = path.parent.name != 'demo'
     if coco:
-        init = cfg.model.backbone.init_cfg
-        assert init.checkpoint == f'torchvision://resnet{cfg.model.backbone.depth}'
-        assert cfg.data_root == 'data/coco/' and cfg.train_cfg.max_epochs == 12
+        assert_weights_and_schedule(path, cfg)
     # The weights are not at hand.
     cfg.model.backbone.init_cfg = None
     with DefaultScope.overwrite_default_scope('mmdet'):
@@ -58,7 +84,7 @@ def test_config_trains_a_step_and_predicts(path):
 
         name, _, everywhere = norm_name(path).partition('-')
         expected = NORM_LAYERS.get(TYPES[name])
-        found = [module for module in model.modules() if is_norm(module)]
+        found = [m for m in model.modules() if is_any_norm(m)]
         assert {type(norm) for norm in found} == {expected}
         head = 'roi_head' if path.stem.startswith('faster') else 'bbox_head'
         if coco:
@@ -69,6 +95,8 @@ def test_config_trains_a_step_and_predicts(path):
         model = revert_sync_batchnorm(model)
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
         model.train()
+        last_bns = [m for m in model.modules() if isinstance(m, LastBN)]
+        assert len(last_bns) == (name == 'mimicnorm')
         if name.startswith('ps'):
             assert find_idle_norms(model, wrapper) == []
         classes = len(cfg.classes) if not coco else 80

@@ -1,4 +1,4 @@
-"""psSyncBN in a process group: the statistics of the whole batch."""
+"""Several processes: psSyncBN, and MimicNorm under DDP."""
 
 import sys
 
@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from mmdet.models.backbones import ResNet
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch.nn.parallel import DistributedDataParallel
 
-from mmpsbn.layers import PSBatchNorm2d, PSSyncBatchNorm
+from mmpsbn.layers import LastBNLinear, PSBatchNorm2d, PSSyncBatchNorm
 
 WORLD = 2
 
@@ -128,6 +129,56 @@ def ddp_trains_as_one_process(rank):
         close(one, other)
 
 
+def the_last_bn_of_the_whole_batch(rank):
+    """Gradients of DDP are means over the processes; so is the loss here."""
+    torch.manual_seed(0)
+    sync = LastBNLinear(4, 3, sync=True).double()
+    local = LastBNLinear(4, 3).double()
+    local.load_state_dict(sync.state_dict())
+    wrapped = DistributedDataParallel(sync)
+    whole = torch.randn(6, 4, dtype=torch.double)
+    sizes, target = [5, 1], torch.randn(6, 3, dtype=torch.double)
+    output, expected = wrapped(whole.split(sizes)[rank]), local(whole)
+    close(output, expected.split(sizes)[rank])
+    (output - target.split(sizes)[rank]).square().sum().mul(WORLD).backward()
+    (expected - target).square().sum().backward()
+    for one, other in zip(sync.parameters(), local.parameters()):
+        close(one.grad, other.grad)
+    for one, other in zip(sync.buffers(), local.buffers()):
+        close(one, other)
+    LastBNLinear(4, 3, sync=True, affine=False)(whole[:rank + 1].float())
+
+
+def mimicnorm_trains_as_one_process(rank):
+    """With every parameter used, scalars among them."""
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        net = ResNet(
+            18,
+            base_channels=4,
+            conv_cfg=dict(type='MimicConv'),
+            norm_cfg=dict(type='MimicNorm')).double()
+        net.train()
+        models.append(net)
+    wrapped = DistributedDataParallel(models[0])
+    optimizers = [
+        torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        for model in models
+    ]
+    for step in range(3):
+        torch.manual_seed(step)
+        whole = torch.randn(4, 3, 32, 32, dtype=torch.double)
+        for model, x, optimizer in zip((wrapped, models[1]),
+                                       (whole.chunk(WORLD)[rank], whole),
+                                       optimizers):
+            optimizer.zero_grad()
+            sum(y.square().mean() for y in model(x)).backward()
+            optimizer.step()
+    for one, other in zip(*(model.state_dict().values() for model in models)):
+        close(one, other)
+
+
 class RandomBias(BaseModel):
     """A model whose initial beta differs from process to process."""
 
@@ -156,7 +207,9 @@ SCENARIOS = [
     equal_batches, unequal_batches, low_precision, an_empty_batch, cumulative_statistics,
     no_running_statistics, a_process_group_of_one,
     evaluation_does_not_communicate, one_value_per_channel,
-    ddp_trains_as_one_process, initial_weights_are_broadcast_by_mmengine
+    ddp_trains_as_one_process, the_last_bn_of_the_whole_batch,
+    mimicnorm_trains_as_one_process,
+    initial_weights_are_broadcast_by_mmengine
 ]
 
 

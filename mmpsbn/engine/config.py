@@ -13,11 +13,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from mmpsbn.layers import MimicNorm
+from mmpsbn.layers.post_shifted_bn import PostShift
 from mmpsbn.registry import NORM_LAYERS
 from .checkpoint import read_checkpoint
 from mmpsbn.errors import InputError
 
-NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
+NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, MimicNorm)
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 EVALUATORS = ('val_evaluator', 'test_evaluator')
 
@@ -42,6 +44,7 @@ def read_config(path: str, options: Optional[dict] = None) -> Config:
                          f'{type(error).__name__}: {error}') from error
     _move_data_root(cfg)
     check_norm_types(cfg.get('model', {}), cfg.get('default_scope', 'mmdet'))
+    check_deformable_convs(cfg.get('model', {}))
     return cfg
 
 
@@ -114,7 +117,9 @@ def _check_sync_bn(cfg: Config) -> None:
         str(norm_cfg.get('type')).split('.')[-1]
         for norm_cfg in _norm_cfgs(cfg.get('model', {}))
     }
-    ours = sorted(types & set(NORM_LAYERS.module_dict))
+    ours = sorted(
+        name for name in types
+        if issubclass(NORM_LAYERS.module_dict.get(name, object), PostShift))
     if cfg.get('sync_bn') and cfg.launcher != 'none' and ours:
         raise InputError(
             f'sync_bn={cfg.sync_bn!r} turns batch norm layers into SyncBN, '
@@ -126,6 +131,23 @@ def _norm_cfgs(model: dict) -> Iterator[dict]:
     for node in dicts_in(model):
         if isinstance(node.get('norm_cfg'), dict):
             yield node['norm_cfg']
+
+
+def check_deformable_convs(model: dict) -> None:
+    """Raise if MimicNorm is asked for beside deformable convs.
+
+    MMDetection's own word is an assertion on ``conv_cfg``.
+
+    Raises:
+        InputError: With the two settings.
+    """
+    for node in dicts_in(model):
+        norm_cfg = node.get('norm_cfg') or {}
+        if node.get('dcn') and norm_cfg.get('type') == 'MimicNorm':
+            raise InputError(
+                "norm_cfg=dict(type='MimicNorm') and dcn exclude each other: "
+                'deformable convs have no centred filters; remove dcn, or '
+                'choose psBN or BN.')
 
 
 def check_norm_types(model: dict, scope: str = 'mmdet') -> None:
