@@ -4,9 +4,9 @@
 
 The detectors of benchmarks/demo_norms.py with BN, one for each seed, are
 finetuned on a second task: other scenes, seen at 128 x 128 in the place of
-160 x 160, half as many of them, for 3 epochs. They go on with BN, or with
-MimicNorm after tools/convert.py; beside them both are trained from scratch
-for as long. The table has the mean over seeds and largest minus smallest.
+160 x 160, for 3 epochs. They go on with BN, or with MimicNorm after
+tools/convert.py; beside them both are trained from scratch for as long. The
+table has the mean over seeds and largest minus smallest.
 """
 
 import argparse
@@ -25,6 +25,7 @@ SCALE = '(128,128)'
 # The resizing step of the train and test pipelines.
 SETTINGS = [
     f'train_cfg.max_epochs={EPOCHS}', f'param_scheduler.1.T_max={EPOCHS}',
+    'param_scheduler.0.end=50',
     f'train_dataloader.dataset.pipeline.2.scale={SCALE}',
     f'val_dataloader.dataset.pipeline.1.scale={SCALE}'
 ]
@@ -60,8 +61,7 @@ def main():
     out, pretrained = Path('work_dirs/finetune'), Path('work_dirs/demo_norms')
     out.mkdir(parents=True, exist_ok=True)
     if not os.path.isdir(TASK):
-        tool('tools/make_demo_data.py', '--out', TASK, '--seed', 1, '--train',
-             400)
+        tool('tools/make_demo_data.py', '--out', TASK, '--seed', 1)
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda seed: train('BN', seed, [], pretrained),
                       args.seeds))

@@ -29,9 +29,8 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
-from torch.autograd.graph import saved_tensors_hooks
 
-import mmpsbn  # noqa: F401
+from mmpsbn.analysis import saved_bytes
 from mmpsbn.layers import MimicConv
 from mmpsbn.registry import MODELS
 
@@ -113,28 +112,6 @@ class Detector(torch.nn.Module):
 
     def predict(self, inputs):
         return self.net(**inputs, mode='predict')
-
-
-def saved_bytes(forward, parameters):
-    """Bytes of the distinct storages that autograd saves in a forward.
-
-    Args:
-        forward (callable): Runs it; what it returns is held meanwhile.
-        parameters (iterable[Tensor]): What is not counted.
-    """
-    own = {p.untyped_storage().data_ptr() for p in parameters}
-    saved = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = forward()
-    del result
-    return sum(saved.values())
 
 
 def synchronize():

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from mmpsbn.analysis import saved_bytes
 from mmpsbn.errors import InputError
 from mmpsbn.layers import BRANCH_ENDS, BranchEnd, MimicConv, MimicNorm
 
@@ -460,3 +461,34 @@ def test_channels_last():
     torch.testing.assert_close(
         twin(x.to(memory_format=torch.channels_last)), conv(x))
     assert_centred(twin.weight)
+
+
+# What it costs
+
+
+def mebibytes(model, x):
+    trained(model)
+    return saved_bytes(lambda: sum(y.mean() for y in model(x)),
+                       model.parameters()) / 2**20
+
+
+def test_keeps_no_activation_for_bias_scalar_and_norm():
+    module = ConvModule(8, 8, 3, padding=1, bias=True, **MIMIC)
+    module.conv.set_scale(0.5)
+    plain = ConvModule(8, 8, 3, padding=1)
+    x = torch.randn(2, 8, 32, 32, requires_grad=True)
+    ours, least = (saved_bytes(lambda: m(x), m.parameters())
+                   for m in (module, plain))
+    # The product of weight and scalar is all there is beside them.
+    assert ours == least + module.conv.weight.nbytes
+
+
+def test_resnet50_saves_what_its_relus_and_scaled_weights_take():
+    x = torch.randn(2, 3, 256, 256)
+    bn = ResNet(50, frozen_stages=-1, norm_eval=False)
+    mimic = ResNet(50, frozen_stages=-1, **MIMIC)
+    copies = sum(conv.weight.nbytes for conv in mimic_convs(mimic)
+                 if conv.scale is not None) / 2**20
+    saved, full = mebibytes(mimic, x), mebibytes(bn, x)
+    assert (saved - copies) / full < 0.5
+    assert saved / full < 0.65

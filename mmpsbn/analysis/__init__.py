@@ -1,0 +1,3 @@
+from .memory import saved_bytes
+
+__all__ = ['saved_bytes']
