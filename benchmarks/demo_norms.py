@@ -4,9 +4,10 @@
 
 Trains the demo's Faster R-CNN with each normalization and seed by
 tools/train.py, on one thread each, as many at a time as there are cores, and
-prints a table of mean mAP and mAP50 and of their spread, largest minus
-smallest. Runs that are finished are not repeated, so that the same command
-goes on after an interruption.
+prints a table: mean mAP and mAP50 and their spread, largest minus smallest;
+what autograd saves in a step, and the time of a step, measured side by side
+as in benchmarks/memory.py. Runs that are finished are not repeated, so that
+the same command goes on after an interruption.
 """
 
 import argparse
@@ -17,6 +18,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from memory import Detector, side_by_side
+from mmdet.utils import register_all_modules
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+
+from mmpsbn.analysis import saved_bytes
 
 CONFIG = 'configs/demo/faster-rcnn_r18-half_fpn_psbn_digits.py'
 NORM = 'model.backbone.norm_cfg'
@@ -89,6 +97,24 @@ def last_metrics(folder):
     }
 
 
+def costs(norms, rounds):
+    """What autograd saves, in MiB, and the time of a step, as ratios."""
+    register_all_modules()
+    MMLogger.get_instance('mmengine', log_level='ERROR')
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--options', nargs='*', action=DictAction)
+    models, saved = {}, {}
+    for norm in norms:
+        cfg = Config.fromfile(CONFIG)
+        options = parser.parse_args(['--options', *NORMS[norm]]).options
+        cfg.merge_from_dict(options or {})
+        models[norm] = Detector(cfg, batch=8, classes=10)
+        inputs = models[norm].train().inputs((160, 160))
+        saved[norm] = saved_bytes(lambda: models[norm].loss(inputs),
+                                  models[norm].parameters()) / 2**20
+    return saved, side_by_side(models, (160, 160), rounds, training=True)
+
+
 def spread(values):
     """Mean, and largest minus smallest."""
     return (f'{statistics.mean(values):.3f} | '
@@ -108,6 +134,8 @@ def main():
     parser.add_argument('--out', type=Path, default='work_dirs/demo_norms')
     parser.add_argument('--jobs', type=int, default=os.cpu_count())
     parser.add_argument(
+        '--rounds', type=int, default=30, help='of timing a step')
+    parser.add_argument(
         '--cfg-options', nargs='+', default=[], help='for every run')
     args = parser.parse_args()
     if not os.path.isdir('data/digits'):
@@ -118,11 +146,15 @@ def main():
         runs = {(norm, seed): pool.submit(train, norm, seed, args.cfg_options,
                                           args.out)
                 for seed in args.seeds for norm in args.norms}
-    print('\n| Norm | mAP | spread | mAP50 | spread |\n|---|---|---|---|---|')
+    metrics = {key: run.result() for key, run in runs.items()}
+    saved, steps = costs(args.norms, args.rounds)
+    print('\n| Norm | mAP | spread | mAP50 | spread | saved, MiB | step, of '
+          f'{args.norms[0]} |\n|---|---|---|---|---|---|---|')
     for norm in args.norms:
-        metrics = [runs[norm, seed].result() for seed in args.seeds]
-        print(f'| {norm} | {spread([m["mAP"] for m in metrics])} | '
-              f'{spread([m["mAP_50"] for m in metrics])} |')
+        own = [metrics[norm, seed] for seed in args.seeds]
+        print(f'| {norm} | {spread([m["mAP"] for m in own])} | '
+              f'{spread([m["mAP_50"] for m in own])} | {saved[norm]:.1f} | '
+              f'{steps[norm]:.2f} |')
 
 
 if __name__ == '__main__':

@@ -89,22 +89,18 @@ class Backbone(torch.nn.Module):
 
 
 class Detector(torch.nn.Module):
-    """A whole detector, on random images with random boxes."""
+    """The detector of a config, on random images with random boxes."""
 
-    def __init__(self, name, norm):
+    def __init__(self, cfg, batch=2, classes=80):
         super().__init__()
-        file, last_bn = DETECTORS[name]
-        cfg = Config.fromfile(CONFIGS / file)
-        if 'MimicNorm' in norm:
-            cfg.merge_from_dict(dict(model=last_bn))
-        cfg.model.backbone.pop('norm_cfg')
-        cfg.model.backbone.update(TRAINED, **NORMS[norm])
+        self.batch, self.classes = batch, classes
         with DefaultScope.overwrite_default_scope('mmdet'):
             self.net = MODELS.build(cfg.model)
         self.net.init_weights()
 
     def inputs(self, size):
-        inputs = demo_mm_inputs(2, [[3, *size]] * 2, num_classes=80)
+        inputs = demo_mm_inputs(
+            self.batch, [[3, *size]] * self.batch, num_classes=self.classes)
         return self.net.data_preprocessor(inputs, True)
 
     def loss(self, inputs):
@@ -112,6 +108,16 @@ class Detector(torch.nn.Module):
 
     def predict(self, inputs):
         return self.net(**inputs, mode='predict')
+
+
+def detector(name, norm):
+    file, last_bn = DETECTORS[name]
+    cfg = Config.fromfile(CONFIGS / file)
+    if norm == 'MimicNorm':
+        cfg.merge_from_dict(dict(model=last_bn))
+    cfg.model.backbone.pop('norm_cfg')
+    cfg.model.backbone.update(TRAINED, **NORMS[norm])
+    return Detector(cfg)
 
 
 def synchronize():
@@ -204,11 +210,11 @@ def main():
     print(f'torch {torch.__version__}, {where}\n')
     report('ResNet-50', {name: partial(Backbone, name)
                          for name in NORMS}, args)
-    for detector in DETECTORS:
+    for name in DETECTORS:
         report(
-            detector, {
-                name: partial(Detector, detector, name)
-                for name in NORMS if name != PUBLISHED
+            name, {
+                norm: partial(detector, name, norm)
+                for norm in NORMS if norm != PUBLISHED
             }, args)
 
 

@@ -20,6 +20,8 @@ import mmpsbn  # noqa: F401
 
 FASTER = 'configs/demo/faster-rcnn_r18-half_fpn_psbn_digits.py'
 RETINA = 'configs/demo/retinanet_r18-half_fpn_psbn_digits.py'
+MIMIC, MIMIC_RETINA = (
+    path.replace('psbn', 'mimicnorm') for path in (FASTER, RETINA))
 # A run of a few seconds.
 SHORT = [
     'train_cfg.max_epochs=1', 'train_cfg.val_interval=1',
@@ -160,6 +162,67 @@ def test_retinanet_trains_and_evaluates(digits, tmp_path):
         'tools/test.py', RETINA, tmp_path / 'epoch_1.pth', '--work-dir',
         tmp_path, data=digits, options=ANY_SCORE)
     assert status == 0 and 'coco/bbox_mAP' in metrics(tmp_path), output
+
+
+@pytest.fixture(scope='module')
+def mimic(digits, tmp_path_factory):
+    """A work dir of one short epoch of MimicNorm, in two processes."""
+    work_dir = tmp_path_factory.mktemp('work') / 'mimic'
+    status, output = run(
+        'tools/dist_train.sh', MIMIC, 2, '--work-dir', work_dir, data=digits,
+        launcher=['bash'], PORT='29613',
+        options=['model.roi_head.bbox_head.cls_predictor_cfg.sync=True'])
+    assert status == 0, output[-3000:]
+    return work_dir
+
+
+def test_mimicnorm_trains_in_two_processes_and_resumes_in_one(
+        mimic, digits, tmp_path):
+    saved = torch.load(mimic / 'epoch_1.pth')
+    for name, value in saved['state_dict'].items():
+        if name.startswith('backbone.') and name.endswith('weight'):
+            assert value.mean((1, 2, 3)).abs().max() < 1e-6, name
+    status, output = run(
+        'tools/train.py', MIMIC, '--work-dir', tmp_path, '--resume',
+        mimic / 'epoch_1.pth', data=digits,
+        options=['train_cfg.max_epochs=2'])
+    assert status == 0, output[-3000:]
+    assert 'resumed epoch: 1' in output and 'Epoch(train) [2]' in output
+    status, output = run(
+        'tools/test.py', MIMIC, tmp_path / 'epoch_2.pth', '--work-dir',
+        tmp_path, data=digits, options=ANY_SCORE)
+    assert status == 0 and 'coco/bbox_mAP' in metrics(tmp_path), output
+
+
+def test_mimicnorm_retinanet_trains(digits, tmp_path):
+    status, output = run(
+        'tools/train.py', MIMIC_RETINA, '--work-dir', tmp_path, data=digits)
+    assert status == 0, output[-3000:]
+    assert (tmp_path / 'epoch_1.pth').exists()
+
+
+def test_weights_of_bn_and_of_mimicnorm_are_told_apart(
+        trained, mimic, refused, digits, tmp_path):
+    for config, weights, words in (
+        (MIMIC, trained / 'epoch_1.pth', 'tools/convert.py --to mimicnorm'),
+        (FASTER, mimic / 'epoch_1.pth', 'is of MimicNorm, and the model'),
+        (MIMIC, 'checkpoints/none.pth', 'Make it from BN weights')):
+        message = refused(
+            'tools/train.py', config, '--work-dir', tmp_path, data=digits,
+            options=[f'load_from={weights}'])
+        assert words in message
+
+
+def test_settings_of_mimicnorm_that_do_not_go_together(refused, digits,
+                                                       tmp_path):
+    conv = 'model.backbone.conv_cfg'
+    for config, option, words in (
+        (FASTER, f'{conv}.type=MimicConv', "norm_cfg=dict(type='MimicNorm')"),
+        (MIMIC, f'{conv}=None', "conv_cfg=dict(type='MimicConv')"),
+        (MIMIC, 'model.backbone.dcn.type=DCN', 'remove dcn')):
+        message = refused('tools/train.py', config, '--work-dir', tmp_path,
+                          data=digits, options=[option])
+        assert words in message
 
 
 @pytest.mark.parametrize('config', [FASTER, RETINA])

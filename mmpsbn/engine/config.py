@@ -195,7 +195,7 @@ def check_start(cfg: Config) -> None:
     if cfg.get('resume') and path is None:
         path = find_latest_checkpoint(cfg.work_dir)
     if path is not None:
-        read_checkpoint(path)
+        _check_weights(cfg, path)
     for node in dicts_in(cfg.model):
         weights = node.get('checkpoint')
         if node.get('type') != 'Pretrained' or not isinstance(weights, str):
@@ -203,7 +203,32 @@ def check_start(cfg: Config) -> None:
         if weights.startswith('torchvision://'):
             _check_torchvision(weights)
         elif '://' not in weights:
-            read_checkpoint(weights)
+            _check_weights(cfg, weights)
+
+
+def _check_weights(cfg: Config, path: str) -> None:
+    """That a file of weights can be read, and suits MimicNorm or its lack.
+
+    MMEngine logs keys that do not fit and goes on.
+    """
+    mimic = any((node.get('conv_cfg') or {}).get('type') == 'MimicConv'
+                for node in dicts_in(cfg.model))
+    try:
+        state = read_checkpoint(path)
+    except InputError as error:
+        if mimic and '://' not in path and not osp.exists(path):
+            raise InputError(
+                f'{error} Make it from BN weights by tools/convert.py '
+                '--to mimicnorm, see configs/mimicnorm/README.md.') from error
+        raise
+    state = state.get('state_dict', state)
+    if not mimic and any(
+            key.endswith('.scale') and f'{key[:-len("scale")]}weight' in state
+            for key in state):
+        raise InputError(
+            f'the checkpoint {path} is of MimicNorm, and the model has norm '
+            "layers; set conv_cfg=dict(type='MimicConv') and "
+            "norm_cfg=dict(type='MimicNorm'), or take other weights.")
 
 
 def _check_torchvision(weights: str) -> None:
