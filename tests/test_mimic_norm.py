@@ -289,6 +289,13 @@ def test_scalars_of_a_block_of_ones_own():
     assert blocks[1].last.scale.item() == pytest.approx(1.2**2 / 2)
 
 
+def test_other_modules_register_as_ever():
+    module = nn.Module()
+    module.register_module('nothing', None)
+    module.norm = nn.BatchNorm2d(3)
+    assert dict(module.named_children()) == {'norm': module.norm}
+
+
 def test_composing_models_leaves_scalars_that_have_moved():
     model = resnet()
     with torch.no_grad():

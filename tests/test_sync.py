@@ -204,12 +204,11 @@ def initial_weights_are_broadcast_by_mmengine(rank):
 
 
 SCENARIOS = [
-    equal_batches, unequal_batches, low_precision, an_empty_batch, cumulative_statistics,
-    no_running_statistics, a_process_group_of_one,
+    equal_batches, unequal_batches, low_precision, an_empty_batch,
+    cumulative_statistics, no_running_statistics, a_process_group_of_one,
     evaluation_does_not_communicate, one_value_per_channel,
     ddp_trains_as_one_process, the_last_bn_of_the_whole_batch,
-    mimicnorm_trains_as_one_process,
-    initial_weights_are_broadcast_by_mmengine
+    mimicnorm_trains_as_one_process, initial_weights_are_broadcast_by_mmengine
 ]
 
 

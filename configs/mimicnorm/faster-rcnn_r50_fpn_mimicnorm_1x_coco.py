@@ -6,7 +6,8 @@ model = dict(
         conv_cfg=dict(type='MimicConv'),
         norm_cfg=dict(type='MimicNorm'),
         init_cfg=dict(
-            type='Pretrained', checkpoint='checkpoints/resnet50_mimicnorm.pth')),
+            type='Pretrained',
+            checkpoint='checkpoints/resnet50_mimicnorm.pth')),
     roi_head=dict(bbox_head=dict(cls_predictor_cfg=dict(type='LastBNLinear'))))
 # No norm layer bounds what a rare batch does to the body.
 optim_wrapper = dict(clip_grad=dict(max_norm=35, norm_type=2))

@@ -51,8 +51,10 @@ BRANCH_ENDS: Dict[Type[nn.Module], BranchEnd] = {
 SHORTCUT = 'downsample'
 
 
-def wire(parent: nn.Module, name: str, child: nn.Module) -> None:
+def wire(parent: nn.Module, name: str, child: Optional[nn.Module]) -> None:
     """Look at ``child``, which is about to become ``parent.name``."""
+    if child is None:
+        return
     if isinstance(child, MimicNorm) or is_norm(child):
         check_pair(module_before(parent, name), child)
         return
