@@ -1,21 +1,30 @@
-"""From BN to MimicNorm: what is kept, what moves, and what is refused."""
+"""Checkpoints from BN to MimicNorm, and from ours to stock ones."""
 
+import copy
 import subprocess
 import sys
 
 import pytest
 import torch
+from conftest import ROOT
 from mmdet.models.backbones import ResNet
+from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from mmengine.runner import CheckpointLoader
 from test_configs import CONFIGS
 from test_integration import norms, randomized
 
-from mmpsbn.convert import (ChannelStatistics, bn_model_cfg, distance, fold,
-                            listening, norm_pairs, recalibrate, to_mimicnorm)
+from mmpsbn.convert import convert_to_mimicnorm, convert_to_stock
+from mmpsbn.convert.raw_outputs import distance
+from mmpsbn.convert.stock_config import (difference, mmdet_bases,
+                                         stock_config, stock_model)
+from mmpsbn.convert.to_mimicnorm import (ChannelStatistics, fold, listening,
+                                         norm_pairs, recalibrate)
 from mmpsbn.engine.checkpoint import check_fits
 from mmpsbn.errors import InputError
+from mmpsbn.layers import MimicConv
 from mmpsbn.layers.last_bn import LastBN
 from mmpsbn.registry import MODELS
 
@@ -24,24 +33,25 @@ MIMIC = dict(
     conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
 
 
-def demo_config(detector, **options):
+def demo_file(detector, norm='mimicnorm'):
+    return str(CONFIGS / 'demo' / f'{detector}_r18-half_fpn_{norm}_digits.py')
+
+
+def demo_config(detector, norm='mimicnorm'):
     register_all_modules()
-    path = CONFIGS / 'demo' / f'{detector}_r18-half_fpn_mimicnorm_digits.py'
-    cfg = Config.fromfile(path)
-    cfg.merge_from_dict(options)
-    return cfg
+    return Config.fromfile(demo_file(detector, norm))
 
 
 def build(model_cfg):
     with DefaultScope.overwrite_default_scope('mmdet'):
-        model = MODELS.build(model_cfg)
+        model = MODELS.build(copy.deepcopy(model_cfg))
     model.init_weights()
     return model
 
 
 def trained_bn(cfg):
     """A BN model whose norm layers are far from their initial values."""
-    model = build(bn_model_cfg(cfg.model))
+    model = build(stock_model(cfg.model))
     for norm in norms(model):
         torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
         torch.nn.init.normal_(norm.bias, std=0.3)
@@ -55,30 +65,36 @@ def images(digits):
     return sorted(map(str, (digits / 'train2017').glob('*.jpg')))[:4]
 
 
+def to_mimicnorm(cfg, model, digits, tmp_path):
+    """What the conversion of a BN model gives, and its weights."""
+    out = str(tmp_path / 'mimic.pth')
+    converted = convert_to_mimicnorm(
+        cfg, dict(state_dict=model.state_dict()), 'bn.pth', images(digits),
+        out)
+    return converted, torch.load(out)['state_dict']
+
+
 @pytest.mark.parametrize('detector', DETECTORS)
-def test_all_but_centring_is_exact(detector, digits):
+def test_all_but_centring_is_exact(detector, digits, tmp_path):
     cfg = demo_config(detector)
     cfg.model.backbone.conv_cfg.centre = False
     if detector == 'retinanet':
         cfg.model.bbox_head.conv_cfg.centre = False
-    bn = trained_bn(cfg)
-    converted = to_mimicnorm(cfg, dict(state_dict=bn.state_dict()),
-                             images(digits), 'bn.pth')
+    converted, _ = to_mimicnorm(cfg, trained_bn(cfg), digits, tmp_path)
     assert converted.before < 1e-4 and converted.after < 1e-4
 
 
 @pytest.mark.parametrize('detector', DETECTORS)
-def test_calibration_brings_the_outputs_back(detector, digits):
+def test_calibration_brings_the_outputs_back(detector, digits, tmp_path):
     cfg = demo_config(detector)
     bn = trained_bn(cfg)
     before = {k: v.clone() for k, v in bn.state_dict().items()}
-    converted = to_mimicnorm(cfg, dict(state_dict=bn.state_dict()),
-                             images(digits), 'bn.pth')
+    converted, state = to_mimicnorm(cfg, bn, digits, tmp_path)
     assert converted.after < 0.7 * converted.before
     assert all(map(torch.equal, before.values(), bn.state_dict().values()))
     model = build(cfg.model)
-    check_fits(model, dict(state_dict=converted.state_dict), 'mimic.pth')
-    model.load_state_dict(converted.state_dict)
+    check_fits(model, dict(state_dict=state), 'mimic.pth')
+    model.load_state_dict(state)
     last_bn, = (m for m in model.modules() if isinstance(m, LastBN))
     torch.testing.assert_close(last_bn.gain.data.square(),
                                last_bn.running_var + last_bn.eps)
@@ -133,33 +149,31 @@ def test_channel_statistics():
     torch.testing.assert_close(found.var.float(), whole.var(1, correction=0))
 
 
-def test_psbn_converts_too(digits):
+def test_psbn_converts_too(digits, tmp_path):
     cfg = demo_config('retinanet')
     bn = trained_bn(cfg)
-    psbn = build(
-        Config.fromfile(CONFIGS / 'demo' /
-                        'retinanet_r18-half_fpn_psbn_digits.py').model)
+    psbn = build(demo_config('retinanet', 'psbn').model)
     psbn.load_state_dict(bn.state_dict())
-    one, other = (to_mimicnorm(cfg, dict(state_dict=model.state_dict()),
-                               images(digits), 'x') for model in (bn, psbn))
-    for name, value in one.state_dict.items():
-        torch.testing.assert_close(value, other.state_dict[name])
+    one, other = (to_mimicnorm(cfg, model, digits, tmp_path)[1]
+                  for model in (bn, psbn))
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name])
 
 
-def test_a_model_without_mimicnorm_is_refused():
-    cfg = Config.fromfile(CONFIGS / 'demo' /
-                          'retinanet_r18-half_fpn_psbn_digits.py')
+def test_a_config_without_ours_is_refused(digits):
+    cfg = Config.fromfile(CONFIGS / 'psbn' /
+                          'retinanet_r50_fpn_bn_1x_coco.py')
+    with pytest.raises(InputError, match='nothing to convert'):
+        stock_model(cfg.model)
     with pytest.raises(InputError, match='no MimicNorm.*conv_cfg'):
-        bn_model_cfg(cfg.model)
+        convert_to_mimicnorm(cfg, {}, 'bn.pth', images(digits), 'out.pth')
 
 
-def test_a_last_bn_without_gain_is_refused(digits):
+def test_a_last_bn_without_gain_is_refused(digits, tmp_path):
     cfg = demo_config('faster-rcnn')
     cfg.model.roi_head.bbox_head.cls_predictor_cfg.affine = False
-    bn = trained_bn(cfg)
     with pytest.raises(InputError, match='fc_cls.*affine=False'):
-        to_mimicnorm(cfg, dict(state_dict=bn.state_dict()), images(digits),
-                     'bn.pth')
+        to_mimicnorm(cfg, trained_bn(cfg), digits, tmp_path)
 
 
 def test_the_wrong_kind_of_checkpoint_names_its_remedy():
@@ -171,12 +185,150 @@ def test_the_wrong_kind_of_checkpoint_names_its_remedy():
         check_fits(bn, dict(state_dict=mimic.state_dict()), 'mimic.pth')
 
 
+# To a stock model
+
+
+def trained(cfg):
+    """A model after steps that move every parameter and statistic."""
+    model = build(cfg.model)
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    classes = len(cfg.get('classes', range(80)))
+    for _ in range(3):
+        inputs = demo_mm_inputs(2, [[3, 96, 96]] * 2, num_classes=classes)
+        data = model.data_preprocessor(inputs, True)
+        loss, _ = model.parse_losses(model(**data, mode='loss'))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
+        optimizer.step()
+    return model
+
+
+def to_stock(cfg, path, model, digits, out, **options):
+    options = {**dict(fused=False, keep_optimizer=False), **options}
+    checkpoint = dict(
+        state_dict=model.state_dict(),
+        optimizer=dict(state={}),
+        meta=dict(dataset_meta=dict(classes=('a', 'b')), cfg='mmpsbn'))
+    return convert_to_stock(cfg, path, checkpoint, 'trained.pth',
+                            images(digits), str(out), **options)
+
+
+@pytest.mark.parametrize('fused', [False, True])
+@pytest.mark.parametrize('norm', ['psbn', 'mimicnorm'])
+@pytest.mark.parametrize('detector', DETECTORS)
+def test_a_trained_model_becomes_stock(detector, norm, fused, digits,
+                                       tmp_path):
+    path, cfg = demo_file(detector, norm), demo_config(detector, norm)
+    out = tmp_path / 'stock.pth'
+    proof = to_stock(cfg, path, trained(cfg), digits, out, fused=fused)
+    assert proof.difference < 1e-5 and proof.same == proof.detections
+    text = (tmp_path / 'stock.py').read_text()
+    content = CheckpointLoader.load_checkpoint(str(out), map_location='cpu')
+    assert 'mmpsbn' not in text + content['meta']['cfg']
+    assert text.startswith("_base_ = ['mmdet::_base_/models/")
+    assert content['meta']['dataset_meta'] == dict(classes=('a', 'b'))
+    assert 'optimizer' not in content
+    assert {p.name for p in tmp_path.iterdir()} == {'stock.py', 'stock.pth'}
+    heads = [key for key in content['state_dict']
+             if 'running_var' in key and not key.startswith('backbone')]
+    assert bool(heads) == (detector == 'retinanet' and not fused)
+
+
+@pytest.mark.parametrize('file', [
+    'mimicnorm/faster-rcnn_r50_fpn_mimicnorm-all_1x_coco.py',
+    'mimicnorm/retinanet_r50-scratch_fpn_mimicnorm-all_6x_coco.py',
+    'psbn/faster-rcnn_r50_fpn_pssyncbn-all_1x_coco.py',
+    'psbn/retinanet_r101_fpn_psbn_1x_coco.py'
+])
+def test_the_stock_config_is_short_and_complete(file, tmp_path):
+    path = str(CONFIGS / file)
+    cfg = Config.fromfile(path)
+    model = stock_model(cfg.model)
+    text = stock_config(cfg, path, model)
+    assert 0 < len(text.splitlines()) < 60 and 'mmpsbn' not in text
+    (tmp_path / 'stock.py').write_text(text)
+    stock = Config.fromfile(tmp_path / 'stock.py')
+    assert stock.model.backbone.norm_cfg.type in ('BN', 'SyncBN')
+    assert 'conv_cfg' not in stock.model.backbone
+    for key in cfg:
+        if key not in ('model', 'custom_imports', 'mimic'):
+            assert stock[key] == cfg[key], key
+    register_all_modules()
+    stock.model.backbone.init_cfg = None
+    for built in (stock.model, model):
+        built['backbone']['init_cfg'] = None
+    one, other = build(stock.model), build(model)
+    assert list(one.state_dict()) == list(other.state_dict())
+
+
+def test_all_layers_of_all_configs_become_stock(digits, tmp_path):
+    path = str(CONFIGS / 'mimicnorm' /
+               'retinanet_r50-scratch_fpn_mimicnorm-all_6x_coco.py')
+    cfg = Config.fromfile(path)
+    cfg.model.backbone.depth = 18
+    cfg.model.neck.in_channels = [64, 128, 256, 512]
+    for pipeline in (cfg.test_dataloader.dataset.pipeline, ):
+        pipeline[1]['scale'] = (160, 160)
+    register_all_modules()
+    proof = to_stock(cfg, path, trained(cfg), digits, tmp_path / 's.pth')
+    assert proof.difference < 1e-5
+    state = torch.load(tmp_path / 's.pth')['state_dict']
+    assert 'neck.fpn_convs.0.bn.running_var' in state
+    assert 'bbox_head.cls_convs.3.bn.running_var' in state
+
+
+def test_a_stock_model_that_differs_is_not_kept(digits, tmp_path,
+                                                monkeypatch):
+    cfg, path = demo_config('retinanet'), demo_file('retinanet')
+    monkeypatch.setattr(MimicConv, 'applied_weight',
+                        property(lambda conv: conv.weight * 1.01))
+    model = trained(cfg)
+    monkeypatch.setattr(model.backbone.conv1.__class__, 'forward',
+                        lambda conv, x: conv._conv_forward(
+                            x, conv.weight, conv.bias))
+    with pytest.raises(InputError, match='gives other outputs'):
+        to_stock(cfg, path, model, digits, tmp_path / 'stock.pth')
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_optimizer_goes_along_where_parameters_stay(digits, tmp_path):
+    cfg, path = (get('retinanet', 'psbn') for get in (demo_config, demo_file))
+    to_stock(cfg, path, build(cfg.model), digits, tmp_path / 's.pth',
+             keep_optimizer=True)
+    assert torch.load(tmp_path / 's.pth')['optimizer'] == dict(state={})
+    with pytest.raises(InputError, match='--keep-optimizer'):
+        to_stock(demo_config('retinanet'), path, None, digits, 's.pth',
+                 keep_optimizer=True)
+
+
+def test_difference_merges_to_the_whole():
+    base = dict(a=dict(b=1, c=dict(d=2)), e=[1, 2], f=None, g=dict(h=1))
+    full = dict(a=dict(b=1, c=dict(d=3)), e=[1], f=dict(i=1), g=dict(j=2))
+    changed = difference(base, full)
+    assert changed == dict(
+        a=dict(c=dict(d=3)),
+        e=[1],
+        f=dict(i=1, _delete_=True),
+        g=dict(j=2, _delete_=True))
+    assert Config._merge_a_into_b(changed, base) == full
+    assert difference(full, full) == {}
+
+
+def test_mmdet_bases_are_found_through_our_own():
+    path = CONFIGS / 'psbn' / 'faster-rcnn_r50_fpn_psbn-all_1x_coco.py'
+    assert mmdet_bases(str(path)) == [
+        'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+    ]
+
+
 # The command
 
 
 def convert(*args):
     return subprocess.run([sys.executable, 'tools/convert.py', *map(str, args)],
-                          cwd=CONFIGS.parent, capture_output=True, text=True)
+                          cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.fixture(scope='module')
@@ -215,16 +367,17 @@ def test_the_command_makes_pretrained_weights(backbone, digits, tmp_path):
     (dict(config='configs/demo/retinanet_r18-half_fpn_psbn_digits.py'),
      'no MimicNorm'),
     (dict(number='0'), 'at least 1 image'),
+    (dict(out='mimic.ckpt'), 'must end in .pth'),
+    (dict(to='bn'), 'does not fit the model'),
 ])
 def test_the_command_refuses(change, words, backbone, digits, tmp_path):
     given = dict(
-        config=CONFIG, checkpoint=backbone, number='2',
-        images=digits / 'val2017')
+        config=CONFIG, checkpoint=backbone, to='mimicnorm', out='mimic.pth',
+        number='2', images=digits / 'val2017')
     given.update(change)
-    out = tmp_path / 'mimic.pth'
-    done = convert(given['config'], given['checkpoint'], '--to', 'mimicnorm',
-                   '--out', out, '--images', given['images'], '--number',
-                   given['number'])
+    done = convert(given['config'], given['checkpoint'], '--to', given['to'],
+                   '--out', tmp_path / given['out'], '--images',
+                   given['images'], '--number', given['number'])
     assert done.returncode == 1 and words in done.stderr
     assert 'Traceback' not in done.stderr
     assert not list(tmp_path.iterdir())

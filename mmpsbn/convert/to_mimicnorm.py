@@ -6,56 +6,18 @@ is a constant for each channel, which a few images measure and the biases take
 back. What the last BN needs is measured on the same images.
 """
 
-import copy
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Dict, Iterator, List, NamedTuple, Sequence
 
 import torch
-from mmdet.utils import get_test_pipeline_cfg
-from mmengine.config import Config
-from mmcv.transforms import Compose
-from mmengine.dataset import pseudo_collate
-from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from mmpsbn.engine.checkpoint import check_fits
-from mmpsbn.engine.config import dicts_in
 from mmpsbn.errors import InputError
 from mmpsbn.layers import MimicConv, MimicNorm
 from mmpsbn.layers.last_bn import LastBN
 from mmpsbn.layers.mimic_wiring import module_before
-from mmpsbn.registry import MODELS
-
-# MimicNorm's types in a config, and what stands there without it.
-STOCK_TYPES = dict(
-    LastBNLinear='Linear',
-    LastBNRetinaHead='RetinaHead',
-    LastBNRPNHead='RPNHead')
-LAST_BN_ARGUMENTS = ('last_bn', 'affine', 'gain', 'momentum', 'sync')
-
-
-def bn_model_cfg(model: dict) -> dict:
-    """The config of the stock model with BN in the place of MimicNorm.
-
-    Raises:
-        InputError: If the model has no MimicNorm.
-    """
-    model = copy.deepcopy(model)
-    found = False
-    for node in dicts_in(model):
-        if (node.get('conv_cfg') or {}).get('type') == 'MimicConv':
-            found = True
-            node['conv_cfg'] = None
-            node['norm_cfg'] = dict(type='BN')
-        if node.get('type') in STOCK_TYPES:
-            node['type'] = STOCK_TYPES[node['type']]
-            for name in LAST_BN_ARGUMENTS:
-                node.pop(name, None)
-    if not found:
-        raise InputError('the config has no MimicNorm; set '
-                         "conv_cfg=dict(type='MimicConv') and "
-                         "norm_cfg=dict(type='MimicNorm') where BN was.")
-    return model
+from .folding import fold_batch_norm
+from .raw_outputs import OutputsOf, distance
 
 
 class Pair(NamedTuple):
@@ -102,15 +64,12 @@ def fold(source: nn.Module, target: nn.Module) -> None:
     for pair in norm_pairs(target):
         conv = source.get_submodule(pair.conv)
         bn = source.get_submodule(pair.norm)
-        scale = torch.rsqrt(bn.running_var + bn.eps)
-        if bn.affine:
-            scale = scale * bn.weight
-        shift = -bn.running_mean * scale + (bn.bias if bn.affine else 0)
-        if conv.bias is not None:
-            shift = shift + conv.bias * scale
         mimic = target.get_submodule(pair.conv)
-        mimic.weight.copy_(conv.weight * scale.view(-1, 1, 1, 1))
-        mimic.bias.copy_(shift)
+        weight, bias = fold_batch_norm(conv.weight, conv.bias, bn.running_mean,
+                                       bn.running_var, bn.weight, bn.bias,
+                                       bn.eps)
+        mimic.weight.copy_(weight)
+        mimic.bias.copy_(bias)
         if mimic.scale is not None:
             mimic.scale.fill_(1)
         mimic.centre_()
@@ -254,34 +213,18 @@ class Converted(NamedTuple):
     """And after."""
 
 
-def to_mimicnorm(cfg: Config, checkpoint: dict, images: Sequence[str],
-                 name: str) -> Converted:
-    """Make a MimicNorm checkpoint from one of the same model with BN.
+def to_mimicnorm(source: nn.Module, target: nn.Module,
+                 data: dict) -> Converted:
+    """Make a MimicNorm model's weights from those of one with BN.
 
     Args:
-        cfg (Config): Of the model with MimicNorm.
-        checkpoint (dict): Of a detector, or of its backbone alone.
-        images (list[str]): Files of the images to calibrate on.
-        name (str): The checkpoint's, for messages.
-
-    Returns:
-        Converted: Weights for the detector, or for the backbone alone.
+        source (nn.Module): A detector or backbone with BN or psBN.
+        target (nn.Module): Of the same names, with MimicNorm; changed.
+        data (dict): A batch of images to calibrate on, see load_images.
 
     Raises:
-        InputError: If the checkpoint does not fit the model with BN.
+        InputError: If a norm layer cannot be converted.
     """
-    scope = cfg.get('default_scope', 'mmdet')
-    stock = bn_model_cfg(cfg.model)
-    with DefaultScope.overwrite_default_scope(scope):
-        source, target = MODELS.build(stock), MODELS.build(cfg.model)
-        data = load_images(cfg, images, target)
-    state = checkpoint.get('state_dict', checkpoint)
-    backbone_alone = not any(key.startswith('backbone.') for key in state)
-    if backbone_alone:
-        source, target = source.backbone, target.backbone
-        state = {k: v for k, v in state.items() if not k.startswith('fc.')}
-    check_fits(source, state, name)
-    source.load_state_dict(state, strict=False)
     source.eval(), target.eval()
     fold(source, target)
     open_last_bn(target)
@@ -289,59 +232,5 @@ def to_mimicnorm(cfg: Config, checkpoint: dict, images: Sequence[str],
     expected = run(source)
     before = distance(run(target), expected)
     recalibrate(source, target, run)
-    after = distance(run(target), expected)
-    return Converted(target.state_dict(), before, after)
-
-
-def load_images(cfg: Config, files: Sequence[str], model: nn.Module) -> dict:
-    """A batch of images, as the config's test pipeline prepares them."""
-    pipeline = Compose([
-        step for step in get_test_pipeline_cfg(cfg)
-        if step['type'] != 'LoadAnnotations'
-    ])
-    batch = pseudo_collate([
-        pipeline(dict(img_path=file, img_id=index))
-        for index, file in enumerate(files)
-    ])
-    return model.data_preprocessor(batch, False)
-
-
-class OutputsOf:
-    """Runs detectors, or backbones alone, on one batch of images.
-
-    RoI heads see the proposals of the first detector, so that the outputs of
-    the next can be compared with its own.
-    """
-
-    def __init__(self, data: dict) -> None:
-        self.inputs, self.samples = data['inputs'], data['data_samples']
-        self.proposals: Optional[list] = None
-
-    @torch.no_grad()
-    def __call__(self, model: nn.Module) -> List[Tensor]:
-        if not hasattr(model, 'extract_feat'):
-            return list(model(self.inputs))
-        features = model.extract_feat(self.inputs)
-        if not hasattr(model, 'roi_head'):
-            return _tensors(model.bbox_head(features))
-        if self.proposals is None:
-            self.proposals = model.rpn_head.predict(
-                features, self.samples, rescale=False)
-        return _tensors(
-            model.rpn_head(features)) + _tensors(
-                model.roi_head.forward(features, self.proposals,
-                                       self.samples))
-
-
-def _tensors(node) -> List[Tensor]:
-    if isinstance(node, Tensor):
-        return [node]
-    return [tensor for part in node for tensor in _tensors(part)]
-
-
-@torch.no_grad()
-def distance(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Mean over outputs of |output - expected| / |expected|, L2 norms."""
-    return sum(
-        float((one - other).norm() / other.norm())
-        for one, other in zip(outputs, expected)) / len(outputs)
+    return Converted(target.state_dict(), before,
+                     distance(run(target), expected))

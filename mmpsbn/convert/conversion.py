@@ -1,0 +1,251 @@
+"""Conversions of checkpoint files, proven before anything is kept."""
+
+import copy
+import os
+import os.path as osp
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from typing import Iterator, List, NamedTuple, Sequence
+
+import torch
+from mmcv.transforms import Compose
+from mmdet.utils import get_test_pipeline_cfg
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DefaultScope
+from torch import nn
+
+from mmpsbn.engine.checkpoint import check_fits
+from mmpsbn.errors import InputError
+from mmpsbn.registry import MODELS
+from . import raw_outputs
+from .raw_outputs import OutputsOf
+from .stock_config import fused_model, mimic_inside, stock_config, stock_model
+from .to_mimicnorm import Converted, to_mimicnorm
+from .to_stock import fuse, stock_state
+
+# Of the largest output, what rounding may change.
+TOLERANCE = 1e-4
+
+
+class Proof(NamedTuple):
+    """How a stock model compares with the model it was made from."""
+
+    difference: float
+    """Largest difference of raw outputs, of the largest of each output."""
+    detections: int
+    """Detections of the original model on the images."""
+    same: int
+    """Those that the stock model has too."""
+
+
+def convert_to_stock(cfg: Config, path: str, checkpoint: dict, name: str,
+                     images: Sequence[str], out: str, fused: bool,
+                     keep_optimizer: bool) -> Proof:
+    """Write a stock config and checkpoint, and prove them.
+
+    They are run in a new process, which cannot import this package, on the
+    images; files that do not compute the same are not kept.
+
+    Args:
+        cfg (Config): Of the trained model.
+        path (str): Its file.
+        checkpoint (dict): Of the trained model.
+        name (str): The checkpoint's, for messages.
+        images (list[str]): Files of images to compare on.
+        out (str): The checkpoint to write; the config is beside it, ``.py``
+            in the place of ``.pth``.
+        fused (bool): Whether BN is folded into convs where the stock model
+            can be without.
+        keep_optimizer (bool): Whether the optimizer's state goes along.
+
+    Raises:
+        InputError: If the checkpoint does not fit, if the files cannot be
+            written, or if the outputs differ.
+    """
+    if keep_optimizer and (fused or mimic_inside(cfg.model)):
+        raise InputError('--keep-optimizer is for psBN without --fuse: '
+                         'elsewhere the parameters are no longer the same.')
+    model, stock_cfg = build(cfg, cfg.model), stock_model(cfg.model)
+    load_weights(model, checkpoint, name)
+    stock = build(cfg, stock_cfg)
+    state = stock_state(model, stock)
+    if fused:
+        state, stock_cfg = fuse(stock, state), fused_model(stock_cfg)
+    text = stock_config(cfg, path, stock_cfg)
+    content = dict(meta=_meta(checkpoint, name), state_dict=state)
+    if keep_optimizer:
+        content['optimizer'] = checkpoint.get('optimizer')
+    data = load_images(cfg, images, model)
+    with replacing(out, config_of(out)) as (weights_file, config_file):
+        with open(config_file, 'w') as file:
+            file.write(text)
+        content['meta']['cfg'] = Config.fromfile(config_file).pretty_text
+        torch.save(content, weights_file)
+        proof = prove(model, data, config_file, weights_file)
+        if not proof.difference <= TOLERANCE:
+            raise InputError(
+                f'the stock model gives other outputs: they differ by '
+                f'{proof.difference:.1e} of their size, and rounding explains '
+                f'{TOLERANCE:.0e}. Nothing was written; please report it.')
+    return proof
+
+
+def convert_to_mimicnorm(cfg: Config, checkpoint: dict, name: str,
+                         images: Sequence[str], out: str) -> Converted:
+    """Write a MimicNorm checkpoint, made from one of the same model with BN.
+
+    Args:
+        cfg (Config): Of the model with MimicNorm.
+        checkpoint (dict): Of the detector with BN or psBN, or of its
+            backbone alone; so is what is written.
+        name (str): The checkpoint's, for messages.
+        images (list[str]): Files of images to calibrate on.
+        out (str): The file to write.
+
+    Raises:
+        InputError: If the config has no MimicNorm, if the checkpoint does
+            not fit the model with BN, or if the file cannot be written.
+    """
+    if not mimic_inside(cfg.model):
+        raise InputError('the config has no MimicNorm; set '
+                         "conv_cfg=dict(type='MimicConv') and "
+                         "norm_cfg=dict(type='MimicNorm') where BN was.")
+    source, target = build(cfg, stock_model(cfg.model)), build(cfg, cfg.model)
+    data = load_images(cfg, images, target)
+    state = checkpoint.get('state_dict', checkpoint)
+    if not any('backbone.' in key for key in state):
+        source, target = source.backbone, target.backbone
+        # The classifier that the backbone was trained with.
+        checkpoint = {k: v for k, v in state.items() if k[:3] != 'fc.'}
+    load_weights(source, checkpoint, name)
+    converted = to_mimicnorm(source, target, data)
+    with replacing(out) as (file, ):
+        torch.save(
+            dict(
+                meta=_meta(checkpoint, name), state_dict=converted.state_dict),
+            file)
+    return converted
+
+
+def convert_to_psbn(cfg: Config, checkpoint: dict, name: str, out: str) -> None:
+    """Write a psBN checkpoint, which is the BN checkpoint, checked.
+
+    Raises:
+        InputError: If it does not fit the model, or cannot be written.
+    """
+    model = build(cfg, cfg.model)
+    load_weights(model, checkpoint, name)
+    with replacing(out) as (file, ):
+        torch.save(
+            dict(meta=_meta(checkpoint, name), state_dict=model.state_dict()),
+            file)
+
+
+def build(cfg: Config, model: dict) -> nn.Module:
+    with DefaultScope.overwrite_default_scope(
+            cfg.get('default_scope', 'mmdet')):
+        # Detectors write into the config that they are built from.
+        return MODELS.build(copy.deepcopy(model)).eval()
+
+
+def load_weights(model: nn.Module, checkpoint: dict, name: str) -> None:
+    check_fits(model, checkpoint, name)
+    state = checkpoint.get('state_dict', checkpoint)
+    model.load_state_dict({
+        key[len('module.'):] if key.startswith('module.') else key: value
+        for key, value in state.items()
+    }, strict=False)
+
+
+def config_of(checkpoint: str) -> str:
+    """The config file that belongs to a checkpoint to be written."""
+    return f'{osp.splitext(checkpoint)[0]}.py'
+
+
+def _meta(checkpoint: dict, name: str) -> dict:
+    meta = {
+        key: value for key, value in (checkpoint.get('meta') or {}).items()
+        if key in ('dataset_meta', 'epoch', 'iter', 'seed')
+    }
+    return dict(meta, converted_from=osp.basename(name))
+
+
+def load_images(cfg: Config, files: Sequence[str], model: nn.Module) -> dict:
+    """A batch of images, as the config's test pipeline prepares them."""
+    with DefaultScope.overwrite_default_scope(
+            cfg.get('default_scope', 'mmdet')):
+        pipeline = Compose([
+            step for step in get_test_pipeline_cfg(cfg)
+            if step['type'] != 'LoadAnnotations'
+        ])
+        batch = pseudo_collate([
+            pipeline(dict(img_path=file, img_id=index))
+            for index, file in enumerate(files)
+        ])
+    return model.data_preprocessor(batch, False)
+
+
+def prove(model: nn.Module, data: dict, config: str,
+          checkpoint: str) -> Proof:
+    """Compare a model with stock files, run where mmpsbn cannot be imported.
+
+    Raises:
+        InputError: If the stock model does not run there.
+    """
+    run = OutputsOf(data)
+    expected, found = run(model), run.detections(model)
+    with tempfile.TemporaryDirectory() as folder:
+        inputs, outputs = osp.join(folder, 'in'), osp.join(folder, 'out')
+        torch.save(dict(data=data, proposals=run.proposals), inputs)
+        child = subprocess.run([
+            sys.executable, raw_outputs.__file__, config, checkpoint, inputs,
+            outputs
+        ],
+                               capture_output=True,
+                               text=True)
+        if child.returncode:
+            raise InputError('the stock model does not run without mmpsbn: '
+                             f'{child.stderr.strip().splitlines()[-1]}')
+        given = torch.load(outputs, weights_only=True)
+    difference = max(
+        float((one - other).abs().max() / other.abs().max().clamp(min=1e-12))
+        for one, other in zip(given['raw'], expected))
+    same = sum(map(_same_detections, given['detections'], found))
+    return Proof(difference, sum(len(d['labels']) for d in found), same)
+
+
+def _same_detections(one: dict, other: dict) -> int:
+    """How many detections of an image are those of the other model."""
+    number = min(len(one['labels']), len(other['labels']))
+    close = (one['labels'][:number] == other['labels'][:number])
+    for key, tolerance in (('scores', 1e-3), ('bboxes', 0.1)):
+        apart = (one[key][:number] - other[key][:number]).abs()
+        close &= (apart < tolerance).reshape(number, -1).all(1)
+    return int(close.sum())
+
+
+@contextmanager
+def replacing(*files: str) -> Iterator[List[str]]:
+    """Names to write to, which become ``files`` if all goes well.
+
+    Raises:
+        InputError: If they cannot be written; nothing half-written is left.
+    """
+    folder = None
+    try:
+        parent = osp.dirname(osp.abspath(files[0]))
+        os.makedirs(parent, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix='.converting-', dir=parent)
+        partial = [osp.join(folder, osp.basename(file)) for file in files]
+        yield partial
+        for source, file in zip(partial, files):
+            os.replace(source, file)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f'{files[0]} cannot be written: {error}') from error
+    finally:
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)

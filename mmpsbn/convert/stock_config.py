@@ -1,0 +1,159 @@
+"""The config of the stock model that does what a model of ours does."""
+
+import copy
+import os.path as osp
+import tempfile
+from typing import List
+
+from mmengine.config import Config
+
+from mmpsbn.engine.config import dicts_in
+from mmpsbn.errors import InputError
+
+STOCK_NORMS = {
+    'psBN': 'BN',
+    'psBN1d': 'BN1d',
+    'psBN2d': 'BN2d',
+    'psBN3d': 'BN3d',
+    'psSyncBN': 'SyncBN',
+}
+STOCK_MODULES = {
+    'LastBNLinear': 'Linear',
+    'LastBNRetinaHead': 'RetinaHead',
+    'LastBNRPNHead': 'RPNHead',
+}
+# What belongs to a last BN in the dict of such a module.
+LAST_BN_ARGUMENTS = ('last_bn', 'affine', 'gain', 'momentum', 'eps', 'sync')
+
+
+def type_of(node) -> str:
+    """The type that a dict of a config names, without our scope."""
+    name = node.get('type') if isinstance(node, dict) else None
+    return name.replace('mmpsbn.', '') if isinstance(name, str) else ''
+
+
+def mimic_inside(model: dict) -> bool:
+    """Whether a model's config asks for MimicNorm anywhere."""
+    return any(
+        type_of(node.get('conv_cfg')) == 'MimicConv'
+        for node in dicts_in(model))
+
+
+def stock_model(model: dict) -> dict:
+    """A model's config with BN in the place of psBN and of MimicNorm.
+
+    Args:
+        model (dict): It stays as it is.
+
+    Raises:
+        InputError: If the model has neither.
+    """
+    model, found = copy.deepcopy(model), False
+    for node in dicts_in(model):
+        norm = type_of(node.get('norm_cfg'))
+        if type_of(node.get('conv_cfg')) == 'MimicConv':
+            del node['conv_cfg']
+            node['norm_cfg'] = dict(type='BN', requires_grad=True)
+            found = True
+        elif norm in STOCK_NORMS:
+            node['norm_cfg']['type'] = STOCK_NORMS[norm]
+            node['norm_cfg'].pop('alpha', None)
+            found = True
+        if type_of(node) in STOCK_MODULES:
+            node['type'] = STOCK_MODULES[type_of(node)]
+            for name in LAST_BN_ARGUMENTS:
+                node.pop(name, None)
+            found = True
+    if not found:
+        raise InputError('the model of the config has neither psBN nor '
+                         'MimicNorm, so that there is nothing to convert.')
+    return model
+
+
+def fused_model(model: dict) -> dict:
+    """A stock model's config without the norm layers that can be fused."""
+    model = copy.deepcopy(model)
+    for name, part in model.items():
+        if name != 'backbone':
+            for node in dicts_in(part):
+                node.pop('norm_cfg', None)
+    return model
+
+
+def stock_config(cfg: Config, path: str, model: dict) -> str:
+    """The text of a config for MMDetection alone.
+
+    It inherits what the config inherits of MMDetection's, and states the
+    rest.
+
+    Args:
+        cfg (Config): The config to convert, as it was read.
+        path (str): Its file, whose bases are looked up.
+        model (dict): The stock model.
+
+    Returns:
+        str: A config file.
+    """
+    full = _plain(cfg.to_dict())
+    full['model'] = _plain(model)
+    full.pop('custom_imports', None)
+    bases = mmdet_bases(path)
+    text = ''
+    if bases:
+        text = f'_base_ = {bases!r}\n'
+        inherited = _plain(_read(text).to_dict())
+        if set(inherited) <= set(full):
+            full = difference(inherited, full)
+        else:
+            text = ''
+    return text + Config(full).pretty_text
+
+
+def mmdet_bases(path: str) -> List[str]:
+    """MMDetection's configs that a config file inherits, near ones last."""
+    found = []
+    for base in Config._get_base_files(path):
+        if base.startswith('mmdet::'):
+            found.append(base)
+        elif '::' not in base:
+            found += mmdet_bases(osp.join(osp.dirname(path), base))
+    return found
+
+
+def difference(base: dict, full: dict) -> dict:
+    """The smallest dict that MMEngine merges with ``base`` to ``full``."""
+    if set(base) - set(full):
+        return dict(full, _delete_=True)
+    changed = {}
+    for key, value in full.items():
+        if key not in base:
+            changed[key] = value
+        elif base[key] != value:
+            if not isinstance(value, dict):
+                changed[key] = value
+            elif isinstance(base[key], dict):
+                changed[key] = difference(base[key], value)
+            else:
+                changed[key] = dict(value, _delete_=True)
+    return changed
+
+
+def _read(text: str) -> Config:
+    with tempfile.TemporaryDirectory() as folder:
+        path = osp.join(folder, 'config.py')
+        with open(path, 'w') as file:
+            file.write(text)
+        return Config.fromfile(path)
+
+
+def _plain(cfg: dict) -> dict:
+    """Dicts, lists and values, without MMEngine's marks of scope."""
+
+    def plain(node):
+        if isinstance(node, dict):
+            return {k: plain(v) for k, v in node.items() if k != '_scope_'}
+        if isinstance(node, (list, tuple)):
+            return type(node)(map(plain, node))
+        return node
+
+    return plain(cfg)

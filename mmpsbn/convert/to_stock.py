@@ -1,0 +1,79 @@
+"""From psBN or MimicNorm to a stock model, on weights, without loss.
+
+A psBN checkpoint is a BN checkpoint. Of MimicNorm, each conv becomes a conv
+and a BN that adds its bias, and a last BN folds into its layer.
+"""
+
+from typing import Dict
+
+import torch
+from mmcv.cnn import ConvModule
+from torch import Tensor, nn
+
+from mmpsbn.layers.last_bn import LastBN
+from .folding import fold_batch_norm
+from .to_mimicnorm import norm_pairs
+
+
+@torch.no_grad()
+def stock_state(model: nn.Module, stock: nn.Module) -> Dict[str, Tensor]:
+    """The state dict of the stock model that computes what a model does.
+
+    Args:
+        model (nn.Module): With psBN or MimicNorm.
+        stock (nn.Module): With BN in their place, of the same names.
+    """
+    state = {
+        name: value.clone() for name, value in model.state_dict().items()
+    }
+    for pair in norm_pairs(model):
+        conv = model.get_submodule(pair.conv)
+        bn = stock.get_submodule(pair.norm)
+        state.pop(f'{pair.conv}.scale', None)
+        state[f'{pair.conv}.weight'] = conv.applied_weight
+        bias = state.pop(f'{pair.conv}.bias')
+        ones = torch.ones_like(bias)
+        # x -> (x - 0) / sqrt(1 - eps + eps) * 1 + bias
+        values = dict(
+            weight=ones,
+            bias=bias,
+            running_mean=torch.zeros_like(bias),
+            running_var=ones - bn.eps,
+            num_batches_tracked=bn.num_batches_tracked)
+        for name, value in values.items():
+            state[f'{pair.norm}.{name}'] = value
+    for name, layer in model.named_modules():
+        if isinstance(layer, LastBN):
+            _fold_last_bn(state, f'{name}.', layer)
+    return {name: state[name] for name in stock.state_dict()}
+
+
+def _fold_last_bn(state: Dict[str, Tensor], prefix: str,
+                  layer: LastBN) -> None:
+    state[f'{prefix}weight'], state[f'{prefix}bias'] = fold_batch_norm(
+        layer.weight, None, layer.running_mean, layer.running_var, layer.gain,
+        layer.bias, layer.eps)
+
+
+@torch.no_grad()
+def fuse(stock: nn.Module, state: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """Fold the BN of ConvModules outside of the backbone into their convs.
+
+    A ConvModule without a norm layer is stock; a ResNet without is not.
+    """
+    state = dict(state)
+    for name, module in stock.named_modules():
+        if not (isinstance(module, ConvModule) and module.with_norm) or \
+                name.startswith('backbone.'):
+            continue
+        norm = f'{name}.{module.norm_name}.'
+        values = {
+            key[len(norm):]: state.pop(key)
+            for key in list(state) if key.startswith(norm)
+        }
+        conv = f'{name}.conv.'
+        state[f'{conv}weight'], state[f'{conv}bias'] = fold_batch_norm(
+            state[f'{conv}weight'], state.get(f'{conv}bias'),
+            values['running_mean'], values['running_var'],
+            values.get('weight'), values.get('bias'), module.norm.eps)
+    return state
