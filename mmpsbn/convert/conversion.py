@@ -84,7 +84,7 @@ def convert_to_stock(cfg: Config, path: str, checkpoint: dict, name: str,
         with open(config_file, 'w') as file:
             file.write(text)
         content['meta']['cfg'] = Config.fromfile(config_file).pretty_text
-        torch.save(content, weights_file)
+        save(content, weights_file)
         proof = prove(model, data, config_file, weights_file)
         if not proof.difference <= TOLERANCE:
             raise InputError(
@@ -124,7 +124,7 @@ def convert_to_mimicnorm(cfg: Config, checkpoint: dict, name: str,
     load_weights(source, checkpoint, name)
     converted = to_mimicnorm(source, target, data)
     with replacing(out) as (file, ):
-        torch.save(
+        save(
             dict(
                 meta=_meta(checkpoint, name), state_dict=converted.state_dict),
             file)
@@ -140,7 +140,7 @@ def convert_to_psbn(cfg: Config, checkpoint: dict, name: str, out: str) -> None:
     model = build(cfg, cfg.model)
     load_weights(model, checkpoint, name)
     with replacing(out) as (file, ):
-        torch.save(
+        save(
             dict(meta=_meta(checkpoint, name), state_dict=model.state_dict()),
             file)
 
@@ -221,11 +221,19 @@ def prove(model: nn.Module, data: dict, config: str,
 def _same_detections(one: dict, other: dict) -> int:
     """How many detections of an image are those of the other model."""
     number = min(len(one['labels']), len(other['labels']))
-    close = (one['labels'][:number] == other['labels'][:number])
-    for key, tolerance in (('scores', 1e-3), ('bboxes', 0.1)):
-        apart = (one[key][:number] - other[key][:number]).abs()
-        close &= (apart < tolerance).reshape(number, -1).all(1)
+    apart = {
+        key: (one[key][:number] - other[key][:number]).abs() for key in one
+    }
+    close = (apart['labels'] == 0) & (apart['scores'] < 1e-3) & (
+        apart['bboxes'] < 0.1).all(1)
     return int(close.sum())
+
+
+def save(content: dict, file: str) -> None:
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:  # Of torch's writer, on a full disk say.
+        raise OSError(str(error)) from error
 
 
 @contextmanager
@@ -244,7 +252,7 @@ def replacing(*files: str) -> Iterator[List[str]]:
         yield partial
         for source, file in zip(partial, files):
             os.replace(source, file)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise InputError(f'{files[0]} cannot be written: {error}') from error
     finally:
         if folder:
