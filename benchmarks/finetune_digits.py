@@ -19,6 +19,8 @@ from pathlib import Path
 from demo_norms import CONFIG, folder_of, spread, train
 
 MIMIC_CONFIG = CONFIG.replace('psbn', 'mimicnorm')
+# The row of demo_norms.py with this config's settings.
+MIMICNORM = 'MimicNorm, RPN too'
 TASK = 'data/digits-2'
 EPOCHS = 3
 SCALE = '(128,128)'
@@ -44,9 +46,9 @@ def starts(seed, pretrained, out):
              '--out', mimic, '--images', f'{TASK}/train2017')
     return {
         'BN, finetuned': ('BN', bn),
-        'MimicNorm, converted and finetuned': ('MimicNorm', mimic),
+        'MimicNorm, converted and finetuned': (MIMICNORM, mimic),
         'BN, from scratch': ('BN', None),
-        'MimicNorm, from scratch': ('MimicNorm', None),
+        'MimicNorm, from scratch': (MIMICNORM, None),
     }
 
 

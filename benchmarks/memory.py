@@ -3,7 +3,8 @@
     python benchmarks/memory.py [--rounds 15] [--size 800 1344]
 
 First the backbone, ResNet-50, then Faster R-CNN and RetinaNet R50-FPN as a
-whole, each with several normalizations of the backbone, all of it trained.
+whole, each with several normalizations of the backbone, all of it trained;
+MimicNorm has its last BN in the heads.
 
 - Saved: MiB that autograd keeps from a training forward of two images for its
   backward, as distinct storages; the parameters themselves are left out,
@@ -63,6 +64,7 @@ DETECTORS = {
     'Faster R-CNN':
     ('faster-rcnn_r50_fpn_bn_1x_coco.py',
      dict(
+         rpn_head=dict(type='LastBNRPNHead'),
          roi_head=dict(
              bbox_head=dict(cls_predictor_cfg=dict(type='LastBNLinear'))))),
     'RetinaNet': ('retinanet_r50_fpn_bn_1x_coco.py',

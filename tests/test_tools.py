@@ -171,7 +171,8 @@ def mimic(digits, tmp_path_factory):
     status, output = run(
         'tools/dist_train.sh', MIMIC, 2, '--work-dir', work_dir, data=digits,
         launcher=['bash'], PORT='29613',
-        options=['model.roi_head.bbox_head.cls_predictor_cfg.sync=True'])
+        options=['model.roi_head.bbox_head.cls_predictor_cfg.sync=True',
+                 'model.rpn_head.last_bn.sync=True'])
     assert status == 0, output[-3000:]
     return work_dir
 

@@ -8,6 +8,7 @@ model = dict(
         init_cfg=dict(
             type='Pretrained',
             checkpoint='checkpoints/resnet50_mimicnorm.pth')),
+    rpn_head=dict(type='LastBNRPNHead'),
     roi_head=dict(bbox_head=dict(cls_predictor_cfg=dict(type='LastBNLinear'))))
 # No norm layer bounds what a rare batch does to the body.
 optim_wrapper = dict(clip_grad=dict(max_norm=35, norm_type=2))
