@@ -75,7 +75,8 @@ def main():
                     options = [*SETTINGS, f'optim_wrapper.optimizer.lr={lr}']
                     folder = out / f'{"from" if weights else "scratch"}_{lr}'
                     if weights:
-                        options.append(f'load_from={weights}')
+                        options += ['model.init_cfg.type=Pretrained',
+                                    f'model.init_cfg.checkpoint={weights}']
                     runs[row, lr, seed] = pool.submit(train, norm, seed,
                                                       options, folder)
     print('\n| Start | lr | mAP | spread | mAP50 | spread |\n'
