@@ -47,7 +47,6 @@ NORMS = {
 # How the last BN may be set, beside its defaults.
 VARIANTS = {
     'MimicNorm, affine=False': (f'{LAST}.affine=False', ),
-    'MimicNorm, momentum=0.01': (f'{LAST}.momentum=0.01', ),
     'MimicNorm, RPN too': ('model.rpn_head.type=LastBNRPNHead', ),
 }
 NORMS.update({

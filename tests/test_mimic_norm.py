@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -488,6 +489,19 @@ def test_keeps_no_activation_for_bias_scalar_and_norm():
                    for m in (module, plain))
     # The product of weight and scalar is all there is beside them.
     assert ours == least + module.conv.weight.nbytes
+
+
+def test_counting_saved_bytes_frees_them():
+    x = torch.randn(2, 3, requires_grad=True)
+    outputs = []
+
+    def forward():
+        output = x.exp()  # Saves its output.
+        outputs.append(weakref.ref(output))
+        return output
+
+    assert saved_bytes(forward, [x]) == x.nbytes
+    assert outputs[0]() is None
 
 
 def test_resnet50_saves_what_its_relus_and_scaled_weights_take():

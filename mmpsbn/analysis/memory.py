@@ -27,7 +27,9 @@ def saved_bytes(forward: Callable, parameters: Iterable[Tensor]) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # Not the tensor: an output that its own node saves would never be
+        # freed.
+        return tensor.detach()
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
         held = forward()
