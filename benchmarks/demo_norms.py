@@ -1,8 +1,9 @@
 """Normalizations compared on the demo's task, over seeds.
 
-    python benchmarks/demo_norms.py [--norms BN MimicNorm] [--seeds 0 1 2]
+    python benchmarks/demo_norms.py [--detector retinanet]
+        [--norms BN MimicNorm] [--seeds 0 1 2]
 
-Trains the demo's Faster R-CNN with each normalization and seed by
+Trains the demo's Faster R-CNN or RetinaNet with each normalization and seed by
 tools/train.py, on one thread each, as many at a time as there are cores, and
 prints a table: mean mAP and mAP50 and their spread, largest minus smallest;
 what autograd saves in a step, and the time of a step, measured side by side
@@ -26,52 +27,71 @@ from mmengine.logging import MMLogger
 
 from mmpsbn.analysis import saved_bytes
 
-CONFIG = 'configs/demo/faster-rcnn_r18-half_fpn_psbn_digits.py'
-NORM = 'model.backbone.norm_cfg'
-CONV = 'model.backbone.conv_cfg'
-LAST = 'model.roi_head.bbox_head.cls_predictor_cfg'
-PLAIN = (f'{NORM}.type=MimicNorm', f'{CONV}.type=MimicConv',
-         f'{CONV}.centre=False')
+CONFIG = 'configs/demo/{}_r18-half_fpn_psbn_digits.py'
+# What takes the normalization, and the settings of the last BN.
+BODIES = {
+    'faster-rcnn': ('model.backbone', ),
+    'retinanet': ('model.backbone', 'model.bbox_head'),
+}
+ROI = 'model.roi_head.bbox_head.cls_predictor_cfg'
+RPN = 'model.rpn_head'
+LAST_BN = {
+    'faster-rcnn': (f'{ROI}.type=LastBNLinear', ),
+    'retinanet': ('model.bbox_head.type=LastBNRetinaHead', ),
+}
+# Row of the table: settings over the psBN config, for each body.
+PLAIN = ('norm_cfg.type=MimicNorm', 'conv_cfg.type=MimicConv',
+         'conv_cfg.centre=False')
 CENTRED = PLAIN[:2]
-LAST_BN = (f'{LAST}.type=LastBNLinear', )
-# Row of the table: settings over the psBN config.
 NORMS = {
-    'BN': (f'{NORM}.type=BN', ),
+    'BN': ('norm_cfg.type=BN', ),
     'psBN': (),
-    'GN': (f'{NORM}.type=GN', f'{NORM}.num_groups=8'),
+    'GN': ('norm_cfg.type=GN', 'norm_cfg.num_groups=8'),
     'none': PLAIN,
     'weight mean': CENTRED,
-    'last BN': (*PLAIN, *LAST_BN),
-    'MimicNorm': (*CENTRED, *LAST_BN),
+    'last BN': PLAIN,
+    'MimicNorm': CENTRED,
 }
-# How the last BN may be set, beside its defaults.
+# How the last BN of Faster R-CNN may be set, beside its defaults.
 VARIANTS = {
-    'MimicNorm, affine=False': (f'{LAST}.affine=False', ),
-    'MimicNorm, RPN too': ('model.rpn_head.type=LastBNRPNHead', ),
+    'MimicNorm, affine=False': (f'{ROI}.affine=False', ),
+    'MimicNorm, RPN too': (f'{RPN}.type=LastBNRPNHead', ),
 }
-NORMS.update({
-    name: (*NORMS['MimicNorm'], *options)
-    for name, options in VARIANTS.items()
-})
+for momentum in (0.01, 0.3):
+    VARIANTS[f'MimicNorm, RPN too, momentum={momentum}'] = (
+        f'{RPN}.type=LastBNRPNHead', f'{ROI}.momentum={momentum}',
+        f'{RPN}.last_bn.momentum={momentum}')
 
 
-def folder_of(norm, seed, out):
-    return out / f'{norm}_{seed}'.replace(', ', '-').replace(' ', '-')
+def settings(detector, norm):
+    """What --cfg-options takes for a row of the table."""
+    row = norm.partition(',')[0]
+    options = [f'{body}.{option}' for body in BODIES[detector]
+               for option in NORMS[row]]
+    if row in ('last BN', 'MimicNorm'):
+        options.extend(LAST_BN[detector])
+    return [*options, *VARIANTS.get(norm, ())]
 
 
-def train(norm, seed, options, out):
+def folder_of(detector, norm, seed, out):
+    return out / f'{detector}_{norm}_{seed}'.replace(', ', '-').replace(
+        ' ', '-')
+
+
+def train(detector, norm, seed, options, out):
     """Metrics of a run; those of an earlier one where it has ended."""
-    folder = folder_of(norm, seed, out)
+    folder = folder_of(detector, norm, seed, out)
     done = folder / 'metrics.json'
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / 'output.txt', 'w') as output:
             status = subprocess.run([
-                sys.executable, 'tools/train.py', CONFIG, '--work-dir',
+                sys.executable, 'tools/train.py',
+                CONFIG.format(detector), '--work-dir',
                 str(folder), '--resume', '--cfg-options',
                 f'randomness.seed={seed}', 'train_cfg.val_interval=100',
-                'default_hooks.checkpoint.max_keep_ckpts=1', *NORMS[norm],
-                *options
+                'default_hooks.checkpoint.max_keep_ckpts=1',
+                *settings(detector, norm), *options
             ],
                                     env={**os.environ, 'OMP_NUM_THREADS': '1'},
                                     stdout=output,
@@ -96,7 +116,7 @@ def last_metrics(folder):
     }
 
 
-def costs(norms, rounds):
+def costs(detector, norms, rounds):
     """What autograd saves, in MiB, and the time of a step, as ratios."""
     register_all_modules()
     MMLogger.get_instance('mmengine', log_level='ERROR')
@@ -104,9 +124,9 @@ def costs(norms, rounds):
     parser.add_argument('--options', nargs='*', action=DictAction)
     models, saved = {}, {}
     for norm in norms:
-        cfg = Config.fromfile(CONFIG)
-        options = parser.parse_args(['--options', *NORMS[norm]]).options
-        cfg.merge_from_dict(options or {})
+        cfg = Config.fromfile(CONFIG.format(detector))
+        options = parser.parse_args(['--options', *settings(detector, norm)])
+        cfg.merge_from_dict(options.options or {})
         models[norm] = Detector(cfg, batch=8, classes=10)
         inputs = models[norm].train().inputs((160, 160))
         saved[norm] = saved_bytes(lambda: models[norm].loss(inputs),
@@ -124,11 +144,12 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--detector', choices=BODIES, default='faster-rcnn')
     parser.add_argument(
         '--norms',
         nargs='+',
-        choices=NORMS,
-        default=[name for name in NORMS if name not in VARIANTS])
+        choices=[*NORMS, *VARIANTS],
+        default=list(NORMS))
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--out', type=Path, default='work_dirs/demo_norms')
     parser.add_argument('--jobs', type=int, default=os.cpu_count())
@@ -137,16 +158,18 @@ def main():
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], help='for every run')
     args = parser.parse_args()
+    if args.detector != 'faster-rcnn' and set(args.norms) & set(VARIANTS):
+        parser.error(f'only faster-rcnn has the rows {", ".join(VARIANTS)}')
     if not os.path.isdir('data/digits'):
         subprocess.run([
             sys.executable, 'tools/make_demo_data.py', '--out', 'data/digits'
         ], check=True)
     with ThreadPoolExecutor(args.jobs) as pool:
-        runs = {(norm, seed): pool.submit(train, norm, seed, args.cfg_options,
-                                          args.out)
+        runs = {(norm, seed): pool.submit(train, args.detector, norm, seed,
+                                          args.cfg_options, args.out)
                 for seed in args.seeds for norm in args.norms}
     metrics = {key: run.result() for key, run in runs.items()}
-    saved, steps = costs(args.norms, args.rounds)
+    saved, steps = costs(args.detector, args.norms, args.rounds)
     print('\n| Norm | mAP | spread | mAP50 | spread | saved, MiB | step, of '
           f'{args.norms[0]} |\n|---|---|---|---|---|---|---|')
     for norm in args.norms:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from demo_norms import CONFIG, folder_of, spread, train
 
-MIMIC_CONFIG = CONFIG.replace('psbn', 'mimicnorm')
+DETECTOR = 'faster-rcnn'
+MIMIC_CONFIG = CONFIG.format(DETECTOR).replace('psbn', 'mimicnorm')
 # The row of demo_norms.py with this config's settings.
 MIMICNORM = 'MimicNorm, RPN too'
 TASK = 'data/digits-2'
@@ -39,7 +40,7 @@ def tool(*arguments):
 
 def starts(seed, pretrained, out):
     """For each row of the table: its norm, and where it starts."""
-    bn = folder_of('BN', seed, pretrained) / 'epoch_8.pth'
+    bn = folder_of(DETECTOR, 'BN', seed, pretrained) / 'epoch_8.pth'
     mimic = out / f'converted_{seed}.pth'
     if not mimic.exists():
         tool('tools/convert.py', MIMIC_CONFIG, bn, '--to', 'mimicnorm',
@@ -65,8 +66,10 @@ def main():
     if not os.path.isdir(TASK):
         tool('tools/make_demo_data.py', '--out', TASK, '--seed', 1)
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda seed: train('BN', seed, [], pretrained),
-                      args.seeds))
+        list(
+            pool.map(
+                lambda seed: train(DETECTOR, 'BN', seed, [], pretrained),
+                args.seeds))
         os.environ['MMDET_DATASETS'] = TASK
         runs = {}
         for seed in args.seeds:
@@ -77,8 +80,8 @@ def main():
                     if weights:
                         options += ['model.init_cfg.type=Pretrained',
                                     f'model.init_cfg.checkpoint={weights}']
-                    runs[row, lr, seed] = pool.submit(train, norm, seed,
-                                                      options, folder)
+                    runs[row, lr, seed] = pool.submit(train, DETECTOR, norm,
+                                                      seed, options, folder)
     print('\n| Start | lr | mAP | spread | mAP50 | spread |\n'
           '|---|---|---|---|---|---|')
     for row, lr in dict.fromkeys((row, lr) for row, lr, _ in runs):

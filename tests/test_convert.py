@@ -162,10 +162,11 @@ def test_psbn_converts_too(digits, tmp_path):
 
 
 def test_a_config_without_ours_is_refused(digits):
-    cfg = Config.fromfile(CONFIGS / 'psbn' /
-                          'retinanet_r50_fpn_bn_1x_coco.py')
+    path = str(CONFIGS / 'psbn' / 'retinanet_r50_fpn_bn_1x_coco.py')
+    cfg = Config.fromfile(path)
     with pytest.raises(InputError, match='nothing to convert'):
-        stock_model(cfg.model)
+        convert_to_stock(cfg, path, {}, 'bn.pth', images(digits), 'out.pth',
+                         False, False)
     with pytest.raises(InputError, match='no MimicNorm.*conv_cfg'):
         convert_to_mimicnorm(cfg, {}, 'bn.pth', images(digits), 'out.pth')
 

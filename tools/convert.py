@@ -9,12 +9,10 @@
 """
 
 import argparse
-import os
 import os.path as osp
 
 import mmpsbn  # noqa: F401  First: it checks the stack.
 
-import mmcv
 from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
@@ -24,10 +22,8 @@ from mmpsbn.convert.conversion import config_of
 from mmpsbn.engine.checkpoint import read_checkpoint
 from mmpsbn.engine.cli import told_to_the_user
 from mmpsbn.engine.config import read_config
-from mmpsbn.engine.data import data_files
+from mmpsbn.engine.data import find_images
 from mmpsbn.errors import InputError
-
-IMAGES = ('.jpg', '.jpeg', '.png', '.bmp')
 
 
 def parse_args():
@@ -65,30 +61,6 @@ def parse_args():
         action=DictAction,
         help='settings of the config to override, as key=value')
     return parser.parse_args()
-
-
-def find_images(cfg, folder, number):
-    if number < 1:
-        raise InputError(f'--number {number}: at least 1 image is needed.')
-    if folder is None:
-        files = next(data_files(cfg, ('train_dataloader', )), None)
-        folder = files.images if files else ''
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise InputError(
-            f'the folder of images {folder} cannot be read '
-            f'({error.strerror}); name one by --images.') from error
-    images = [
-        osp.join(folder, name) for name in names
-        if name.lower().endswith(IMAGES)
-    ][:number]
-    if not images:
-        raise InputError(f'{folder} has no image ({", ".join(IMAGES)}).')
-    for image in images:
-        if mmcv.imread(image) is None:
-            raise InputError(f'the image {image} cannot be read.')
-    return images
 
 
 def check_arguments(args):

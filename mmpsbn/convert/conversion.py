@@ -22,7 +22,7 @@ from mmpsbn.engine.checkpoint import check_fits
 from mmpsbn.errors import InputError
 from mmpsbn.registry import MODELS
 from . import raw_outputs
-from .raw_outputs import OutputsOf
+from .raw_outputs import OutputsOf, largest_difference, same_detections
 from .stock_config import fused_model, mimic_inside, stock_config, stock_model
 from .to_mimicnorm import Converted, to_mimicnorm
 from .to_stock import fuse, stock_state
@@ -69,7 +69,11 @@ def convert_to_stock(cfg: Config, path: str, checkpoint: dict, name: str,
     if keep_optimizer and (fused or mimic_inside(cfg.model)):
         raise InputError('--keep-optimizer is for psBN without --fuse: '
                          'elsewhere the parameters are no longer the same.')
-    model, stock_cfg = build(cfg, cfg.model), stock_model(cfg.model)
+    stock_cfg = stock_model(cfg.model)
+    if stock_cfg == cfg.model:
+        raise InputError('the model of the config has neither psBN nor '
+                         'MimicNorm, so that there is nothing to convert.')
+    model = build(cfg, cfg.model)
     load_weights(model, checkpoint, name)
     stock = build(cfg, stock_cfg)
     state = stock_state(model, stock)
@@ -211,22 +215,10 @@ def prove(model: nn.Module, data: dict, config: str,
             raise InputError('the stock model does not run without mmpsbn: '
                              f'{child.stderr.strip().splitlines()[-1]}')
         given = torch.load(outputs, weights_only=True)
-    difference = max(
-        float((one - other).abs().max() / other.abs().max().clamp(min=1e-12))
-        for one, other in zip(given['raw'], expected))
-    same = sum(map(_same_detections, given['detections'], found))
-    return Proof(difference, sum(len(d['labels']) for d in found), same)
-
-
-def _same_detections(one: dict, other: dict) -> int:
-    """How many detections of an image are those of the other model."""
-    number = min(len(one['labels']), len(other['labels']))
-    apart = {
-        key: (one[key][:number] - other[key][:number]).abs() for key in one
-    }
-    close = (apart['labels'] == 0) & (apart['scores'] < 1e-3) & (
-        apart['bboxes'] < 0.1).all(1)
-    return int(close.sum())
+    same = sum(map(same_detections, given['detections'], found))
+    return Proof(
+        largest_difference(given['raw'], expected),
+        sum(len(d['labels']) for d in found), same)
 
 
 def save(content: dict, file: str) -> None:

@@ -8,7 +8,6 @@ from typing import List
 from mmengine.config import Config
 
 from mmpsbn.engine.config import dicts_in
-from mmpsbn.errors import InputError
 
 STOCK_NORMS = {
     'psBN': 'BN',
@@ -44,29 +43,20 @@ def stock_model(model: dict) -> dict:
 
     Args:
         model (dict): It stays as it is.
-
-    Raises:
-        InputError: If the model has neither.
     """
-    model, found = copy.deepcopy(model), False
+    model = copy.deepcopy(model)
     for node in dicts_in(model):
         norm = type_of(node.get('norm_cfg'))
         if type_of(node.get('conv_cfg')) == 'MimicConv':
             del node['conv_cfg']
             node['norm_cfg'] = dict(type='BN', requires_grad=True)
-            found = True
         elif norm in STOCK_NORMS:
             node['norm_cfg']['type'] = STOCK_NORMS[norm]
             node['norm_cfg'].pop('alpha', None)
-            found = True
         if type_of(node) in STOCK_MODULES:
             node['type'] = STOCK_MODULES[type_of(node)]
             for name in LAST_BN_ARGUMENTS:
                 node.pop(name, None)
-            found = True
-    if not found:
-        raise InputError('the model of the config has neither psBN nor '
-                         'MimicNorm, so that there is nothing to convert.')
     return model
 
 

@@ -1,10 +1,11 @@
 """The files of a data set: looked for before a run, blamed after it fails."""
 
 import json
+import os
 import os.path as osp
 import traceback
 from contextlib import contextmanager
-from typing import Iterator, NamedTuple, Sequence, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import mmcv
 from mmdet.datasets import CocoDataset
@@ -12,6 +13,9 @@ from mmengine.config import Config
 
 from .config import dicts_in
 from mmpsbn.errors import InputError
+
+
+IMAGES = ('.jpg', '.jpeg', '.png', '.bmp')
 
 
 class DataFiles(NamedTuple):
@@ -172,3 +176,38 @@ def read_annotations(file: str) -> dict:
                          f"{' and no '.join(missing)}, which COCO's layout "
                          'has.')
     return content
+
+
+def find_images(cfg: Config, folder: Optional[str],
+                number: int) -> List[str]:
+    """The first images of a folder, by name.
+
+    Args:
+        cfg (Config): Whose training images are taken without a folder.
+        folder (str, optional): Where they are.
+        number (int): How many at most.
+
+    Raises:
+        InputError: If there is none, or if one cannot be read.
+    """
+    if number < 1:
+        raise InputError(f'--number {number}: at least 1 image is needed.')
+    if folder is None:
+        files = next(data_files(cfg, ('train_dataloader', )), None)
+        folder = files.images if files else ''
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise InputError(
+            f'the folder of images {folder} cannot be read '
+            f'({error.strerror}); name one by --images.') from error
+    images = [
+        osp.join(folder, name) for name in names
+        if name.lower().endswith(IMAGES)
+    ][:number]
+    if not images:
+        raise InputError(f'{folder} has no image ({", ".join(IMAGES)}).')
+    for image in images:
+        if mmcv.imread(image) is None:
+            raise InputError(f'the image {image} cannot be read.')
+    return images

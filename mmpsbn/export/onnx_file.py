@@ -1,0 +1,267 @@
+"""Detectors as ONNX files, compared with PyTorch before they are kept."""
+
+import copy
+import json
+import logging
+import warnings
+from collections import Counter
+from contextlib import contextmanager
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+import mmcv
+import torch
+from mmcv.cnn import fuse_conv_bn
+from mmdet.utils import get_test_pipeline_cfg
+from mmengine.config import Config
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmpsbn.convert.conversion import (TOLERANCE, build, load_images,
+                                       load_weights, replacing)
+from mmpsbn.convert.raw_outputs import (OutputsOf, largest_difference,
+                                        same_detections)
+from mmpsbn.convert.stock_config import stock_model
+from mmpsbn.convert.to_stock import stock_state
+from mmpsbn.errors import InputError
+from .exportable import Exportable
+from .operators import onnx_translations
+
+OPSET = 18
+# A ResNet with FPN halves the size five times.
+MULTIPLE = 32
+# Of the detections, what rounding may turn around in NMS.
+SHARE_APART = 0.01
+
+
+class Exported(NamedTuple):
+    """An ONNX file beside the model it was made from."""
+
+    difference: float
+    """Largest difference of raw outputs, of the largest of each output."""
+    detections: int
+    """Of PyTorch or of onnxruntime, whichever has more."""
+    same: int
+    """Those that both have."""
+    before: Counter
+    """Nodes of the trained model's graph, not optimized, by operator."""
+    after: Counter
+    """Nodes of the file."""
+
+
+def export_onnx(cfg: Config, checkpoint: dict, name: str,
+                images: Sequence[str], out: str,
+                shape: Optional[Tuple[int, int]], dynamic: bool,
+                raw: bool) -> Exported:
+    """Write a detector as ONNX, and compare it with PyTorch.
+
+    psBN, BN, MimicNorm and last BN are folded into convs and linear layers.
+
+    Args:
+        cfg (Config): Of the trained model.
+        checkpoint (dict): Of the trained model.
+        name (str): The checkpoint's, for messages.
+        images (list[str]): Files of images to compare on.
+        out (str): The file to write.
+        shape (tuple[int, int], optional): Height and width of the input, in
+            pixels. Defaults to those of the config's test images.
+        dynamic (bool): Whether the file takes any number of images, of any
+            size in multiples of 32 pixels.
+        raw (bool): Whether its outputs are those of the heads, in the place
+            of detections.
+
+    Raises:
+        InputError: If the checkpoint does not fit, if the detector cannot be
+            exported, if the file cannot be written, or if onnxruntime and
+            PyTorch differ; nothing is written then.
+    """
+    check_packages()
+    shape = shape or test_shape(cfg)
+    model = build(cfg, cfg.model)
+    load_weights(model, checkpoint, name)
+    stock = build(cfg, stock_model(cfg.model))
+    stock.load_state_dict(stock_state(model, stock))
+    folded = Exportable(fuse_conv_bn(stock))
+    before = _count(_program(Exportable(model), shape, optimize=False))
+    program = _program(folded, shape, dynamic)
+    session = _session(program)
+    differences, detections, same = [], 0, 0
+    for file in images:
+        data = prepared(cfg, file, model, shape)
+        compared = _compare(session, folded.names, model, data)
+        differences.append(compared[0])
+        detections, same = detections + compared[1], same + compared[2]
+    if not max(differences) <= TOLERANCE or \
+            detections - same > max(1, SHARE_APART * detections):
+        raise InputError(
+            'onnxruntime gives other outputs than PyTorch: they differ by '
+            f'{max(differences):.1e} of their size, and {same} of '
+            f'{detections} detections are the same. Nothing was written; '
+            'please report it.')
+    _keep_outputs(program.model, folded.names[2:] if raw else
+                  folded.names[:2])
+    program.model.metadata_props.update(_metadata(cfg, checkpoint, model))
+    with replacing(out) as (file, ):
+        program.save(file)
+    return Exported(
+        max(differences), detections, same, before, _count(program))
+
+
+def check_packages() -> None:
+    """Raise if ONNX's packages are missing.
+
+    Raises:
+        InputError: With the command that installs them.
+    """
+    try:
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f'ONNX needs {error.name}, which is not installed: '
+            'pip install -r requirements/onnx.txt') from error
+
+
+def test_shape(cfg: Config) -> Tuple[int, int]:
+    """Height and width that the config's test images fit in, if landscape.
+
+    Raises:
+        InputError: If its test pipeline does not say.
+    """
+    for step in get_test_pipeline_cfg(cfg):
+        if step['type'] == 'Resize' and step.get('scale'):
+            return tuple(_padded(size) for size in sorted(step['scale']))
+    raise InputError("the config's test pipeline has no Resize with a scale; "
+                     'give the shape by --shape HEIGHT WIDTH.')
+
+
+def prepared(cfg: Config, file: str, model: nn.Module,
+             shape: Tuple[int, int]) -> dict:
+    """An image, resized to fit the shape and padded to it with zeros.
+
+    Args:
+        cfg (Config): Whose test pipeline is used.
+        file (str): Of the image.
+        model (nn.Module): Whose data preprocessor is used.
+        shape (tuple[int, int]): Height and width.
+    """
+    height, width = mmcv.imread(file).shape[:2]
+    factor = min(shape[0] / height, shape[1] / width)
+    size = (max(1, int(width * factor)), max(1, int(height * factor)))
+    cfg = copy.deepcopy(cfg)
+    for step in get_test_pipeline_cfg(cfg):
+        if step['type'] == 'Resize':
+            step.pop('scale_factor', None)
+            step.update(scale=size, keep_ratio=False)
+    data = load_images(cfg, [file], model)
+    # What data_preprocessor padded is beyond the image.
+    inputs = data['inputs'][..., :shape[0], :shape[1]]
+    data['inputs'] = F.pad(
+        inputs,
+        (0, shape[1] - inputs.shape[3], 0, shape[0] - inputs.shape[2]))
+    for sample in data['data_samples']:
+        # The file does not know where an image ends.
+        sample.set_metainfo(dict(img_shape=shape))
+    return data
+
+
+def _padded(size: int) -> int:
+    return -(-size // MULTIPLE) * MULTIPLE
+
+
+def _program(model: Exportable,
+             shape: Tuple[int, int],
+             dynamic: bool = False,
+             optimize: bool = True):
+    """The ONNX program of a model (``torch.onnx.ONNXProgram``)."""
+    example = torch.zeros(2 if dynamic else 1, 3, *shape)
+    sizes = None
+    if dynamic:
+        dim = torch.export.Dim
+        sizes = ({
+            0: dim('batch'),
+            2: MULTIPLE * dim('rows'),
+            3: MULTIPLE * dim('columns')
+        }, )
+    with _quiet():
+        return torch.onnx.export(
+            model, (example, ),
+            input_names=['images'],
+            output_names=model.names,
+            opset_version=OPSET,
+            dynamo=True,
+            dynamic_shapes=sizes,
+            custom_translation_table=onnx_translations(),
+            optimize=optimize,
+            verbose=False)
+
+
+@contextmanager
+def _quiet():
+    """Without the exporter's remarks, on torchvision's absence for one."""
+    logger = logging.getLogger('torch')
+    level = logger.level
+    torch._logging.set_logs(all=logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        torch._logging.set_logs(all=level or logging.WARNING)
+
+
+def _session(program):
+    import onnxruntime
+    return onnxruntime.InferenceSession(
+        program.model_proto.SerializeToString(),
+        providers=['CPUExecutionProvider'])
+
+
+def _compare(session, names: List[str], model: nn.Module,
+             data: dict) -> Tuple[float, int, int]:
+    """Of one image: difference of raw outputs, detections and same ones."""
+    found = dict(
+        zip(names,
+            map(torch.from_numpy,
+                session.run(None, {'images': data['inputs'].numpy()}))))
+    proposals = None
+    if 'rois' in found:
+        proposals = [InstanceData(bboxes=found['rois'][:, 1:])]
+    run = OutputsOf(data, proposals)
+    outputs = [found[name] for name in names[2:] if name != 'rois']
+    expected, = run.detections(model)
+    given = detections_of(found['dets'][0], found['labels'][0])
+    return (largest_difference(outputs, run(model)),
+            max(len(given['labels']), len(expected['labels'])),
+            same_detections(given, expected))
+
+
+def detections_of(dets: Tensor, labels: Tensor) -> dict:
+    """Boxes, scores and labels of an image, without the padding."""
+    valid = labels >= 0
+    return dict(
+        bboxes=dets[valid, :4], scores=dets[valid, 4], labels=labels[valid])
+
+
+def _keep_outputs(model, names: List[str]) -> None:
+    """Remove the other outputs, and what is computed for them alone."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+    outputs = model.graph.outputs
+    outputs[:] = [output for output in outputs if output.name in names]
+    RemoveUnusedNodesPass()(model)
+
+
+def _count(program) -> Counter:
+    return Counter(node.op_type for node in program.model.graph)
+
+
+def _metadata(cfg: Config, checkpoint: dict, model: nn.Module) -> dict:
+    """What a program that runs the file has to know, as JSON."""
+    preprocessor = model.data_preprocessor
+    meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+    values = dict(
+        classes=meta.get('classes') or meta.get('CLASSES'),
+        mean=preprocessor.mean.flatten().tolist(),
+        std=preprocessor.std.flatten().tolist(),
+        bgr_to_rgb=preprocessor._channel_conversion)
+    return {key: json.dumps(value) for key, value in values.items()}

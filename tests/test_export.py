@@ -1,0 +1,270 @@
+"""Detectors as ONNX files."""
+
+import json
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from mmcv.ops import batched_nms
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+from mmdet.structures import DetDataSample
+from test_convert import DETECTORS, build, demo_config, images, trained
+from test_tools import FASTER, refused  # noqa: F401  The fixture.
+
+from mmpsbn.convert.raw_outputs import same_detections
+from mmpsbn.errors import InputError
+from mmpsbn.export import export_onnx, onnx_file
+from mmpsbn.export.exportable import Exportable, extract_rois
+from mmpsbn.export.onnx_file import detections_of
+from mmpsbn.export.operators import nms, roi_align
+
+
+def any_score(cfg):
+    """A detector is not confident of anything after a few steps."""
+    test_cfg = cfg.model.test_cfg
+    test_cfg.get('rcnn', test_cfg).score_thr = 0
+    return cfg
+
+
+def boxes(number):
+    corners = torch.rand(number, 2) * 50
+    return torch.cat([corners, corners + 5 + torch.rand(number, 2) * 30], 1)
+
+
+def predicted(model, inputs):
+    """What MMDetection's own post-processing gives, for each image."""
+    samples = [
+        DetDataSample(metainfo=dict(img_shape=tuple(inputs.shape[-2:])))
+        for _ in inputs
+    ]
+    with torch.no_grad():
+        results = model.eval().predict(inputs, samples, rescale=False)
+    return [result.pred_instances for result in results]
+
+
+def assert_equal(dets, labels, expected):
+    for det, label, truth in zip(dets, labels, expected):
+        found = detections_of(det, label)
+        assert len(truth) == len(found['labels']) > 0
+        for key, value in found.items():
+            assert torch.equal(value, truth[key]), key
+
+
+def test_nms_is_that_of_mmcv():
+    box, score = boxes(200), torch.rand(2, 200)
+    score[1, :150] = -1
+    keep = nms(torch.stack([box, box]), score, 0.4)
+    for mask, own in zip(keep, score):
+        valid = (own >= 0).nonzero().squeeze(1)
+        _, best = batched_nms(
+            box[valid], own[valid], torch.zeros(len(valid)),
+            dict(type='nms', iou_threshold=0.4))
+        assert set(mask.nonzero().flatten().tolist()) == set(
+            valid[best].tolist())
+    assert not nms(box[None], torch.full((1, 200), -1.), 0.4).any()
+
+
+def test_operators_are_sound():
+    torch.library.opcheck(nms, (boxes(9)[None], torch.rand(1, 9), 0.5))
+    torch.library.opcheck(
+        roi_align, (torch.randn(2, 3, 9, 9), boxes(4),
+                    torch.tensor([0, 1, 1, 0]), 7, 7, 0.25, 0, True))
+
+
+def test_rois_are_extracted_on_their_levels():
+    extractor = SingleRoIExtractor(
+        dict(type='RoIAlign', output_size=5, sampling_ratio=0), 4,
+        [4, 8, 16], finest_scale=10)
+    features = [torch.randn(2, 4, 96 // s, 96 // s) for s in (4, 8, 16)]
+    rois = torch.cat([torch.randint(0, 2, (60, 1)), boxes(60)], 1)
+    rois[:20, 3:] = rois[:20, 1:3] + 3
+    torch.testing.assert_close(
+        extract_rois(extractor, features, rois), extractor(features, rois))
+
+
+@pytest.mark.parametrize('detector', DETECTORS)
+@pytest.mark.parametrize('change', [
+    {},
+    dict(nms=dict(type='nms', iou_threshold=0.6, class_agnostic=True)),
+    dict(nms_pre=20, max_per_img=30),
+    dict(min_bbox_size=12),
+    dict(score_thr=0.1),
+])
+def test_detections_are_those_of_mmdetection(detector, change):
+    cfg = any_score(demo_config(detector, 'psbn'))
+    test_cfg = cfg.model.test_cfg
+    for own in (test_cfg.get('rpn'), test_cfg.get('rcnn', test_cfg)):
+        if own:
+            own.update(change)
+    model = build(cfg.model)
+    if detector == 'retinanet':  # Scores beyond the threshold.
+        torch.nn.init.normal_(model.bbox_head.retina_cls.weight, std=1)
+    inputs = torch.randn(3, 3, 96, 128)
+    exportable = Exportable(model)
+    with torch.no_grad():
+        dets, labels, *raw = exportable(inputs)
+    assert len(raw) == len(exportable.names) - 2
+    assert_equal(dets, labels, predicted(model, inputs))
+
+
+def test_boxes_that_all_classes_share():
+    cfg = any_score(demo_config('faster-rcnn', 'psbn'))
+    cfg.model.roi_head.bbox_head.reg_class_agnostic = True
+    model, inputs = build(cfg.model), torch.randn(1, 3, 96, 128)
+    with torch.no_grad():
+        dets, labels, *_ = Exportable(model)(inputs)
+    assert_equal(dets, labels, predicted(model, inputs))
+
+
+def export(cfg, model, digits, out, shape=None, dynamic=False, raw=False):
+    checkpoint = dict(
+        state_dict=model.state_dict(),
+        meta=dict(dataset_meta=dict(classes=('a', 'b'))))
+    return export_onnx(cfg, checkpoint, 'trained.pth', images(digits)[:2],
+                       str(out), shape, dynamic, raw)
+
+
+def run(file, inputs):
+    session = onnxruntime.InferenceSession(str(file))
+    outputs = session.run(None, {'images': inputs.numpy()})
+    return {
+        output.name: torch.from_numpy(value)
+        for output, value in zip(session.get_outputs(), outputs)
+    }
+
+
+def assert_folded(file):
+    """No norm layer, and no constant added after a conv, alpha for one."""
+    graph = onnx.load(file).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    convs = {
+        node.output[0] for node in graph.node
+        if node.op_type in ('Conv', 'Gemm')
+    }
+    assert convs
+    for node in graph.node:
+        assert node.op_type != 'BatchNormalization'
+        if node.op_type in ('Add', 'Mul', 'Sub'):
+            assert not (convs & set(node.input) and
+                        constants & set(node.input)), node
+
+
+@pytest.mark.parametrize('detector, norm, sizes', [
+    ('faster-rcnn', 'mimicnorm', [(1, 160, 160), (3, 224, 64)]),
+    ('retinanet', 'psbn', [(1, 96, 128)]),
+])
+def test_a_trained_model_and_its_file(detector, norm, sizes, digits, tmp_path):
+    cfg, file = any_score(demo_config(detector, norm)), tmp_path / 'a.onnx'
+    model, dynamic = trained(cfg), len(sizes) > 1
+    exported = export(cfg, model, digits, file, sizes[0][1:], dynamic)
+    assert exported.difference < 1e-5
+    assert exported.same == exported.detections > 0
+    assert exported.before['BatchNormalization'] > 0
+    assert_folded(file)
+    for number, *size in sizes:
+        inputs = torch.randn(number, 3, *size)
+        found = run(file, inputs)
+        assert list(found) == ['dets', 'labels']
+        for dets, labels, expected in zip(*found.values(),
+                                          predicted(model, inputs)):
+            same = same_detections(detections_of(dets, labels), expected)
+            # Rounding may turn a decision of NMS around.
+            assert same > 0.95 * len(expected) > 0
+    metadata = {
+        prop.key: json.loads(prop.value)
+        for prop in onnx.load(file).metadata_props
+    }
+    assert metadata['classes'] == ['a', 'b'] and metadata['bgr_to_rgb']
+    np.testing.assert_allclose(metadata['mean'], [123.675, 116.28, 103.53])
+
+
+def test_raw_outputs_of_one_shape(digits, tmp_path):
+    cfg, file = demo_config('retinanet'), tmp_path / 'a.onnx'
+    model = trained(cfg).eval()
+    export(cfg, model, digits, file, shape=(96, 128), raw=True)
+    assert_folded(file)
+    inputs = torch.randn(1, 3, 96, 128)
+    found = run(file, inputs)
+    with torch.no_grad():
+        scores, deltas = model(inputs)
+    assert list(found) == [
+        f'{kind}_{level}' for kind in ('cls_score', 'bbox_pred')
+        for level in range(4)
+    ]
+    for value, expected in zip(found.values(), (*scores, *deltas)):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)
+    assert not any(node.op_type == 'NonMaxSuppression'
+                   for node in onnx.load(file).graph.node)
+
+
+@pytest.fixture
+def no_export(monkeypatch):
+    """For what is refused before the export, which takes seconds."""
+    monkeypatch.setattr(onnx_file, '_program', None)
+
+
+def test_a_file_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
+    cfg = demo_config('retinanet', 'psbn')
+
+    def other(model, stock):
+        return {k: v * 1.01 for k, v in stock.state_dict().items()}
+
+    monkeypatch.setattr(onnx_file, 'stock_state', other)
+    with pytest.raises(InputError, match='gives other outputs'):
+        export(cfg, build(cfg.model), digits, tmp_path / 'a.onnx')
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_post_processing_is_refused(digits, tmp_path, no_export):
+    cfg = demo_config('retinanet', 'psbn')
+    cfg.model.test_cfg.nms = dict(type='soft_nms', iou_threshold=0.5)
+    with pytest.raises(InputError, match='type soft_nms'):
+        export(cfg, build(cfg.model), digits, tmp_path / 'a.onnx')
+
+
+def test_another_detector_is_refused(digits, tmp_path, no_export):
+    cfg = demo_config('retinanet', 'psbn')
+    head = cfg.model.bbox_head
+    cfg.model = dict(
+        type='FCOS', backbone=cfg.model.backbone, neck=cfg.model.neck,
+        data_preprocessor=cfg.model.data_preprocessor,
+        bbox_head=dict(type='FCOSHead', num_classes=10, in_channels=64,
+                       feat_channels=head.feat_channels,
+                       strides=[8, 16, 32, 64],
+                       regress_ranges=((-1, 64), (64, 128), (128, 256),
+                                       (256, 1e8))),
+        test_cfg=cfg.model.test_cfg)
+    with pytest.raises(InputError, match='FCOSHead cannot be exported'):
+        export(cfg, build(cfg.model), digits, tmp_path / 'a.onnx')
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(out='a.pth'), 'must end in .onnx'),
+    (dict(out='there.onnx'), '--force replaces'),
+    (dict(shape=('100', '160')), 'multiples of 32'),
+    (dict(checkpoint='missing.pth'), 'missing.pth does not exist'),
+    (dict(checkpoint='other.pth'), 'does not fit the model'),
+    (dict(images='nowhere'), 'nowhere cannot be read'),
+])
+def test_the_command_refuses(change, words, refused, digits,  # noqa: F811
+                             tmp_path):
+    (tmp_path / 'there.onnx').touch()
+    torch.save(dict(state_dict=dict(a=torch.zeros(1))), tmp_path / 'other.pth')
+    given = dict(checkpoint='other.pth', out='a.onnx', shape=('96', '96'),
+                 images=digits / 'val2017')
+    given.update(change)
+    message = refused(
+        'tools/export_onnx.py', FASTER, tmp_path / given['checkpoint'],
+        '--out', tmp_path / given['out'], '--shape', *given['shape'],
+        '--images', given['images'], data=digits)
+    assert words in message
+    assert not (tmp_path / 'a.onnx').exists()
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    with pytest.raises(InputError, match='requirements/onnx.txt'):
+        onnx_file.check_packages()

@@ -1,0 +1,100 @@
+"""Export a detector to ONNX, with its post-processing.
+
+  images  (N, 3, H, W)   float32, normalized and padded as the config's data
+                         preprocessor does it
+  dets    (N, K, 5)      x1, y1, x2, y2 in pixels of the input, and the score
+  labels  (N, K)         -1 where an image has less than K detections
+
+Norm layers are folded into convs. The file is run by onnxruntime and compared
+with PyTorch before it is kept; its metadata hold classes, mean and std.
+"""
+
+import argparse
+import os.path as osp
+
+import mmpsbn  # noqa: F401  First: it checks the stack.
+
+from mmengine.config import DictAction
+from mmengine.logging import MMLogger
+
+from mmpsbn.engine.checkpoint import read_checkpoint
+from mmpsbn.engine.cli import told_to_the_user
+from mmpsbn.engine.config import read_config
+from mmpsbn.engine.data import find_images
+from mmpsbn.errors import InputError
+from mmpsbn.export import export_onnx
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='of the trained model')
+    parser.add_argument('checkpoint', help='of the trained model')
+    parser.add_argument('--out', required=True, help='the .onnx to write')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help='of the input, multiples of 32; by default that of the '
+        "config's test images")
+    parser.add_argument(
+        '--dynamic',
+        action='store_true',
+        help='take any number of images, and any size in multiples of 32')
+    parser.add_argument(
+        '--raw',
+        action='store_true',
+        help="write the heads' outputs in the place of detections")
+    parser.add_argument(
+        '--images',
+        help="folder of images to compare on; by default the config's "
+        'training images')
+    parser.add_argument(
+        '--number', type=int, default=4, help='how many of them')
+    parser.add_argument(
+        '--force', action='store_true', help='replace a file that exists')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings of the config to override, as key=value')
+    return parser.parse_args()
+
+
+def check_arguments(args):
+    if not args.out.endswith('.onnx'):
+        raise InputError(f'--out {args.out} must end in .onnx.')
+    if osp.exists(args.out) and not args.force:
+        raise InputError(f'{args.out} exists; --force replaces it.')
+    if args.shape and any(size < 32 or size % 32 for size in args.shape):
+        raise InputError(f'--shape {args.shape[0]} {args.shape[1]}: height '
+                         'and width must be multiples of 32.')
+
+
+def main():
+    args = parse_args()
+    check_arguments(args)
+    MMLogger.get_instance('mmengine', log_level='ERROR')
+    cfg = read_config(args.config, args.cfg_options)
+    checkpoint = read_checkpoint(args.checkpoint)
+    images = find_images(cfg, args.images, args.number)
+    exported = export_onnx(cfg, checkpoint, args.checkpoint, images, args.out,
+                           tuple(args.shape) if args.shape else None,
+                           args.dynamic, args.raw)
+    before, after = exported.before, exported.after
+    print(f'{"nodes":24}{"trained":>9}{"file":>9}')
+    for kind in sorted(before | after):
+        if before[kind] != after[kind]:
+            print(f'{kind:24}{before[kind]:9}{after[kind]:9}')
+    print(f'{"all":24}{before.total():9}{after.total():9}')
+    print(f'{args.out}, run by onnxruntime on {len(images)} images: raw '
+          f'outputs differ by at most {exported.difference:.1e} of the '
+          f'largest, {exported.same} of {exported.detections} detections are '
+          'the same.')
+
+
+if __name__ == '__main__':
+    with told_to_the_user():
+        main()
