@@ -15,6 +15,13 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmpsbn', 'mmpsbn.*']),
+    # Where mim looks for them; links to the originals.
+    package_data={
+        'mmpsbn': [
+            '.mim/model-index.yml', '.mim/tools/*', '.mim/configs/*/*',
+            '.mim/configs/*/_base_/*'
+        ]
+    },
     python_requires='>=3.10',
     # MMCV, MMEngine and MMDetection are left to the environment: each has
     # two distributions that install the same import names, and MMCV has to

@@ -10,7 +10,7 @@ from mmcv.cnn import ConvModule
 from mmdet.models.backbones import (Darknet, MobileNetV2, Res2Net, ResNet,
                                     ResNeXt)
 from mmdet.models.necks import FPN
-from mmengine.model import ExponentialMovingAverage
+from mmengine.model import ExponentialMovingAverage, revert_sync_batchnorm
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -295,6 +295,20 @@ def test_other_modules_register_as_ever():
     module.register_module('nothing', None)
     module.norm = nn.BatchNorm2d(3)
     assert dict(module.named_children()) == {'norm': module.norm}
+
+
+def test_registering_parts_anew_changes_no_scalar():
+    """As MMEngine's Runner and DetInferencer do, and a user who cuts."""
+    model = resnet()
+    ends = [conv for conv in mimic_convs(model) if conv.branch]
+    expected = [pytest.approx(1.2**2 / number) for number in range(1, 9)]
+    for again in (revert_sync_batchnorm, lambda m: m.add_module(
+            'layer1', m.layer1), lambda m: nn.Sequential(*m.children()),
+                  lambda m: nn.Sequential(*m.layer3)):
+        again(model)
+        assert [conv.scale.item() for conv in ends] == expected
+    model.init_weights()
+    assert [conv.scale.item() for conv in ends] == expected
 
 
 def test_composing_models_leaves_scalars_that_have_moved():

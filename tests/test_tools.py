@@ -321,6 +321,68 @@ def test_inferencer_computes_what_the_model_computes(trained, digits):
             torch.testing.assert_close(value, state[key], msg=key)
 
 
+@pytest.mark.parametrize('config', [
+    MIMIC, RETINA, 'configs/psbn/retinanet_r50_fpn_pssyncbn-all_1x_coco.py',
+    'configs/mimicnorm/faster-rcnn_r50_fpn_mimicnorm-all_1x_coco.py'
+])
+def test_inferencer_takes_config_and_weights(config, digits, tmp_path,
+                                             monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from mmdet.apis import DetInferencer
+    from mmdet.registry import MODELS
+    from mmdet.utils import register_all_modules
+    register_all_modules()
+    cfg = Config.fromfile(ROOT / config)
+    cfg.model.backbone.init_cfg = None
+    state = MODELS.build(cfg.model).state_dict()
+    torch.save(dict(state_dict=state), 'weights.pth')
+    inferencer = DetInferencer(
+        model=str(ROOT / config), weights='weights.pth', device='cpu')
+    image = str(next((digits / 'val2017').glob('*.jpg')))
+    result, = inferencer(image, no_save_vis=True)['predictions']
+    assert set(result) == {'labels', 'scores', 'bboxes'}
+    for key, value in inferencer.model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+@pytest.mark.parametrize('one', [True, False])
+def test_infer_draws_and_writes(one, trained, digits, tmp_path):
+    images = sorted((digits / 'val2017').glob('*.jpg'))
+    status, output = run(
+        'tools/infer.py', images[0] if one else images[0].parent, FASTER,
+        trained / 'epoch_1.pth', '--out-dir', tmp_path / 'out', '--batch-size',
+        3, options=ANY_SCORE)
+    assert status == 0, output[-3000:]
+    names = {image.stem for image in images[:1 if one else None]}
+    assert f'{len(names)} images: pictures in' in output
+    for folder, suffix in (('vis', '.jpg'), ('preds', '.json')):
+        files = {path.name for path in (tmp_path / 'out' / folder).iterdir()}
+        assert files == {f'{name}{suffix}' for name in names}
+    found = json.loads((tmp_path / f'out/preds/{images[0].stem}.json'
+                        ).read_text())
+    assert len(found['bboxes']) == len(found['scores']) == 100
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(inputs='nowhere'), 'nowhere cannot be read'),
+    (dict(inputs='empty'), 'has no image'),
+    (dict(inputs='bad.jpg'), 'bad.jpg cannot be read'),
+    (dict(checkpoint='other.pth'), 'does not fit the model'),
+    (dict(out='bad.jpg'), 'cannot be made'),
+])
+def test_infer_refuses(change, words, refused, trained, digits, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'bad.jpg').write_text('no image')
+    torch.save(dict(state_dict=dict(a=torch.zeros(1))), tmp_path / 'other.pth')
+    given = dict(inputs=digits / 'val2017', checkpoint=trained / 'epoch_1.pth',
+                 out='out')
+    given.update(change)
+    message = refused('tools/infer.py', tmp_path / given['inputs'], FASTER,
+                      tmp_path / given['checkpoint'], '--out-dir',
+                      tmp_path / given['out'])
+    assert words in message
+
+
 def test_missing_files_are_named(refused, digits, tmp_path):
     message = refused('tools/train.py', 'configs/none.py')
     assert 'configs/none.py does not exist' in message

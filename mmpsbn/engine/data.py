@@ -180,7 +180,7 @@ def read_annotations(file: str) -> dict:
 
 def find_images(cfg: Config, folder: Optional[str],
                 number: int) -> List[str]:
-    """The first images of a folder, by name.
+    """The first images of a folder, by name, which can be read.
 
     Args:
         cfg (Config): Whose training images are taken without a folder.
@@ -194,20 +194,47 @@ def find_images(cfg: Config, folder: Optional[str],
         raise InputError(f'--number {number}: at least 1 image is needed.')
     if folder is None:
         files = next(data_files(cfg, ('train_dataloader', )), None)
-        folder = files.images if files else ''
+        if files is None or not osp.isdir(files.images):
+            raise InputError(
+                "the config's folder of training images "
+                f'{files.images if files else ""} cannot be read; name a '
+                'folder by --images.')
+        folder = files.images
+    images = list_images(folder)[:number]
+    check_images(images)
+    return images
+
+
+def list_images(folder: str) -> List[str]:
+    """The images of a folder, by name.
+
+    Raises:
+        InputError: If it cannot be read, or has none.
+    """
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
-        raise InputError(
-            f'the folder of images {folder} cannot be read '
-            f'({error.strerror}); name one by --images.') from error
+        raise InputError(f'{folder} cannot be read ({error.strerror}).'
+                         ) from error
     images = [
         osp.join(folder, name) for name in names
         if name.lower().endswith(IMAGES)
-    ][:number]
+    ]
     if not images:
         raise InputError(f'{folder} has no image ({", ".join(IMAGES)}).')
-    for image in images:
-        if mmcv.imread(image) is None:
-            raise InputError(f'the image {image} cannot be read.')
     return images
+
+
+def check_images(files: Sequence[str]) -> None:
+    """Raise for an image that cannot be read.
+
+    Raises:
+        InputError: With its name.
+    """
+    for file in files:
+        try:
+            image = mmcv.imread(file)
+        except (OSError, ValueError):
+            image = None
+        if image is None:
+            raise InputError(f'the image {file} cannot be read.')

@@ -53,7 +53,8 @@ SHORTCUT = 'downsample'
 
 def wire(parent: nn.Module, name: str, child: Optional[nn.Module]) -> None:
     """Look at ``child``, which is about to become ``parent.name``."""
-    if child is None:
+    # MMEngine's revert_sync_batchnorm registers every child anew.
+    if child is None or parent._modules.get(name) is child:
         return
     if isinstance(child, MimicNorm) or is_norm(child):
         check_pair(module_before(parent, name), child)
@@ -86,11 +87,13 @@ def _number_branches(parent: nn.Module, name: str,
                      convs: List[MimicConv]) -> None:
     """Count on from the branches that the parent has already."""
     ends = [conv for conv in convs if conv.branch]
-    if not ends:
+    before = max((conv.branch or 0
+                  for other, sibling in parent.named_children()
+                  if other != name for conv in mimic_convs(sibling)),
+                 default=0)
+    # Parts of a network that is put together anew count on already.
+    if not ends or min(conv.branch for conv in ends) > before:
         return
-    before = sum(
-        bool(conv.branch) for other, sibling in parent.named_children()
-        if other != name for conv in mimic_convs(sibling))
     for conv in ends:
         number = conv.branch + before
         conv.set_scale(conv.start * conv.branch / number)

@@ -1,0 +1,87 @@
+"""Detect objects in images: draws them and writes them, by DetInferencer.
+
+Pictures go to vis/ of the output folder, and predictions to preds/, a JSON
+file with labels, scores and boxes (x1, y1, x2, y2 in pixels) for each image.
+"""
+
+import argparse
+import os
+
+import mmpsbn  # noqa: F401  First: it checks the stack.
+
+from mmdet.apis import DetInferencer
+from mmengine.config import DictAction
+from mmengine.logging import MMLogger
+from mmengine.utils import track_iter_progress
+
+from mmpsbn.engine.checkpoint import check_fits, read_checkpoint
+from mmpsbn.engine.cli import told_to_the_user
+from mmpsbn.engine.config import read_config
+from mmpsbn.engine.data import check_images, list_images
+from mmpsbn.errors import InputError
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('inputs', help='an image, or a folder of images')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out-dir', default='outputs', help='output folder')
+    parser.add_argument(
+        '--pred-score-thr',
+        type=float,
+        default=0.3,
+        help='least score of a box to be drawn; all are written')
+    parser.add_argument(
+        '--batch-size', type=int, default=1, help='images at a time')
+    parser.add_argument(
+        '--device', help='such as cpu or cuda:0; a GPU if there is one')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings of the config to override, as key=value')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    if args.batch_size < 1:
+        raise InputError(f'--batch-size {args.batch_size}: at least 1 image.')
+    MMLogger.get_instance('mmengine', log_level='ERROR')
+    images = [args.inputs] if os.path.isfile(args.inputs) else list_images(
+        args.inputs)
+    cfg = read_config(args.config, args.cfg_options)
+    checkpoint = read_checkpoint(args.checkpoint)
+    try:
+        os.makedirs(args.out_dir, exist_ok=True)
+    except OSError as error:
+        raise InputError(f'--out-dir {args.out_dir} cannot be made '
+                         f'({error.strerror}).') from error
+    inferencer = DetInferencer(
+        cfg, args.checkpoint, device=args.device, show_progress=False)
+    check_fits(inferencer.model, checkpoint, args.checkpoint)
+    batches = [
+        images[start:start + args.batch_size]
+        for start in range(0, len(images), args.batch_size)
+    ]
+    try:
+        for batch in track_iter_progress(batches):
+            inferencer(
+                batch,
+                batch_size=args.batch_size,
+                pred_score_thr=args.pred_score_thr,
+                no_save_pred=False,
+                out_dir=args.out_dir)
+    except Exception:
+        check_images(images)
+        raise
+    print(f'\n{len(images)} images: pictures in {args.out_dir}/vis, '
+          f'predictions in {args.out_dir}/preds.')
+
+
+if __name__ == '__main__':
+    with told_to_the_user():
+        main()
