@@ -1,6 +1,7 @@
 """Checkpoints from BN to MimicNorm, and from ours to stock ones."""
 
 import copy
+import resource
 import subprocess
 import sys
 
@@ -15,8 +16,10 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 from test_configs import CONFIGS
 from test_integration import norms, randomized
+from test_tools import run
 
-from mmpsbn.convert import convert_to_mimicnorm, convert_to_stock
+from mmpsbn.convert import (convert_to_mimicnorm, convert_to_psbn,
+                            convert_to_stock)
 from mmpsbn.convert.raw_outputs import distance
 from mmpsbn.convert.stock_config import (difference, mmdet_bases,
                                          stock_config, stock_model)
@@ -267,19 +270,29 @@ def test_the_stock_config_is_short_and_complete(file, tmp_path):
     assert list(one.state_dict()) == list(other.state_dict())
 
 
-def test_mimicnorm_in_neck_and_heads_becomes_stock(digits, tmp_path):
-    path = str(CONFIGS / 'mimicnorm' /
-               'retinanet_r50-scratch_fpn_mimicnorm-all_6x_coco.py')
+@pytest.mark.parametrize('file, fused, key', [
+    ('mimicnorm/retinanet_r50-scratch_fpn_mimicnorm-all_6x_coco.py', False,
+     'bbox_head.cls_convs.3.bn.running_var'),
+    ('psbn/faster-rcnn_r50_fpn_psbn-all_1x_coco.py', True,
+     'roi_head.bbox_head.shared_convs.3.conv.bias')
+])
+def test_norms_of_neck_and_heads_become_stock(file, fused, key, digits,
+                                              tmp_path):
+    path = str(CONFIGS / file)
     cfg = Config.fromfile(path)
-    cfg.model.backbone.depth = 18
+    cfg.model.backbone.update(depth=18, init_cfg=None)
     cfg.model.neck.in_channels = [64, 128, 256, 512]
     cfg.test_dataloader.dataset.pipeline[1].scale = (160, 160)
+    if 'rpn' in cfg.model.test_cfg:
+        cfg.model.test_cfg.rpn.max_per_img = 20
+        cfg.model.train_cfg.rcnn.sampler.num = 16
     register_all_modules()
-    proof = to_stock(cfg, path, trained(cfg), digits, tmp_path / 's.pth')
+    proof = to_stock(cfg, path, trained(cfg), digits, tmp_path / 's.pth',
+                     fused=fused)
     assert proof.difference < 1e-5
     state = torch.load(tmp_path / 's.pth')['state_dict']
-    assert 'neck.fpn_convs.0.bn.running_var' in state
-    assert 'bbox_head.cls_convs.3.bn.running_var' in state
+    assert key in state
+    assert ('neck.fpn_convs.0.bn.running_var' in state) != fused
 
 
 def test_a_stock_model_that_differs_is_not_kept(digits, tmp_path,
@@ -294,6 +307,36 @@ def test_a_stock_model_that_differs_is_not_kept(digits, tmp_path,
     with pytest.raises(InputError, match='gives other outputs'):
         to_stock(cfg, path, model, digits, tmp_path / 'stock.pth')
     assert not list(tmp_path.iterdir())
+
+
+def test_from_bn_to_psbn_and_back(digits, tmp_path):
+    cfg, path = (get('retinanet', 'psbn') for get in (demo_config, demo_file))
+    bn = trained_bn(cfg).state_dict()
+    convert_to_psbn(cfg, dict(state_dict=bn), 'bn.pth', str(tmp_path / 'p.pth'))
+    psbn = build(cfg.model)
+    psbn.load_state_dict(torch.load(tmp_path / 'p.pth')['state_dict'])
+    # As DistributedDataParallel's weights are, saved by hand.
+    wrapped = torch.nn.Module()
+    wrapped.module = psbn
+    to_stock(cfg, path, wrapped, digits, tmp_path / 's.pth')
+    state = torch.load(tmp_path / 's.pth')['state_dict']
+    assert list(state) == list(bn)
+    for key, value in bn.items():
+        torch.testing.assert_close(state[key], value)
+
+
+def test_a_full_disk_leaves_nothing(digits, tmp_path):
+    cfg, path = (get('retinanet', 'psbn') for get in (demo_config, demo_file))
+    model, limits = build(cfg.model), resource.getrlimit(resource.RLIMIT_FSIZE)
+    (tmp_path / 's.pth').write_text('an earlier file')
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    try:
+        with pytest.raises(InputError, match='cannot be written'):
+            to_stock(cfg, path, model, digits, tmp_path / 's.pth')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ['s.pth']
+    assert (tmp_path / 's.pth').read_text() == 'an earlier file'
 
 
 def test_the_optimizer_goes_along_where_parameters_stay(digits, tmp_path):
@@ -385,3 +428,23 @@ def test_the_command_refuses(change, words, backbone, digits, tmp_path):
     assert done.returncode == 1 and words in done.stderr
     assert 'Traceback' not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_real_run_with_averaged_weights(digits, tmp_path):
+    config = tmp_path / 'ema.py'
+    config.write_text(f'_base_ = {str(ROOT / CONFIG)!r}\n'
+                      "custom_hooks = [dict(type='EMAHook', momentum=0.3)]\n")
+    status, output = run('tools/train.py', config, '--work-dir', tmp_path,
+                         data=digits)
+    assert status == 0, output[-3000:]
+    trained, out = tmp_path / 'epoch_1.pth', tmp_path / 'stock.pth'
+    done = convert(config, trained, '--to', 'bn', '--out', out, '--images',
+                   digits / 'val2017', '--number', 2)
+    assert done.returncode == 0, done.stderr
+    assert 'averaged (EMA) weights' in done.stdout
+    content = CheckpointLoader.load_checkpoint(str(trained), 'cpu')
+    stock = torch.load(out)['state_dict']
+    name = 'roi_head.bbox_head.fc_reg.weight'
+    assert torch.equal(stock[name], content['state_dict'][name])
+    last = content['ema_state_dict'][f'module.{name}']
+    assert not torch.equal(stock[name], last)

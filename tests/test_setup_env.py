@@ -2,9 +2,14 @@
 
 import importlib.util
 import io
+import shutil
+import subprocess
+import sys
+import zipfile
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from conftest import ROOT
 
 
@@ -63,3 +68,25 @@ def test_progress_counts_the_compiler_s_files(setup_env, capsys):
     assert log.getvalue().splitlines() == lines
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 11 and '20 of 20 files' in shown[-1]
+
+
+def test_a_wheel_has_what_mim_looks_for(tmp_path):
+    source = tmp_path / 'source'
+    shutil.copytree(ROOT, source, symlinks=True,
+                    ignore=shutil.ignore_patterns('.git', '.venv', 'data',
+                                                  'work_dirs', 'build'))
+    subprocess.run([
+        sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps',
+        '--no-build-isolation', '-w', tmp_path, source
+    ], check=True)
+    wheel, = tmp_path.glob('*.whl')
+    names = set(zipfile.ZipFile(wheel).namelist())
+    originals = [ROOT / 'model-index.yml', *ROOT.glob('tools/*.py'),
+                 *ROOT.glob('configs/**/*.py'), *ROOT.glob('configs/*/*.yml')]
+    assert len(originals) > 40
+    for path in originals:
+        assert f'mmpsbn/.mim/{path.relative_to(ROOT)}' in names
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
+    for file in index['Import']:
+        for model in yaml.safe_load((ROOT / file).read_text())['Models']:
+            assert (ROOT / model['Config']).is_file()

@@ -354,7 +354,7 @@ def test_infer_draws_and_writes(one, trained, digits, tmp_path):
         3, options=ANY_SCORE)
     assert status == 0, output[-3000:]
     names = {image.stem for image in images[:1 if one else None]}
-    assert f'{len(names)} images: pictures in' in output
+    assert f'images: {len(names)}; pictures in' in output
     for folder, suffix in (('vis', '.jpg'), ('preds', '.json')):
         files = {path.name for path in (tmp_path / 'out' / folder).iterdir()}
         assert files == {f'{name}{suffix}' for name in names}

@@ -6,6 +6,7 @@ file with labels, scores and boxes (x1, y1, x2, y2 in pixels) for each image.
 
 import argparse
 import os
+import warnings
 
 import mmpsbn  # noqa: F401  First: it checks the stack.
 
@@ -60,6 +61,8 @@ def main():
     except OSError as error:
         raise InputError(f'--out-dir {args.out_dir} cannot be made '
                          f'({error.strerror}).') from error
+    # It names a folder for each call, and none for its visualizer.
+    warnings.filterwarnings('ignore', 'Failed to add')
     inferencer = DetInferencer(
         cfg, args.checkpoint, device=args.device, show_progress=False)
     check_fits(inferencer.model, checkpoint, args.checkpoint)
@@ -78,7 +81,7 @@ def main():
     except Exception:
         check_images(images)
         raise
-    print(f'\n{len(images)} images: pictures in {args.out_dir}/vis, '
+    print(f'\nimages: {len(images)}; pictures in {args.out_dir}/vis, '
           f'predictions in {args.out_dir}/preds.')
 
 
