@@ -1,8 +1,12 @@
 from .checkpoint import allow_mmengine_checkpoints
 from .data_check_hook import DataCheckHook
+from .filter_collapse_hook import FilterCollapseHook
 from mmpsbn.errors import InputError
 from .norm_check_hook import NormCheckHook, find_idle_norms
 
 allow_mmengine_checkpoints()
 
-__all__ = ['DataCheckHook', 'InputError', 'NormCheckHook', 'find_idle_norms']
+__all__ = [
+    'DataCheckHook', 'FilterCollapseHook', 'InputError', 'NormCheckHook',
+    'find_idle_norms'
+]

@@ -1,0 +1,211 @@
+"""Filter collapse, watched while a detector trains."""
+
+import json
+import os.path as osp
+from typing import Dict, List, Optional
+
+import torch
+from mmengine.dist import all_reduce, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from mmpsbn.analysis.collapse import ChannelWatch, Outputs, channels_of
+from mmpsbn.errors import InputError
+from mmpsbn.registry import HOOKS
+
+HISTORY = 'filter_collapse.jsonl'
+UNSEEN, DEAD, ALIVE = range(3)
+
+
+@HOOKS.register_module()
+class FilterCollapseHook(Hook):
+    """Counts the channels that no image of some training steps opens.
+
+    At the start, every ``interval`` iterations and at the end it watches
+    ``sample`` training steps, as they are, by
+    :class:`~mmpsbn.analysis.ChannelWatch`. Over several processes a channel
+    is dead if it is dead in all of them. What it finds goes
+
+    - to the message hub, and so to the console, ``vis_data`` and every other
+      backend, as shares of the channels that were judged: ``collapse/dead``,
+      ``collapse/dead_after_sum`` (where a residual sum comes before the
+      ReLU) and, without those, ``collapse/STAGE``; and, since the last
+      measurement, as numbers of channels that died and that came back,
+      ``collapse/died`` and ``collapse/came_back``;
+    - to ``filter_collapse.jsonl`` in the work dir, a line for each
+      measurement with the dead channels of every layer.
+
+    Args:
+        interval (int): Iterations from one measurement to the next. Defaults
+            to 500.
+        sample (int): Training steps of a measurement. Defaults to 4.
+        warn_above (float): Share of dead channels, those after sums left
+            out, above which to warn, once. Defaults to 0.1.
+
+    Raises:
+        InputError: If an argument is out of range.
+    """
+
+    def __init__(self,
+                 interval: int = 500,
+                 sample: int = 4,
+                 warn_above: float = 0.1) -> None:
+        if not 1 <= sample <= interval:
+            raise InputError(
+                f'FilterCollapseHook(interval={interval}, sample={sample}): '
+                'sample must be from 1 to interval.')
+        if not 0 <= warn_above <= 1:
+            raise InputError(f'FilterCollapseHook(warn_above={warn_above}): '
+                             'a share is from 0 to 1.')
+        self.interval, self.sample = interval, sample
+        self.warn_above, self._warned = warn_above, False
+        self._watch: Optional[ChannelWatch] = None
+        self._watched = 0
+        self._last: Dict[str, List[int]] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Keep the history up to the iteration that a run goes on from."""
+        if not is_main_process():
+            return
+        path, lines = osp.join(runner.work_dir, HISTORY), []
+        if runner.iter and osp.isfile(path):
+            lines = [line for line in read_history(path)
+                     if line['iter'] <= runner.iter]
+        if lines:
+            self._last = _dead(lines[-1])
+        with open(path, 'w') as file:
+            file.writelines(json.dumps(line) + '\n' for line in lines)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int,
+                          data_batch=None) -> None:
+        if self._watch is None and self._begins(runner):
+            model = runner.model
+            self._watch = ChannelWatch(
+                model.module if is_model_wrapper(model) else model)
+            self._watched = 0
+        if self._watch is not None:
+            self._watch.__enter__()
+
+    def after_train_iter(self, runner: Runner, batch_idx: int,
+                         data_batch=None, outputs=None) -> None:
+        if self._watch is None:
+            return
+        self._watch.__exit__(None, None, None)
+        self._watched += 1
+        if self._watched == self.sample or runner.iter + 1 == runner.max_iters:
+            device = next(runner.model.parameters()).device
+            found, self._watch = _over_processes(self._watch, device), None
+            self._report(runner, found)
+
+    def _begins(self, runner: Runner) -> bool:
+        return runner.iter % self.interval == 0 or \
+            runner.iter == runner.max_iters - self.sample
+
+    def _report(self, runner: Runner, found: Dict[str, Outputs]) -> None:
+        if not found:
+            self._warn(runner, 'FilterCollapseHook found no norm layer that a '
+                       'ReLU follows; there is nothing to watch.')
+            return
+        line = dict(
+            iter=runner.iter + 1,
+            epoch=runner.epoch + 1,
+            layers={
+                name: dict(
+                    channels=len(output.dead),
+                    after_sum=output.after_sum,
+                    dead=output.dead.nonzero().flatten().tolist())
+                for name, output in found.items()
+            })
+        dead = _dead(line)
+        pairs = [(set(self._last.get(name, ())), set(now))
+                 for name, now in dead.items()]
+        line['died'] = sum(len(now - before) for before, now in pairs)
+        line['came_back'] = sum(len(before - now) for before, now in pairs)
+        self._last = dead
+        scalars = {**shares(line), 'died': line['died'],
+                   'came_back': line['came_back']}
+        for name, value in scalars.items():
+            runner.message_hub.update_scalar(f'train/collapse/{name}', value)
+        if is_main_process():
+            with open(osp.join(runner.work_dir, HISTORY), 'a') as file:
+                file.write(json.dumps(line) + '\n')
+        share = scalars.get('dead', 0)
+        if share > self.warn_above:
+            self._warn(
+                runner, f'{share:.0%} of the channels before a ReLU are dead '
+                f'at iteration {line["iter"]}: they give 0 for every image. '
+                'psBN brings such channels back; a smaller learning rate '
+                'loses fewer.')
+
+    def _warn(self, runner: Runner, message: str) -> None:
+        if not self._warned:
+            runner.logger.warning(message)
+        self._warned = True
+
+
+def shares(line: dict) -> Dict[str, float]:
+    """Shares of dead channels: in total, after sums, and by stage.
+
+    Args:
+        line (dict): Of the history.
+
+    Returns:
+        dict: ``dead`` and ``dead_after_sum`` where there are such layers,
+        and, for layers without a sum, each stage (``backbone.layer1``).
+    """
+    counts: Dict[str, List[int]] = {}
+    for name, layer in line['layers'].items():
+        keys = ['dead_after_sum'] if layer['after_sum'] else [
+            'dead', stage_of(name)
+        ]
+        for key in keys:
+            count = counts.setdefault(key, [0, 0])
+            count[0] += len(layer['dead'])
+            count[1] += layer['channels']
+    return {key: dead / channels for key, (dead, channels) in counts.items()}
+
+
+def stage_of(name: str) -> str:
+    """The stage of a layer: at most two parts of its name."""
+    return '.'.join(name.split('.')[:2])
+
+
+def read_history(path: str) -> List[dict]:
+    """The lines of ``filter_collapse.jsonl``; a torn last one is left out."""
+    lines = []
+    with open(path) as file:
+        for line in file:
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+def _dead(line: dict) -> Dict[str, List[int]]:
+    return {name: layer['dead'] for name, layer in line['layers'].items()}
+
+
+def _over_processes(watch: ChannelWatch,
+                    device: torch.device) -> Dict[str, Outputs]:
+    """What was seen in any process, the same in each of them."""
+    outputs = watch.outputs
+    sizes = [channels_of(layer) for layer in watch.layers.values()]
+    states = [
+        (~outputs[name].dead).long() + DEAD if name in outputs else torch.full(
+            (size, ), UNSEEN, device=device)
+        for name, size in zip(watch.layers, sizes)
+    ]
+    summed = torch.tensor(
+        [name in outputs and outputs[name].after_sum for name in watch.layers],
+        dtype=torch.long,
+        device=device)
+    state = torch.cat([summed, *states])
+    all_reduce(state, 'max')
+    summed, *states = state.cpu().split([len(summed), *sizes])
+    return {
+        name: Outputs(own == DEAD, bool(after_sum))
+        for name, own, after_sum in zip(watch.layers, states, summed)
+        if own[0] != UNSEEN
+    }
