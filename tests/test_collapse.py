@@ -3,14 +3,19 @@
 import copy
 import json
 
+import mmcv
 import pytest
 import torch
 from mmdet.models.backbones import MobileNetV2, ResNet
 from mmengine.runner import Runner
+from test_convert import build, demo_config, images
+from test_tools import FASTER, refused  # noqa: F401  The fixture.
+from test_tools import run as tool
 from torch import nn
 from torch.nn import functional as F
 
 from mmpsbn.analysis import ChannelWatch, positive_probability
+from mmpsbn.analysis.report import analyze, table
 from mmpsbn.engine.filter_collapse_hook import (HISTORY, FilterCollapseHook,
                                                 read_history, shares)
 from mmpsbn.errors import InputError
@@ -248,3 +253,104 @@ def test_several_steps_are_one_sample(tmp_path):
 def test_arguments_out_of_range(arguments):
     with pytest.raises(InputError, match='FilterCollapseHook'):
         FilterCollapseHook(**arguments)
+
+
+# Checkpoints
+
+
+def planted(cfg):
+    """A BN detector with three channels that their parameters close."""
+    model = build(cfg.model)
+    with torch.no_grad():
+        layer = model.backbone.layer2[1].bn1
+        layer.weight[[4, 7]], layer.bias[[4, 7, 9]] = 1e-4, -1.
+        layer.weight[9] = 0.1
+    return model
+
+
+def test_a_checkpoint_is_analyzed(digits):
+    cfg = demo_config('faster-rcnn', 'psbn')
+    cfg.model.backbone.norm_cfg.type = 'BN'
+    layers = analyze(cfg, dict(state_dict=planted(cfg).state_dict()), 'a.pth',
+                     images(digits))
+    found = {layer.name: layer for layer in layers}
+    layer = found['backbone.layer2.1.bn1']
+    assert layer.dead == layer.rarely_positive == [4, 7, 9]
+    assert layer.small_gamma == [4, 7] and not layer.after_sum
+    assert layer.gamma[9] == pytest.approx(0.1) and layer.shift[9] == -1
+    assert found['backbone.layer2.1.bn2'].after_sum
+    rows = {row[0]: row for row in table(layers)}
+    number = sum(
+        len(layer.dead) for name, layer in found.items()
+        if name.startswith('backbone.layer2') and not layer.after_sum)
+    assert rows['backbone.layer2'][3] == f'{number} ({number / 128:.1%})'
+    assert rows['backbone.layer2'][6] == '2 (0.6%)'
+    assert rows['all'][2] == '2400'
+
+
+def test_mimicnorm_has_no_parameters_to_judge(digits):
+    cfg = demo_config('retinanet')
+    model = build(cfg.model)
+    layers = analyze(cfg, dict(state_dict=model.state_dict()), 'a.pth',
+                     images(digits)[:1])
+    assert len(layers) == 24 and all(layer.judged for layer in layers)
+    assert table(layers)[-1][5:] == ['-', '-']
+
+
+def test_the_command_writes_tables_and_figures(digits, tmp_path):
+    cfg = demo_config('faster-rcnn', 'psbn')
+    for folder in ('a', 'b'):
+        (tmp_path / folder).mkdir()
+        torch.save(dict(state_dict=planted(cfg).state_dict()),
+                   tmp_path / folder / 'epoch_1.pth')
+    layers = {'backbone.bn1': dict(channels=4, dead=[1], after_sum=False)}
+    (tmp_path / 'a' / HISTORY).write_text(
+        json.dumps(dict(iter=1, layers=layers)) + '\n')
+    status, output = tool(
+        'tools/analyze_collapse.py', FASTER, tmp_path / 'a' / 'epoch_1.pth',
+        tmp_path / 'b' / 'epoch_1.pth', '--images', digits / 'val2017',
+        '--number', 2, '--out', tmp_path / 'out')
+    assert status == 0, output
+    assert 'dead after sum' in output and 'backbone.layer2' in output
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {
+        'collapse.csv', 'collapse.json', 'layers.png', 'history.png',
+        'plane_a_epoch_1.png', 'plane_b_epoch_1.png'
+    }
+    for path in (tmp_path / 'out').glob('*.png'):
+        assert mmcv.imread(path).std() > 10
+    content = json.loads((tmp_path / 'out' / 'collapse.json').read_text())
+    assert set(content['checkpoints']) == {'a/epoch_1', 'b/epoch_1'}
+    lines = (tmp_path / 'out' / 'collapse.csv').read_text().splitlines()
+    assert len(lines) == 1 + 2 * 20
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(checkpoint='missing.pth'), 'does not exist'),
+    (dict(images='empty'), 'has no image'),
+    (dict(out='file'), 'cannot be written'),
+])
+def test_the_command_refuses(change, words, refused, digits,  # noqa: F811
+                             tmp_path):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'file').touch()
+    cfg = demo_config('faster-rcnn', 'psbn')
+    torch.save(dict(state_dict=build(cfg.model).state_dict()),
+               tmp_path / 'a.pth')
+    given = dict(checkpoint='a.pth', images=digits / 'val2017', out='out')
+    given.update(change)
+    message = refused(
+        'tools/analyze_collapse.py', FASTER, tmp_path / given['checkpoint'],
+        '--images', tmp_path / given['images'], '--number', 1, '--out',
+        tmp_path / given['out'])
+    assert words in message
+
+
+def test_a_model_without_norm_layers(digits):
+    cfg = demo_config('faster-rcnn', 'psbn')
+    cfg.model.backbone = dict(
+        type='SSDVGG', depth=11, with_last_pool=False, ceil_mode=True,
+        out_indices=(3, 4), out_feature_indices=(12, 14))
+    cfg.model.neck = None
+    with pytest.raises(InputError, match='no norm layer'):
+        analyze(cfg, dict(state_dict=build(cfg.model).state_dict()), 'a.pth',
+                images(digits))

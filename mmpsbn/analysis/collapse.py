@@ -53,6 +53,11 @@ def channels_of(norm: nn.Module) -> int:
     return getattr(norm, 'num_features', getattr(norm, 'num_channels', 0))
 
 
+def stage_of(name: str) -> str:
+    """The stage of a layer: at most two parts of its name."""
+    return '.'.join(name.split('.')[:2])
+
+
 class ChannelWatch(TorchFunctionMode):
     """Watches the forwards of a model for channels that a ReLU never opens.
 

@@ -10,7 +10,8 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from mmpsbn.analysis.collapse import ChannelWatch, Outputs, channels_of
+from mmpsbn.analysis.collapse import (ChannelWatch, Outputs, channels_of,
+                                      stage_of)
 from mmpsbn.errors import InputError
 from mmpsbn.registry import HOOKS
 
@@ -164,11 +165,6 @@ def shares(line: dict) -> Dict[str, float]:
             count[0] += len(layer['dead'])
             count[1] += layer['channels']
     return {key: dead / channels for key, (dead, channels) in counts.items()}
-
-
-def stage_of(name: str) -> str:
-    """The stage of a layer: at most two parts of its name."""
-    return '.'.join(name.split('.')[:2])
 
 
 def read_history(path: str) -> List[dict]:

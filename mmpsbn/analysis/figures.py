@@ -1,0 +1,128 @@
+"""Figures of filter collapse, as PNG files."""
+
+from typing import Dict, List, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import norm as normal
+
+from .report import LEAST_PROBABILITY, Layer, dead_shares
+
+# Colours of Okabe and Ito, told apart by colour-blind readers as well.
+COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00',
+           '#999999', '#000000')
+STYLE = {'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False}
+
+
+def draw_layers(results: Dict[str, List[Layer]], out: str) -> None:
+    """The share of dead channels of each layer, as bars.
+
+    Args:
+        results (dict): For each checkpoint its layers.
+        out (str): The PNG to write.
+    """
+    judged = [layer for layer in next(iter(results.values())) if layer.judged]
+    names = [layer.name for layer in judged]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(
+            figsize=(6.5, 1.2 + 0.14 * len(names) * len(results)),
+            layout='constrained')
+        axis = figure.subplots()
+        height = 0.8 / len(results)
+        for index, (checkpoint, layers) in enumerate(results.items()):
+            values = dead_shares([x for x in layers if x.name in set(names)])
+            axis.barh(
+                np.arange(len(names)) + (index + 0.5) * height - 0.4,
+                100 * values,
+                height,
+                color=COLOURS[index % len(COLOURS)],
+                label=checkpoint)
+        axis.set_yticks(
+            range(len(names)),
+            [f'{x.name} (sum)' if x.after_sum else x.name for x in judged],
+            fontsize=7)
+        axis.set_ylim(len(names) - 0.5, -0.5)
+        top = max(np.nanmax(dead_shares(x), initial=0)
+                  for x in results.values())
+        axis.set_xlim(0, max(1, 105 * top))
+        axis.set_xlabel('dead channels, % of the layer')
+        figure.legend(loc='outside upper left', frameon=False, fontsize=8)
+        figure.savefig(out, dpi=150)
+
+
+def draw_plane(layers: Sequence[Layer], title: str, out: str) -> None:
+    """Every channel by its gamma and applied shift, over the dead region.
+
+    Args:
+        layers (list[Layer]): Of a checkpoint; those that a ReLU follows
+            without a sum before it are drawn.
+        title (str): Of the figure.
+        out (str): The PNG to write.
+    """
+    points = [(gamma, shift, channel in set(layer.dead)) for layer in layers
+              if layer.judged and not layer.after_sum
+              for channel, (gamma, shift) in enumerate(
+                  zip(layer.gamma, layer.shift))]
+    if not points:
+        return
+    gamma, shift, dead = map(np.array, zip(*points))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.5, 4), layout='constrained')
+        axis = figure.subplots()
+        x_limit = 1.1 * max(1e-3, abs(gamma).max())
+        low, high = min(0, shift.min()), max(0, shift.max())
+        margin = 0.08 * max(1e-3, high - low)
+        x = np.linspace(-x_limit, x_limit, 201)
+        bound = normal.ppf(LEAST_PROBABILITY) * abs(x)
+        axis.fill_between(
+            x,
+            np.maximum(bound, low - margin),
+            low - margin,
+            color='#D9D9D9',
+            lw=0,
+            label=f'P(y > 0) < {LEAST_PROBABILITY:.0e}')
+        for mask, colour, marker, label in (
+            (~dead, COLOURS[0], 'o', 'alive'), (dead, COLOURS[5], 'x',
+                                                'dead on the images')):
+            axis.scatter(
+                gamma[mask], shift[mask], s=12, c=colour, marker=marker,
+                alpha=0.7, lw=0.8, label=f'{label}: {mask.sum()}')
+        axis.axhline(0, color='#808080', lw=0.6)
+        axis.axvline(0, color='#808080', lw=0.6)
+        axis.set_xlim(-x_limit if gamma.min() < 0 else -0.05 * x_limit,
+                      x_limit)
+        axis.set_ylim(low - margin, high + margin)
+        axis.set(xlabel='gamma', ylabel='applied shift', title=title)
+        figure.legend(loc='outside lower center', ncols=3, frameon=False)
+        figure.savefig(out, dpi=150)
+
+
+def draw_history(iterations: Sequence[int], shares: Sequence[Dict[str, float]],
+                 out: str) -> None:
+    """The shares of dead channels of a training run, by stage.
+
+    Args:
+        iterations (list[int]): Of the measurements.
+        shares (list[dict]): For each, what
+            :func:`mmpsbn.engine.filter_collapse_hook.shares` gives.
+        out (str): The PNG to write.
+    """
+    names = list(dict.fromkeys(name for line in shares for name in line))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6, 3.4), layout='constrained')
+        axis = figure.subplots()
+        for index, name in enumerate(names):
+            axis.plot(
+                iterations, [100 * line.get(name, np.nan) for line in shares],
+                color='#000000' if name == 'dead' else COLOURS[index %
+                                                               len(COLOURS)],
+                lw=2 if name == 'dead' else 1.2,
+                ls='--' if name == 'dead_after_sum' else '-',
+                marker='.',
+                label={'dead': 'all', 'dead_after_sum': 'all, after sums'}.get(
+                    name, name))
+        axis.set(xlabel='iteration', ylabel='dead channels, %')
+        axis.set_ylim(bottom=0)
+        figure.legend(loc='outside right upper', frameon=False, fontsize=8)
+        figure.savefig(out, dpi=150)

@@ -1,0 +1,109 @@
+"""Show which channels of a detector have collapsed.
+
+  dead            behind the ReLU that follows its norm layer, a channel is 0
+                  at every position of every image; where a residual sum comes
+                  between, the sum is judged, and counted separately
+  P(y > 0)        how often gamma * x_hat + shift is positive for a normal
+                  x_hat: the parameters alone
+  |gamma|         has gone to 0
+
+It reads checkpoints of BN, psBN, GN and MimicNorm, of stock MMDetection too.
+With --out it writes collapse.csv, collapse.json and figures; where
+FilterCollapseHook has left its history beside a checkpoint, that is drawn.
+"""
+
+import argparse
+import os
+import os.path as osp
+
+import mmpsbn  # noqa: F401  First: it checks the stack.
+
+from mmengine.config import DictAction
+from mmengine.logging import MMLogger
+
+from mmpsbn.analysis.figures import draw_history, draw_layers, draw_plane
+from mmpsbn.analysis.report import analyze, table, write
+from mmpsbn.engine.checkpoint import read_checkpoint
+from mmpsbn.engine.cli import told_to_the_user
+from mmpsbn.engine.config import read_config
+from mmpsbn.engine.data import find_images
+from mmpsbn.engine.filter_collapse_hook import HISTORY, read_history, shares
+from mmpsbn.errors import InputError
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoints', nargs='+', help='checkpoint files')
+    parser.add_argument(
+        '--images',
+        help="folder of images that decide; by default the config's training "
+        'images')
+    parser.add_argument(
+        '--number', type=int, default=64, help='how many of them')
+    parser.add_argument('--out', help='folder for files and figures')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings of the config to override, as key=value')
+    return parser.parse_args()
+
+
+def short_names(paths):
+    """File names, with as much of the path as tells them apart."""
+    names = [osp.splitext(osp.basename(path))[0] for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    common = osp.commonpath([osp.abspath(path) for path in paths])
+    return [osp.splitext(osp.relpath(path, common))[0] for path in paths]
+
+
+def show(title, rows):
+    print(f'\n{title}')
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print('  '.join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths))))
+
+
+def main():
+    args = parse_args()
+    MMLogger.get_instance('mmengine', log_level='ERROR')
+    cfg = read_config(args.config, args.cfg_options)
+    images = find_images(cfg, args.images, args.number)
+    paths = list(dict.fromkeys(args.checkpoints))
+    results = {}
+    for name, path in zip(short_names(paths), paths):
+        results[name] = analyze(cfg, read_checkpoint(path), path, images)
+        show(f'{path}, {len(images)} images', table(results[name]))
+    if not args.out:
+        return
+    try:
+        os.makedirs(args.out, exist_ok=True)
+        write(results, len(images), args.out)
+        draw_layers(results, osp.join(args.out, 'layers.png'))
+        for name, layers in results.items():
+            file = f'plane_{name.replace(os.sep, "_")}.png'
+            draw_plane(layers, name, osp.join(args.out, file))
+        folders = dict.fromkeys(osp.dirname(path) or '.' for path in paths)
+        for index, folder in enumerate(folders):
+            history = osp.join(folder, HISTORY)
+            lines = read_history(history) if osp.isfile(history) else []
+            if lines:
+                draw_history(
+                    [line['iter'] for line in lines], list(map(shares, lines)),
+                    osp.join(args.out, f'history_{index + 1}.png'
+                             if index else 'history.png'))
+    except OSError as error:
+        raise InputError(f'--out {args.out} cannot be written: '
+                         f'{error.strerror or error}') from error
+    print(f'\nFiles and figures: {args.out}')
+
+
+if __name__ == '__main__':
+    with told_to_the_user():
+        main()
