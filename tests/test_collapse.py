@@ -284,7 +284,8 @@ def test_a_checkpoint_is_analyzed(digits):
         len(layer.dead) for name, layer in found.items()
         if name.startswith('backbone.layer2') and not layer.after_sum)
     assert rows['backbone.layer2'][3] == f'{number} ({number / 128:.1%})'
-    assert rows['backbone.layer2'][6] == '2 (0.6%)'
+    # zero_init_residual has set the gammas of two layers of 64 to 0.
+    assert rows['backbone.layer2'][6] == f'{2 + 2 * 64} (40.6%)'
     assert rows['all'][2] == '2400'
 
 
