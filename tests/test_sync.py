@@ -9,8 +9,11 @@ import torch.multiprocessing as mp
 from mmdet.models.backbones import ResNet
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mmpsbn.analysis import ChannelWatch
+from mmpsbn.engine.filter_collapse_hook import over_processes
 from mmpsbn.layers import LastBNLinear, PSBatchNorm2d, PSSyncBatchNorm
 
 WORLD = 2
@@ -203,13 +206,34 @@ def initial_weights_are_broadcast_by_mmengine(rank):
     torch.testing.assert_close(own, torch.randn(3))
 
 
-SCENARIOS = [
-    equal_batches, unequal_batches, low_precision, an_empty_batch,
-    cumulative_statistics, no_running_statistics, a_process_group_of_one,
-    evaluation_does_not_communicate, one_value_per_channel,
-    ddp_trains_as_one_process, the_last_bn_of_the_whole_batch,
-    mimicnorm_trains_as_one_process, initial_weights_are_broadcast_by_mmengine
-]
+def a_channel_that_lives_in_one_process_is_alive(rank):
+    model = nn.ModuleDict(dict(both=nn.BatchNorm2d(3), one=nn.BatchNorm2d(2)))
+    model.eval()
+    x = torch.full((1, 3, 2, 2), -1.)
+    x[:, rank] = 1
+    watch = ChannelWatch(model)
+    with watch:
+        model['both'](x).relu()
+        if rank == 1:  # As where a process has no RoI.
+            model['one'](x[:, :2]).relu()
+    found = over_processes(watch, 'cpu')
+    assert found['both'].dead.tolist() == [False, False, True]
+    assert found['one'].dead.tolist() == [True, False]
+
+
+# Starting two processes takes longer than most of what they do.
+SCENARIOS = dict(
+    layer=[
+        equal_batches, unequal_batches, low_precision, an_empty_batch,
+        cumulative_statistics, no_running_statistics, a_process_group_of_one,
+        evaluation_does_not_communicate, one_value_per_channel
+    ],
+    model=[
+        ddp_trains_as_one_process, the_last_bn_of_the_whole_batch,
+        mimicnorm_trains_as_one_process,
+        initial_weights_are_broadcast_by_mmengine,
+        a_channel_that_lives_in_one_process_is_alive
+    ])
 
 
 def run_scenarios(rank, store, names):
@@ -222,9 +246,10 @@ def run_scenarios(rank, store, names):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize('scenario', SCENARIOS, ids=lambda s: s.__name__)
-def test_two_processes(scenario, tmp_path):
-    mp.spawn(run_scenarios, (tmp_path / 'store', [scenario.__name__]), WORLD)
+@pytest.mark.parametrize('group', SCENARIOS)
+def test_two_processes(group, tmp_path):
+    names = [scenario.__name__ for scenario in SCENARIOS[group]]
+    mp.spawn(run_scenarios, (tmp_path / 'store', names), WORLD)
 
 
 def test_one_process_is_psbn():

@@ -96,7 +96,7 @@ class FilterCollapseHook(Hook):
         self._watched += 1
         if self._watched == self.sample or runner.iter + 1 == runner.max_iters:
             device = next(runner.model.parameters()).device
-            found, self._watch = _over_processes(self._watch, device), None
+            found, self._watch = over_processes(self._watch, device), None
             self._report(runner, found)
 
     def _begins(self, runner: Runner) -> bool:
@@ -183,9 +183,18 @@ def _dead(line: dict) -> Dict[str, List[int]]:
     return {name: layer['dead'] for name, layer in line['layers'].items()}
 
 
-def _over_processes(watch: ChannelWatch,
-                    device: torch.device) -> Dict[str, Outputs]:
-    """What was seen in any process, the same in each of them."""
+def over_processes(watch: ChannelWatch,
+                   device: torch.device) -> Dict[str, Outputs]:
+    """What was seen in any process, the same in each of them.
+
+    Args:
+        watch (ChannelWatch): Of this process.
+        device (torch.device): That the processes communicate from.
+
+    Returns:
+        dict: For each norm layer that a ReLU followed in any process; a
+        channel is dead that was alive in none.
+    """
     outputs = watch.outputs
     sizes = [channels_of(layer) for layer in watch.layers.values()]
     states = [
