@@ -18,13 +18,12 @@ import os.path as osp
 
 import mmpsbn  # noqa: F401  First: it checks the stack.
 
-from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
 from mmpsbn.analysis.figures import draw_history, draw_layers, draw_plane
 from mmpsbn.analysis.report import analyze, table, write
 from mmpsbn.engine.checkpoint import read_checkpoint
-from mmpsbn.engine.cli import told_to_the_user
+from mmpsbn.engine.cli import add_cfg_options, told_to_the_user
 from mmpsbn.engine.config import read_config
 from mmpsbn.engine.data import find_images
 from mmpsbn.engine.filter_collapse_hook import HISTORY, read_history, shares
@@ -44,11 +43,7 @@ def parse_args():
     parser.add_argument(
         '--number', type=int, default=64, help='how many of them')
     parser.add_argument('--out', help='folder for files and figures')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings of the config to override, as key=value')
+    add_cfg_options(parser)
     return parser.parse_args()
 
 

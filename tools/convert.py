@@ -13,14 +13,13 @@ import os.path as osp
 
 import mmpsbn  # noqa: F401  First: it checks the stack.
 
-from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
 from mmpsbn.convert import (convert_to_mimicnorm, convert_to_psbn,
                             convert_to_stock)
 from mmpsbn.convert.conversion import config_of
 from mmpsbn.engine.checkpoint import read_checkpoint
-from mmpsbn.engine.cli import told_to_the_user
+from mmpsbn.engine.cli import add_cfg_options, told_to_the_user
 from mmpsbn.engine.config import read_config
 from mmpsbn.engine.data import find_images
 from mmpsbn.errors import InputError
@@ -55,11 +54,7 @@ def parse_args():
         help="with --to bn, from psBN: take the optimizer's state along")
     parser.add_argument(
         '--force', action='store_true', help='replace files that exist')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings of the config to override, as key=value')
+    add_cfg_options(parser)
     return parser.parse_args()
 
 

@@ -14,11 +14,10 @@ import os.path as osp
 
 import mmpsbn  # noqa: F401  First: it checks the stack.
 
-from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
 from mmpsbn.engine.checkpoint import read_checkpoint
-from mmpsbn.engine.cli import told_to_the_user
+from mmpsbn.engine.cli import add_cfg_options, told_to_the_user
 from mmpsbn.engine.config import read_config
 from mmpsbn.engine.data import find_images
 from mmpsbn.errors import InputError
@@ -55,11 +54,7 @@ def parse_args():
         '--number', type=int, default=4, help='how many of them')
     parser.add_argument(
         '--force', action='store_true', help='replace a file that exists')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings of the config to override, as key=value')
+    add_cfg_options(parser)
     return parser.parse_args()
 
 

@@ -11,12 +11,11 @@ import warnings
 import mmpsbn  # noqa: F401  First: it checks the stack.
 
 from mmdet.apis import DetInferencer
-from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 from mmengine.utils import track_iter_progress
 
 from mmpsbn.engine.checkpoint import check_fits, read_checkpoint
-from mmpsbn.engine.cli import told_to_the_user
+from mmpsbn.engine.cli import add_cfg_options, told_to_the_user
 from mmpsbn.engine.config import read_config
 from mmpsbn.engine.data import check_images, list_images
 from mmpsbn.errors import InputError
@@ -39,11 +38,7 @@ def parse_args():
         '--batch-size', type=int, default=1, help='images at a time')
     parser.add_argument(
         '--device', help='such as cpu or cuda:0; a GPU if there is one')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings of the config to override, as key=value')
+    add_cfg_options(parser)
     return parser.parse_args()
 
 

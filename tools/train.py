@@ -46,5 +46,5 @@ def main():
 
 
 if __name__ == '__main__':
-    with told_to_the_user():
+    with told_to_the_user('--resume goes on from the last checkpoint'):
         main()

@@ -15,11 +15,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that every tool of MMDetection's interface takes."""
     parser.add_argument(
         '--work-dir', help='folder of logs, metrics and checkpoints')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings of the config to override, as key=value')
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -39,11 +35,23 @@ def _set_local_rank(rank: str) -> int:
     return int(rank)
 
 
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that changes settings of the config."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings of the config to override, as key=value')
+
+
 @contextmanager
-def told_to_the_user():
+def told_to_the_user(interrupted: str = 'the command has not finished'):
     """End the program with the sentence of an InputError, not a traceback.
 
     The exit status is 1, and after Ctrl-C 130, as a shell has it.
+
+    Args:
+        interrupted (str): What to say after Ctrl-C.
     """
     try:
         yield
@@ -53,6 +61,5 @@ def told_to_the_user():
         sys.exit(f'error: a download failed ({error.reason}); fetch the file '
                  'by other means, and name it in the config.')
     except KeyboardInterrupt:
-        print('interrupted; tools/train.py goes on from its last checkpoint '
-              'with --resume.', file=sys.stderr)
+        print(f'interrupted; {interrupted}.', file=sys.stderr)
         sys.exit(130)
