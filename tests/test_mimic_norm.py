@@ -13,7 +13,6 @@ from mmdet.models.necks import FPN
 from mmengine.model import ExponentialMovingAverage, revert_sync_batchnorm
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from mmpsbn.analysis import saved_bytes

@@ -23,7 +23,8 @@ from mmengine.logging import MMLogger
 from mmpsbn.analysis.figures import draw_history, draw_layers, draw_plane
 from mmpsbn.analysis.report import analyze, table, write
 from mmpsbn.engine.checkpoint import read_checkpoint
-from mmpsbn.engine.cli import add_cfg_options, told_to_the_user
+from mmpsbn.engine.cli import (add_cfg_options, add_image_arguments,
+                               told_to_the_user)
 from mmpsbn.engine.config import read_config
 from mmpsbn.engine.data import find_images
 from mmpsbn.engine.filter_collapse_hook import HISTORY, read_history, shares
@@ -36,12 +37,7 @@ def parse_args():
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoints', nargs='+', help='checkpoint files')
-    parser.add_argument(
-        '--images',
-        help="folder of images that decide; by default the config's training "
-        'images')
-    parser.add_argument(
-        '--number', type=int, default=64, help='how many of them')
+    add_image_arguments(parser, 'that decide', number=64)
     parser.add_argument('--out', help='folder for files and figures')
     add_cfg_options(parser)
     return parser.parse_args()

@@ -19,7 +19,8 @@ from mmpsbn.convert import (convert_to_mimicnorm, convert_to_psbn,
                             convert_to_stock)
 from mmpsbn.convert.conversion import config_of
 from mmpsbn.engine.checkpoint import read_checkpoint
-from mmpsbn.engine.cli import add_cfg_options, told_to_the_user
+from mmpsbn.engine.cli import (add_cfg_options, add_image_arguments,
+                               told_to_the_user)
 from mmpsbn.engine.config import read_config
 from mmpsbn.engine.data import find_images
 from mmpsbn.errors import InputError
@@ -38,12 +39,7 @@ def parse_args():
         '--out',
         required=True,
         help='the checkpoint to write; --to bn writes a config beside it')
-    parser.add_argument(
-        '--images',
-        help="folder of images to measure on; by default the config's "
-        'training images')
-    parser.add_argument(
-        '--number', type=int, default=16, help='how many of them')
+    add_image_arguments(parser, 'to measure on', number=16)
     parser.add_argument(
         '--fuse',
         action='store_true',

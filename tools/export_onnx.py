@@ -17,7 +17,8 @@ import mmpsbn  # noqa: F401  First: it checks the stack.
 from mmengine.logging import MMLogger
 
 from mmpsbn.engine.checkpoint import read_checkpoint
-from mmpsbn.engine.cli import add_cfg_options, told_to_the_user
+from mmpsbn.engine.cli import (add_cfg_options, add_image_arguments,
+                               told_to_the_user)
 from mmpsbn.engine.config import read_config
 from mmpsbn.engine.data import find_images
 from mmpsbn.errors import InputError
@@ -46,12 +47,7 @@ def parse_args():
         '--raw',
         action='store_true',
         help="write the heads' outputs in the place of detections")
-    parser.add_argument(
-        '--images',
-        help="folder of images to compare on; by default the config's "
-        'training images')
-    parser.add_argument(
-        '--number', type=int, default=4, help='how many of them')
+    add_image_arguments(parser, 'to compare on', number=4)
     parser.add_argument(
         '--force', action='store_true', help='replace a file that exists')
     add_cfg_options(parser)

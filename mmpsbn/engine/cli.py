@@ -44,6 +44,23 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
         help='settings of the config to override, as key=value')
 
 
+def add_image_arguments(parser: argparse.ArgumentParser, purpose: str,
+                        number: int) -> None:
+    """Add the arguments that name images to run a model on.
+
+    Args:
+        parser (argparse.ArgumentParser): Of the tool.
+        purpose (str): What the images are for, as in "images to compare on".
+        number (int): How many by default.
+    """
+    parser.add_argument(
+        '--images',
+        help=f"folder of images {purpose}; by default the config's training "
+        'images')
+    parser.add_argument(
+        '--number', type=int, default=number, help='how many of them')
+
+
 @contextmanager
 def told_to_the_user(interrupted: str = 'the command has not finished'):
     """End the program with the sentence of an InputError, not a traceback.
