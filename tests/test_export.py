@@ -218,6 +218,21 @@ def test_a_file_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_the_exporter_cannot_follow(digits, tmp_path):
+    cfg = demo_config('retinanet', 'psbn')
+    model = build(cfg.model)
+
+    class ByValue(type(model.bbox_head)):
+
+        def forward(self, features):
+            return super().forward(
+                features if features[0].sum() > 0 else features[::-1])
+
+    model.bbox_head.__class__ = ByValue
+    with pytest.raises(InputError, match='cannot follow this RetinaNet'):
+        onnx_file._program(Exportable(model), (96, 96))
+
+
 def test_other_post_processing_is_refused(digits, tmp_path, no_export):
     cfg = demo_config('retinanet', 'psbn')
     cfg.model.test_cfg.nms = dict(type='soft_nms', iou_threshold=0.5)

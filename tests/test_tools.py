@@ -369,17 +369,19 @@ def test_infer_draws_and_writes(one, trained, digits, tmp_path):
     (dict(inputs='bad.jpg'), 'bad.jpg cannot be read'),
     (dict(checkpoint='other.pth'), 'does not fit the model'),
     (dict(out='bad.jpg'), 'cannot be made'),
+    (dict(device='cuda:99'), '--device cuda:99 cannot be used'),
+    (dict(device='gpu'), '--device gpu cannot be used'),
 ])
 def test_infer_refuses(change, words, refused, trained, digits, tmp_path):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'bad.jpg').write_text('no image')
     torch.save(dict(state_dict=dict(a=torch.zeros(1))), tmp_path / 'other.pth')
     given = dict(inputs=digits / 'val2017', checkpoint=trained / 'epoch_1.pth',
-                 out='out')
+                 out='out', device='cpu')
     given.update(change)
     message = refused('tools/infer.py', tmp_path / given['inputs'], FASTER,
                       tmp_path / given['checkpoint'], '--out-dir',
-                      tmp_path / given['out'])
+                      tmp_path / given['out'], '--device', given['device'])
     assert words in message
 
 

@@ -10,6 +10,7 @@ import warnings
 
 import mmpsbn  # noqa: F401  First: it checks the stack.
 
+import torch
 from mmdet.apis import DetInferencer
 from mmengine.logging import MMLogger
 from mmengine.utils import track_iter_progress
@@ -42,10 +43,19 @@ def parse_args():
     return parser.parse_args()
 
 
+def check_device(device):
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f'--device {device} cannot be used here: '
+                         f'{str(error).splitlines()[0]}') from error
+
+
 def main():
     args = parse_args()
     if args.batch_size < 1:
         raise InputError(f'--batch-size {args.batch_size}: at least 1 image.')
+    check_device(args.device)
     MMLogger.get_instance('mmengine', log_level='ERROR')
     images = [args.inputs] if os.path.isfile(args.inputs) else list_images(
         args.inputs)

@@ -140,11 +140,7 @@ class ChannelWatch(TorchFunctionMode):
             return
         alive = (output.detach() > 0).transpose(0, 1).flatten(1).any(1)
         for name in origin.layers:
-            if name in self._alive:
-                alive_before = self._alive[name]
-                self._alive[name] = alive_before | alive
-            else:
-                self._alive[name] = alive
+            self._alive[name] = self._alive.get(name, alive) | alive
             self._after_sum[name] = origin.summed
 
 

@@ -119,7 +119,7 @@ class FilterCollapseHook(Hook):
                 for name, output in found.items()
             })
         dead = _dead(line)
-        pairs = [(set(self._last.get(name, ())), set(now))
+        pairs = [(set(self._last.get(name, now)), set(now))
                  for name, now in dead.items()]
         line['died'] = sum(len(now - before) for before, now in pairs)
         line['came_back'] = sum(len(before - now) for before, now in pairs)

@@ -79,16 +79,42 @@ def export_onnx(cfg: Config, checkpoint: dict, name: str,
     shape = shape or test_shape(cfg)
     model = build(cfg, cfg.model)
     load_weights(model, checkpoint, name)
-    stock = build(cfg, stock_model(cfg.model))
-    stock.load_state_dict(stock_state(model, stock))
-    folded = Exportable(fuse_conv_bn(stock))
+    folded = Exportable(folded_stock(cfg, model))
     before = _count(_program(Exportable(model), shape, optimize=False))
-    program = _program(folded, shape, dynamic)
+    program, *agreement = checked_program(cfg, checkpoint, model, folded,
+                                          images, shape, dynamic, raw)
+    with replacing(out) as (file, ):
+        program.save(file)
+    return Exported(*agreement, before, _count(program))
+
+
+def checked_program(cfg: Config, checkpoint: dict, model: nn.Module,
+                    exportable: Exportable, images: Sequence[str],
+                    shape: Tuple[int, int], dynamic: bool, raw: bool):
+    """The ONNX program of a model, compared with the trained model.
+
+    Args:
+        cfg (Config): Of the trained model.
+        checkpoint (dict): Of the trained model.
+        model (nn.Module): The trained model.
+        exportable (Exportable): Computes the same, and becomes the program.
+        images (list[str]): Files of images to compare on.
+        shape (tuple[int, int]): As ``dynamic`` and ``raw``, see
+            :func:`export_onnx`.
+
+    Returns:
+        tuple: The program (``torch.onnx.ONNXProgram``), and the first three
+        values of :class:`Exported`.
+
+    Raises:
+        InputError: If onnxruntime and PyTorch differ.
+    """
+    program = _program(exportable, shape, dynamic)
     session = _session(program)
     differences, detections, same = [], 0, 0
     for file in images:
         data = prepared(cfg, file, model, shape)
-        compared = _compare(session, folded.names, model, data)
+        compared = _compare(session, exportable.names, model, data)
         differences.append(compared[0])
         detections, same = detections + compared[1], same + compared[2]
     if not max(differences) <= TOLERANCE or \
@@ -98,13 +124,17 @@ def export_onnx(cfg: Config, checkpoint: dict, name: str,
             f'{max(differences):.1e} of their size, and {same} of '
             f'{detections} detections are the same. Nothing was written; '
             'please report it.')
-    _keep_outputs(program.model, folded.names[2:] if raw else
-                  folded.names[:2])
+    _keep_outputs(program.model, exportable.names[2:] if raw else
+                  exportable.names[:2])
     program.model.metadata_props.update(_metadata(cfg, checkpoint, model))
-    with replacing(out) as (file, ):
-        program.save(file)
-    return Exported(
-        max(differences), detections, same, before, _count(program))
+    return program, max(differences), detections, same
+
+
+def folded_stock(cfg: Config, model: nn.Module) -> nn.Module:
+    """The stock model that computes what a model does, BN in its convs."""
+    stock = build(cfg, stock_model(cfg.model))
+    stock.load_state_dict(stock_state(model, stock))
+    return fuse_conv_bn(stock)
 
 
 def check_packages() -> None:
@@ -183,17 +213,23 @@ def _program(model: Exportable,
             2: MULTIPLE * dim('rows'),
             3: MULTIPLE * dim('columns')
         }, )
-    with _quiet():
-        return torch.onnx.export(
-            model, (example, ),
-            input_names=['images'],
-            output_names=model.names,
-            opset_version=OPSET,
-            dynamo=True,
-            dynamic_shapes=sizes,
-            custom_translation_table=onnx_translations(),
-            optimize=optimize,
-            verbose=False)
+    try:
+        with _quiet():
+            return torch.onnx.export(
+                model, (example, ),
+                input_names=['images'],
+                output_names=model.names,
+                opset_version=OPSET,
+                dynamo=True,
+                dynamic_shapes=sizes,
+                custom_translation_table=onnx_translations(),
+                optimize=optimize,
+                verbose=False)
+    except torch.onnx.OnnxExporterError as error:
+        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        raise InputError(
+            f"torch's exporter cannot follow this {type(model.model).__name__}"
+            f': {cause}') from error
 
 
 @contextmanager
@@ -261,7 +297,9 @@ def _metadata(cfg: Config, checkpoint: dict, model: nn.Module) -> dict:
     meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
     values = dict(
         classes=meta.get('classes') or meta.get('CLASSES'),
-        mean=preprocessor.mean.flatten().tolist(),
-        std=preprocessor.std.flatten().tolist(),
         bgr_to_rgb=preprocessor._channel_conversion)
+    if preprocessor._enable_normalize:
+        values.update(
+            mean=preprocessor.mean.flatten().tolist(),
+            std=preprocessor.std.flatten().tolist())
     return {key: json.dumps(value) for key, value in values.items()}
