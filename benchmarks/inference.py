@@ -11,26 +11,22 @@ Printed are the median time and the median over rounds of the ratios.
 """
 
 import argparse
-import random
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
 from mmcv import imwrite
-from mmcv.cnn import fuse_conv_bn
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
+from mmpsbn.analysis import ratios, turns
 from mmpsbn.convert.conversion import build
-from mmpsbn.convert.stock_config import stock_model
-from mmpsbn.convert.to_stock import stock_state
 from mmpsbn.export import export_onnx
-from mmpsbn.export.onnx_file import prepared
+from mmpsbn.export.onnx_file import folded_stock, prepared
 
 CONFIGS = [
     f'configs/{norm}/{detector}_r50_fpn_{norm}_1x_coco.py'
@@ -56,19 +52,16 @@ def contenders(cfg, shape, folder):
     model.init_weights()
     export_onnx(cfg, dict(state_dict=model.state_dict()), 'random', [image],
                 str(file), shape, dynamic=False, raw=False)
-    stock = build(cfg, stock_model(cfg.model))
-    stock.load_state_dict(stock_state(model, stock))
     data = prepared(cfg, image, model, shape)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(
         str(file), options, providers=['CPUExecutionProvider'])
     given = {'images': data['inputs'].numpy()}
-    return [
-        predictor(model.eval(), data),
-        predictor(fuse_conv_bn(stock), data),
-        lambda: session.run(None, given)
-    ]
+    return dict(
+        trained=predictor(model.eval(), data),
+        folded=predictor(folded_stock(cfg, model), data),
+        onnx=lambda: session.run(None, given))
 
 
 def main():
@@ -87,25 +80,16 @@ def main():
           f'one image of {height} x {width}\n\n'
           '| Config | as trained, ms | stock, folded | ONNX Runtime |\n'
           '|---|---|---|---|')
-    order = random.Random(0)
     for path in args.configs:
         cfg = Config.fromfile(path)
         cfg.model.backbone.init_cfg = None
         with tempfile.TemporaryDirectory() as folder:
             ways = contenders(cfg, tuple(args.shape), Path(folder))
-        times = [[] for _ in ways]
-        for index in range(-2, args.rounds):
-            for way in order.sample(range(len(ways)), len(ways)):
-                start = time.perf_counter()
-                ways[way]()
-                if index >= 0:
-                    times[way].append(time.perf_counter() - start)
-        ratios = [
-            statistics.median(own / first for own, first in zip(t, times[0]))
-            for t in times[1:]
-        ]
-        print(f'| {Path(path).stem} | {statistics.median(times[0]) * 1e3:.0f} '
-              f'| {ratios[0]:.2f} | {ratios[1]:.2f} |', flush=True)
+        seconds = turns(ways, args.rounds)
+        _, folded, onnx = ratios(seconds).values()
+        print(f'| {Path(path).stem} '
+              f'| {statistics.median(seconds["trained"]) * 1e3:.0f} '
+              f'| {folded:.2f} | {onnx:.2f} |', flush=True)
 
 
 if __name__ == '__main__':

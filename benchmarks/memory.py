@@ -18,9 +18,6 @@ MimicNorm has its last BN in the heads. On a CPU the detectors see images of
 """
 
 import argparse
-import random
-import statistics
-import time
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +29,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
-from mmpsbn.analysis import saved_bytes
+from mmpsbn.analysis import ratios, saved_bytes, turns
 from mmpsbn.layers import MimicConv
 from mmpsbn.registry import MODELS
 
@@ -123,11 +120,6 @@ def detector(name, norm):
     return Detector(cfg)
 
 
-def synchronize():
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def measure(builders, size, rounds, device):
     """For each model: saved MiB, peak MiB, ratios of step and inference."""
     saved, peak = {}, {}
@@ -151,37 +143,26 @@ def measure(builders, size, rounds, device):
 
 def side_by_side(models, size, rounds, training):
     """Median over rounds of the time of each model over the first one's."""
-    inputs, optimizers = {}, {}
-    for name, model in models.items():
+
+    def action(model):
         model.train(training)
-        inputs[name] = model.inputs(size)
-        optimizers[name] = torch.optim.SGD(model.parameters(), lr=1e-6)
+        inputs = model.inputs(size)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
 
-    def turn(name):
-        synchronize()
-        start = time.perf_counter()
-        if training:
-            models[name].loss(inputs[name]).backward()
-            optimizers[name].step()
-        else:
+        def step():
+            model.loss(inputs).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        def inference():
             with torch.no_grad():
-                models[name].predict(inputs[name])
-        synchronize()
-        return time.perf_counter() - start
+                model.predict(inputs)
 
-    times = {name: [] for name in models}
-    order = random.Random(0)
-    for index in range(-1, rounds):
-        for name in order.sample(list(models), len(models)):
-            seconds = turn(name)
-            optimizers[name].zero_grad()
-            if index >= 0:
-                times[name].append(seconds)
-    first = times[next(iter(models))]
-    return {
-        name: statistics.median(own / bn for own, bn in zip(times[name], first))
-        for name in models
-    }
+        return step if training else inference
+
+    return ratios(
+        turns({name: action(model)
+               for name, model in models.items()}, rounds))
 
 
 def report(title, builders, size, args):

@@ -1,4 +1,7 @@
 from .collapse import ChannelWatch, positive_probability
 from .memory import saved_bytes
+from .timing import ratios, turns
 
-__all__ = ['ChannelWatch', 'positive_probability', 'saved_bytes']
+__all__ = [
+    'ChannelWatch', 'positive_probability', 'ratios', 'saved_bytes', 'turns'
+]

@@ -1,0 +1,49 @@
+"""Time, measured side by side."""
+
+import random
+import statistics
+import time
+from typing import Callable, Dict, Hashable, List
+
+import torch
+
+
+def turns(actions: Dict[Hashable, Callable],
+          rounds: int) -> Dict[Hashable, List[float]]:
+    """Seconds that actions take, by turns, in each of some rounds.
+
+    Within a round the actions come in an order drawn anew. A first round is
+    not counted.
+
+    Args:
+        actions (dict): What to time.
+        rounds (int): How many to count.
+
+    Returns:
+        dict: For each action its seconds, a round after the other, so that
+        ratios can be taken within a round.
+    """
+    seconds = {name: [] for name in actions}
+    order = random.Random(0)
+    for _ in range(1 + rounds):
+        for name in order.sample(list(actions), len(actions)):
+            _synchronize()
+            start = time.perf_counter()
+            actions[name]()
+            _synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: own[1:] for name, own in seconds.items()}
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def ratios(seconds: Dict[Hashable, List[float]]) -> Dict[Hashable, float]:
+    """Of each action's seconds over the first one's, the median of rounds."""
+    first = next(iter(seconds.values()))
+    return {
+        name: statistics.median(a / b for a, b in zip(own, first))
+        for name, own in seconds.items()
+    }
