@@ -1,12 +1,13 @@
 """Time of psBN beside BN's and that of a naive psBN, as ratios.
 
-    python benchmarks/norm_layers.py [--rounds 200] [--threads 2]
+    python benchmarks/norm_layers.py [--seconds 20] [--threads 2]
 
 For layers of a ResNet-50 detector on two images of 800 x 1344, MMDetection's
 batch per GPU: forward and backward in training mode, and forward in
 evaluation mode. The layers take turns within each round, in an order drawn
 anew for each; the ratio is the median over the rounds of the time of a layer
-over BN's in the same round. BN is timed twice: the ratio of its second turn
+over BN's in the same round. Every shape has its seconds, and so the more rounds
+the smaller it is, but no fewer than 50. BN is timed twice: the ratio of its second turn
 tells the noise. The last row is all of the shapes, one after the other: the
 ratio weighted by BN's time.
 """
@@ -26,6 +27,7 @@ from mmpsbn.layers import PSBatchNorm2d
 SHAPES = [(64, 400, 672), (64, 200, 336), (256, 200, 336), (128, 100, 168),
           (512, 100, 168), (256, 50, 84), (1024, 50, 84), (512, 25, 42),
           (2048, 25, 42)]
+WARM_UP = 5  # Rounds that are not counted.
 
 
 class NaivePSBN(nn.BatchNorm2d):
@@ -53,7 +55,7 @@ def one_turn(layer, x, grad, device):
     return time.perf_counter() - start
 
 
-def ratios(shape, training, rounds, device):
+def ratios(shape, training, seconds, device):
     channels, height, width = shape
     x = torch.randn(
         2, channels, height, width, device=device, requires_grad=training)
@@ -68,12 +70,13 @@ def ratios(shape, training, rounds, device):
         layer.to(device).train(training)
     times = {name: [] for name in layers}
     names, order = list(layers), random.Random(0)
-    for index in range(-5, rounds):
+    start = time.perf_counter()
+    while (len(times['BN']) < WARM_UP + 50
+           or time.perf_counter() - start < seconds):
         for name in order.sample(names, len(names)):
-            seconds = one_turn(layers[name], x, grad, device)
+            times[name].append(one_turn(layers[name], x, grad, device))
             x.grad = None
-            if index >= 0:
-                times[name].append(seconds)
+    times = {name: own[WARM_UP:] for name, own in times.items()}
     return statistics.median(times['BN']) * 1e3, {
         name: statistics.median(
             own / bn for own, bn in zip(times[name], times['BN']))
@@ -85,7 +88,8 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--rounds', type=int, default=200)
+    parser.add_argument(
+        '--seconds', type=float, default=20, help='for each shape and mode')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument(
         '--device', default='cuda' if torch.cuda.is_available() else 'cpu')
@@ -93,14 +97,14 @@ def main():
     torch.set_num_threads(args.threads)
     where = torch.cuda.get_device_name() if args.device == 'cuda' else \
         f'CPU, {args.threads} threads'
-    print(f'torch {torch.__version__}, {where}, {args.rounds} rounds\n')
+    print(f'torch {torch.__version__}, {where}, {args.seconds:g} s each\n')
     for title, training in (('forward + backward', True),
                             ('evaluation, forward', False)):
         print(f'| {title} | BN, ms | psBN / BN | naive / BN | BN / BN |')
         print('|---|---|---|---|---|')
         everything = []
         for shape in SHAPES:
-            bn, ratio = ratios(shape, training, args.rounds, args.device)
+            bn, ratio = ratios(shape, training, args.seconds, args.device)
             everything.append((bn, ratio))
             print(f'| {" x ".join(map(str, shape))} | {bn:.2f} | '
                   f'{ratio["psBN"]:.3f} | {ratio["naive"]:.3f} | '

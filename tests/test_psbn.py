@@ -161,6 +161,17 @@ def test_takes_an_empty_batch_as_bn_does(cls, training):
     assert layer.running_mean.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    'dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_forward_applies_the_bias_that_is_read(dtype):
+    layer = randomize(PSBatchNorm2d(1000).to(dtype)).eval()
+    layer.running_mean.zero_()
+    nothing = torch.zeros(1, 1000, 1, 1, dtype=dtype)
+    for alpha in (0.1, 0.3):
+        layer.alpha = alpha
+        assert torch.equal(layer(nothing).flatten(), layer.bias)
+
+
 def test_alpha_0_is_bn():
     layer = randomize(PSBatchNorm2d(3, alpha=0))
     x = torch.randn(SHAPES[PSBatchNorm2d])

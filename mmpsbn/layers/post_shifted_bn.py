@@ -89,6 +89,9 @@ class PostShift:
         return None if beta is None else AppliedBias.of(beta, self.alpha)
 
     def __setattr__(self, name: str, value) -> None:
+        if name == 'alpha':
+            self._float_alpha = torch.tensor(
+                value, dtype=torch.float, device='cpu')
         if name == 'bias' and isinstance(value, nn.Parameter):
             # What is assigned is what is read back: the applied bias.
             self._parameters[name] = nn.Parameter(
@@ -97,18 +100,24 @@ class PostShift:
             super().__setattr__(name, value)
 
     def forward(self, input: Tensor) -> Tensor:
-        # What BN's forward does. It takes its tensors from the dicts, because
-        # nn.Module's look-up of attributes costs more than adding alpha does.
+        # What BN's forward does. On small activations every look-up counts:
+        # the tensors come from the dicts, past nn.Module's attributes; on the
+        # CPU alpha is a tensor of beta's type, because a number is converted
+        # for each forward; and evaluation leaves out the function whose part
+        # is to check the size of a training batch.
         self._check_input_dim(input)
         parameters, buffers = self._parameters, self._buffers
-        if self.training:
+        beta, alpha = parameters['bias'], self._float_alpha
+        if beta.dtype != alpha.dtype or not beta.is_cpu:
+            alpha = self.alpha
+        mean, var = buffers['running_mean'], buffers['running_var']
+        if self.training or mean is None:
             mean, var, momentum = self._updated_statistics()
-        else:
-            mean, var = buffers['running_mean'], buffers['running_var']
-            momentum = 0.0
-        return F.batch_norm(input, mean, var, parameters['weight'],
-                            parameters['bias'] + self.alpha,
-                            self.training or mean is None, momentum, self.eps)
+            return F.batch_norm(input, mean, var, parameters['weight'],
+                                beta + alpha, True, momentum, self.eps)
+        return torch.batch_norm(input, parameters['weight'], beta + alpha,
+                                mean, var, False, 0.0, self.eps,
+                                torch.backends.cudnn.enabled)
 
     def _updated_statistics(
             self) -> Tuple[Optional[Tensor], Optional[Tensor], float]:
