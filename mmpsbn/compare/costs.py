@@ -1,0 +1,91 @@
+"""What a training step costs with each normalization, side by side."""
+
+import statistics
+from contextlib import redirect_stdout
+from io import StringIO
+from typing import Dict, NamedTuple, Optional
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.runner import Runner
+
+from mmpsbn.analysis import saved_bytes, turns
+from mmpsbn.convert.conversion import build
+
+
+class Cost(NamedTuple):
+    """Of one normalization, on one batch of the training data."""
+
+    step: float
+    """Seconds of a step: forward, backward and SGD; without loading data."""
+    ratio: float
+    """Of the step, to that of the first normalization in the same round."""
+    inference: float
+    """Seconds of a prediction for the batch."""
+    saved: float
+    """MiB that autograd keeps of a forward for its backward."""
+    peak: Optional[float]
+    """MiB that the allocator of a GPU held at most in a step."""
+    batch: int
+    """Images of the batch."""
+
+
+def measure_costs(cfgs: Dict[str, Config], rounds: int) -> Dict[str, Cost]:
+    """Measure the detectors of some configs on the same training batch.
+
+    Args:
+        cfgs (dict): For each normalization its config.
+        rounds (int): Of timing, in which all take turns.
+    """
+    device = get_device()
+    batch = _training_batch(next(iter(cfgs.values())))
+    steps, predictions, saved, peak = {}, {}, {}, {}
+    for norm, cfg in cfgs.items():
+        model = build(cfg, cfg.model).to(device)
+        steps[norm], predictions[norm], loss = _actions(model, batch)
+        saved[norm] = saved_bytes(loss, model.parameters()) / 2**20
+        if device == 'cuda':
+            torch.cuda.reset_peak_memory_stats()
+            steps[norm]()
+            peak[norm] = torch.cuda.max_memory_allocated() / 2**20
+    step, inference = turns(steps, rounds), turns(predictions, 1)
+    first = step[next(iter(cfgs))]
+    return {
+        norm: Cost(
+            statistics.median(step[norm]),
+            statistics.median(a / b for a, b in zip(step[norm], first)),
+            statistics.median(inference[norm]), saved[norm], peak.get(norm),
+            len(batch['inputs']))
+        for norm in cfgs
+    }
+
+
+def _training_batch(cfg: Config) -> dict:
+    loader = dict(
+        cfg.train_dataloader, num_workers=0, persistent_workers=False)
+    with redirect_stdout(StringIO()):  # pycocotools tells what it does.
+        return next(iter(Runner.build_dataloader(loader, seed=0)))
+
+
+def _actions(model, batch):
+    """A training step, a prediction, and the loss, as functions."""
+    model.train()
+    data = model.data_preprocessor(batch, True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+
+    def loss():
+        return model.parse_losses(model(**data, mode='loss'))[0]
+
+    def step():
+        model.train()
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    @torch.no_grad()
+    def predict():
+        model.eval()
+        model(**data, mode='predict')
+
+    return step, predict, loss

@@ -1,0 +1,100 @@
+"""Figures of a comparison, as PNG files."""
+
+from typing import Dict, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from mmpsbn.analysis.figures import COLOURS, STYLE
+from .costs import Cost
+
+
+def draw_scores(rows, out: str) -> None:
+    """Every seed's mAP as a dot, and the mean of a row as a bar.
+
+    Args:
+        rows (list[Row]): Of the report.
+        out (str): The PNG to write.
+    """
+    norms = list(dict.fromkeys(row.norm for row in rows))
+    many = len({row.lr for row in rows}) > 1
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(
+            figsize=(6.5, 1 + 0.35 * len(rows)), layout='constrained')
+        axis = figure.subplots()
+        for place, row in enumerate(rows):
+            colour = COLOURS[norms.index(row.norm) % len(COLOURS)]
+            axis.plot(row.scores, [place] * len(row.scores), 'o', ms=5,
+                      color=colour, alpha=0.7, mew=0)
+            axis.plot([row.mean] * 2, [place - 0.3, place + 0.3], lw=2,
+                      color=colour)
+        axis.set_yticks(
+            range(len(rows)),
+            [f'{r.norm}, lr {r.lr:g}' if many else r.norm for r in rows])
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.set_xlabel('mAP')
+        axis.grid(axis='x', lw=0.4)
+        figure.savefig(out, dpi=150)
+
+
+def draw_curves(curves: Dict[str, Sequence[Dict[int, float]]], unit: str,
+                out: str) -> None:
+    """mAP while training, by epoch or iteration: see :func:`_draw_lines`."""
+    _draw_lines(curves, unit, 'mAP', out)
+
+
+def draw_collapse(histories: Dict[str, Sequence[Dict[int, float]]],
+                  out: str) -> None:
+    """Per cent of dead channels while training, see :func:`_draw_lines`."""
+    _draw_lines(histories, 'iteration', 'dead channels, %', out)
+
+
+def _draw_lines(lines: Dict[str, Sequence[Dict[int, float]]], xlabel: str,
+                ylabel: str, out: str) -> None:
+    """For each name the mean of its lines, and the range as a band.
+
+    Points that not all lines have are left out.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.5, 3.5), layout='constrained')
+        axis = figure.subplots()
+        for index, (name, own) in enumerate(lines.items()):
+            x = sorted(set.intersection(*map(set, own)))
+            values = np.array([[line[at] for at in x] for line in own])
+            colour = COLOURS[index % len(COLOURS)]
+            axis.plot(x, values.mean(0), color=colour, label=name, marker='.')
+            axis.fill_between(x, values.min(0), values.max(0), lw=0,
+                              color=colour, alpha=0.2)
+        axis.set(xlabel=xlabel, ylabel=ylabel)
+        axis.set_ylim(bottom=0)
+        axis.grid(lw=0.4)
+        figure.legend(loc='outside right upper', frameon=False)
+        figure.savefig(out, dpi=150)
+
+
+def draw_costs(costs: Dict[str, Cost], out: str) -> None:
+    """Time of a step, saved and, on a GPU, peak memory, as bars.
+
+    Args:
+        costs (dict): Of the normalizations.
+        out (str): The PNG to write.
+    """
+    panels = {
+        'training step, ms': [1e3 * cost.step for cost in costs.values()],
+        'saved, MiB': [cost.saved for cost in costs.values()],
+    }
+    if all(cost.peak is not None for cost in costs.values()):
+        panels['peak, MiB'] = [cost.peak for cost in costs.values()]
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(costs))]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(
+            figsize=(6.5, 1 + 0.3 * len(costs)), layout='constrained')
+        axes = figure.subplots(1, len(panels), sharey=True)
+        for axis, (title, values) in zip(axes, panels.items()):
+            bars = axis.barh(list(costs), values, color=colours)
+            axis.bar_label(bars, fmt='%.0f', padding=2, fontsize=8)
+            axis.margins(x=0.15)
+            axis.set_xlabel(title)
+        axes[0].invert_yaxis()
+        figure.savefig(out, dpi=150)

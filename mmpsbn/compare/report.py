@@ -1,0 +1,215 @@
+"""What a comparison has found: tables, figures, and which to choose."""
+
+import base64
+import os
+import statistics
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Sequence
+
+from markdown_it import MarkdownIt
+
+from mmpsbn.engine.filter_collapse_hook import shares
+from .costs import Cost
+from .figures import draw_collapse, draw_costs, draw_curves, draw_scores
+from .runs import Comparison, Run
+
+MAP, MAP50 = 'coco/bbox_mAP', 'coco/bbox_mAP_50'
+PAGE = '''<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 16px/1.5 sans-serif; max-width: 54em; margin: 2em auto;
+       padding: 0 1em; color: #222 }}
+table {{ border-collapse: collapse; margin: 1em 0 }}
+th, td {{ border-bottom: 1px solid #ccc; padding: .3em .8em;
+         text-align: right }}
+th:first-child, td:first-child {{ text-align: left }}
+img {{ max-width: 100% }}
+pre {{ background: #f4f4f4; padding: .8em; overflow-x: auto }}
+</style>
+{body}</html>
+'''
+
+
+class Row(NamedTuple):
+    """A normalization at a learning rate, over the seeds that have ended."""
+
+    norm: str
+    lr: float
+    runs: List[Run]
+    scores: List[float]
+    """mAP of each run; 0 where nothing was detected."""
+    scores50: List[float]
+    dead: List[float]
+    """Share of dead channels at the end of each run, sums left out."""
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.scores)
+
+
+def rows_of(comparison: Comparison) -> List[Row]:
+    """The rows of a comparison's table, without those of no ended run."""
+    groups: Dict[tuple, List[Run]] = {}
+    for run in comparison.runs:
+        if comparison.result(run):
+            groups.setdefault((run.norm, run.lr), []).append(run)
+    rows = []
+    for (norm, lr), runs in groups.items():
+        metrics = [comparison.result(run)['metrics'] for run in runs]
+        ends = [comparison.history(run)[-1:] for run in runs]
+        rows.append(
+            Row(norm, lr, runs, [m.get(MAP, 0) for m in metrics],
+                [m.get(MAP50, 0) for m in metrics],
+                [shares(end[0]).get('dead', 0) for end in ends if end]))
+    order = list(comparison.cfgs)
+    return sorted(rows, key=lambda row: (order.index(row.norm), row.lr))
+
+
+def best_rows(rows: Sequence[Row]) -> List[Row]:
+    """Of each normalization the learning rate of the highest mean mAP."""
+    best: Dict[str, Row] = {}
+    for row in rows:
+        if row.norm not in best or row.mean > best[row.norm].mean:
+            best[row.norm] = row
+    return list(best.values())
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """Which normalization these runs speak for, and how clearly."""
+    first, *others = sorted(best_rows(rows), key=lambda row: -row.mean)
+    if not first.mean:
+        return 'No run detected anything: train longer, or at another lr.'
+    text = (f'**{first.norm}** has the highest mean mAP, {first.mean:.3f} at '
+            f'lr {first.lr:g}, each normalization taken at its best lr.')
+    close = [row.norm for row in others
+             if max(row.scores) >= min(first.scores)]
+    if len(first.scores) < 2:
+        return f'{text} One seed tells no difference from chance.'
+    if close:
+        return (f'{text} Seeds of {", ".join(close)} reach into its range: '
+                'these runs do not tell them apart.')
+    if others:
+        text += ' No seed of another reaches its lowest.'
+    return text
+
+
+def write_report(comparison: Comparison, costs: Dict[str, Cost],
+                 command: str) -> Optional[Path]:
+    """Write ``report.md``, ``report.html`` and figures into the work dir.
+
+    The page holds its figures, and needs no other file and no network.
+
+    Args:
+        comparison (Comparison): Some runs of which have ended.
+        costs (dict): Of its normalizations.
+        command (str): That made it.
+
+    Returns:
+        Path: Of the page; None if no run has ended.
+    """
+    rows = rows_of(comparison)
+    if not rows:
+        return None
+    out, best = comparison.work_dir, best_rows(rows)
+    figures = {
+        'scores.png': 'mAP of every seed, and its mean (bar)',
+        'curves.png': 'mAP while training: mean, and range over the seeds',
+        'collapse.png': 'Dead channels while training: mean, and range',
+        'costs.png': 'What a training step costs',
+    }
+    draw_scores(rows, str(out / 'scores.png'))
+    draw_curves({
+        row.norm: [comparison.curve(run, MAP) for run in row.runs]
+        for row in best
+    }, comparison.length.unit, str(out / 'curves.png'))
+    histories = {
+        row.norm: [{
+            line['iter']: 100 * shares(line).get('dead', 0)
+            for line in comparison.history(run)
+        } for run in row.runs]
+        for row in best
+    }
+    draw_collapse(histories, str(out / 'collapse.png'))
+    draw_costs({norm: costs[norm] for norm in comparison.cfgs},
+               str(out / 'costs.png'))
+    title = 'Normalizations compared'
+    pictures = '\n\n'.join(f'![{text}]({name})\n\n*{text}.*'
+                           for name, text in figures.items())
+    text = f'''# {title}
+
+{verdict(rows)}
+
+{_table(rows)}
+
+Spread is the largest minus the smallest of the seeds. Dead is the mean share
+of the channels before a ReLU that no image of the last training steps opened;
+residual sums are left out.
+
+{_cost_table(comparison, costs)}
+
+Time of a training step on one batch, without loading it, side by side; saved
+is what autograd keeps of its forward.
+
+{pictures}
+
+{_list('Without a result:', _missing(comparison))}\
+{_list('Starts:', comparison.remarks())}```shell
+{command}
+```
+'''
+    (out / 'report.md').write_text(text)
+    page = out / 'report.html'
+    body = MarkdownIt('commonmark').enable('table').render(text)
+    for name in figures:
+        data = base64.b64encode((out / name).read_bytes()).decode()
+        body = body.replace(f'src="{name}"',
+                            f'src="data:image/png;base64,{data}"')
+    partial = out / 'report.html.partial'
+    partial.write_text(PAGE.format(title=title, body=body))
+    os.replace(partial, page)
+    return page
+
+
+def _table(rows: Sequence[Row]) -> str:
+    return _markdown([[
+        'Norm', 'lr', 'seeds', 'mAP', 'spread', 'mAP50', 'spread', 'dead'
+    ]] + [[
+        row.norm, f'{row.lr:g}',
+        str(len(row.runs)), *_mean_and_spread(row.scores),
+        *_mean_and_spread(row.scores50),
+        f'{statistics.mean(row.dead):.1%}' if row.dead else '-'
+    ] for row in rows])
+
+
+def _cost_table(comparison: Comparison, costs: Dict[str, Cost]) -> str:
+    first = next(iter(comparison.cfgs))
+    return _markdown([[
+        'Norm', 'step, ms', f'of {first}', 'saved, MiB', 'peak, MiB'
+    ]] + [[
+        norm, f'{1e3 * cost.step:.0f}', f'{cost.ratio:.2f}',
+        f'{cost.saved:.1f}', '-' if cost.peak is None else f'{cost.peak:.0f}'
+    ] for norm, cost in costs.items() if norm in comparison.cfgs])
+
+
+def _missing(comparison: Comparison) -> List[str]:
+    return [
+        f'{run}: {comparison.failures.get(run, "has not ended")}'
+        for run in comparison.runs if not comparison.result(run)
+    ]
+
+
+def _list(title: str, items: Sequence[str]) -> str:
+    if not items:
+        return ''
+    return '\n'.join([title, '', *(f'- {item}' for item in items), '', ''])
+
+
+def _mean_and_spread(values: Sequence[float]) -> List[str]:
+    return [
+        f'{statistics.mean(values):.3f}', f'{max(values) - min(values):.3f}'
+    ]
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    rule = ['---', *['---:'] * (len(head) - 1)]
+    return '\n'.join(f'| {" | ".join(row)} |' for row in [head, rule, *body])

@@ -1,0 +1,326 @@
+"""The runs of a comparison: planned, run one by one, gone on with."""
+
+import copy
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
+
+from mmpsbn.convert import convert_to_mimicnorm
+from mmpsbn.convert.stock_config import mimic_inside
+from mmpsbn.engine.checkpoint import read_checkpoint
+from mmpsbn.engine.config import dicts_in
+from mmpsbn.engine.data import find_images
+from mmpsbn.engine.filter_collapse_hook import HISTORY, read_history
+from mmpsbn.errors import InputError
+from .costs import Cost
+from .placing import with_norm
+
+PLAN = 'comparison.json'
+# Of a run, in its folder.
+RESULT, OUTPUT, SECONDS = 'result.json', 'output.txt', 'seconds.txt'
+# Of the first runs, until one has told: data loading, checkpoints; seconds of
+# start-up.
+OVERHEAD, START = 1.2, 15
+MEASUREMENTS = 20  # Of filter collapse in a run.
+CALIBRATION = 16  # Images for weights of MimicNorm.
+
+
+class Run(NamedTuple):
+    """One training of one normalization."""
+
+    norm: str
+    lr: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f'{self.norm}_lr{self.lr:g}_seed{self.seed}'
+
+    def __str__(self) -> str:
+        return f'{self.norm}, lr {self.lr:g}, seed {self.seed}'
+
+
+class Length(NamedTuple):
+    """How long a training of a config is."""
+
+    iterations: int
+    evaluations: int
+    images: int
+    """Of the validation set."""
+    unit: str
+    """What evaluations are counted by."""
+
+
+class Comparison:
+    """One detector's config, trained with several normalizations.
+
+    Each run has a folder with its config, logs, last checkpoint and, once it
+    has ended, ``result.json``; a run that has this is not repeated, and any
+    other goes on from its last checkpoint. The same work dir takes more
+    normalizations, learning rates and seeds later.
+
+    Args:
+        cfg (Config): Of the detector, with any normalization.
+        norms (list[str]): Names of ``NORMS``.
+        lrs (list[float]): Learning rates; empty for the config's.
+        seeds (list[int]): Random seeds.
+        work_dir (str): The folder.
+        processes (int): Of each run, over torch's launcher if more than 1.
+
+    Raises:
+        InputError: If a normalization is not known or has no place in the
+            model, or if the folder is of another comparison.
+    """
+
+    def __init__(self, cfg: Config, norms: Sequence[str],
+                 lrs: Sequence[float], seeds: Sequence[int], work_dir: str,
+                 processes: int = 1) -> None:
+        self.cfg, self.processes = cfg, processes
+        self.cfgs = {norm: with_norm(cfg, norm) for norm in norms}
+        lrs = list(lrs) or [cfg.optim_wrapper.optimizer.lr]
+        # Seed by seed, so that an early end has something of everything.
+        self.runs = [
+            Run(norm, lr, seed) for seed in seeds for lr in lrs
+            for norm in norms
+        ]
+        self.work_dir = Path(work_dir)
+        self._plan = dict(config=cfg.pretty_text, processes=processes)
+        self._check_folder()
+        self.length = _length(cfg, processes)
+        self.failures: Dict[Run, str] = {}
+
+    def folder(self, run: Run) -> Path:
+        return self.work_dir / run.name
+
+    def result(self, run: Run) -> Optional[dict]:
+        """Of a run that has ended: ``metrics`` and ``seconds``."""
+        file = self.folder(run) / RESULT
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def curve(self, run: Run, metric: str) -> Dict[int, float]:
+        """A metric by epoch, or by iteration where the config counts so."""
+        return {
+            line['step']: line[metric] for line in self._scalars(run)
+            if metric in line
+        }
+
+    def history(self, run: Run) -> List[dict]:
+        """Of filter collapse, see FilterCollapseHook."""
+        file = self.folder(run) / HISTORY
+        return read_history(str(file)) if file.exists() else []
+
+    def done(self, run: Run) -> float:
+        """The share of its iterations that a run has behind it."""
+        if self.result(run):
+            return 1.
+        steps = [line['iter'] for line in self._scalars(run) if 'iter' in line]
+        return min(1., max(steps, default=0) / self.length.iterations)
+
+    def estimate(self, run: Run, costs: Dict[str, Cost]) -> float:
+        """Seconds that a run takes: as others of its norm took, or as its
+        steps and evaluations take, corrected by what has been seen."""
+        seen = [(other, self.result(other)) for other in self.runs]
+        seen = [(other, found['seconds']) for other, found in seen if found]
+        same = [seconds for other, seconds in seen if other.norm == run.norm]
+        if same:
+            return sum(same) / len(same)
+        factor = OVERHEAD
+        if seen:
+            factor = sum(seconds for _, seconds in seen) / sum(
+                self._bare(costs[other.norm]) for other, _ in seen)
+        return factor * self._bare(costs[run.norm])
+
+    def remarks(self) -> List[str]:
+        """What puts a normalization in another position than the others."""
+        sources = [str(node[key]) for node, key in _starts(self.cfg)]
+        remarks = []
+        if 'FrozenBN' in self.cfgs and not sources:
+            remarks.append(
+                'FrozenBN normalizes with the running statistics it starts '
+                'from, and the config starts from no weights: it is the '
+                'identity here.')
+        if 'GN' in self.cfgs and sources:
+            remarks.append(f'GN takes the convs of {", ".join(sources)} '
+                           'alone, and not what belongs to their BN.')
+        if 'MimicNorm' in self.cfgs and sources:
+            remarks.append('MimicNorm starts from weights that '
+                           f'tools/convert.py makes of {", ".join(sources)}.')
+        return remarks
+
+    def write(self) -> None:
+        """Make the folder, so that it is known as this comparison's."""
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        (self.work_dir / PLAN).write_text(json.dumps(self._plan))
+
+    def run(self, run: Run, watch: Callable[[float], None]) -> bool:
+        """Train a run to its end, from where it is.
+
+        Args:
+            run (Run): Of this comparison.
+            watch (callable): Is called with the share that is done, about
+                once a second.
+
+        Returns:
+            bool: Whether it ended well; if not, :attr:`failures` says why.
+
+        Raises:
+            KeyboardInterrupt: If it was interrupted.
+        """
+        folder, start = self.folder(run), time.monotonic()
+        folder.mkdir(exist_ok=True)
+        config = folder / 'config.py'
+        self._config(run).dump(config)
+        before = self._seconds_before(run)
+        with open(folder / OUTPUT, 'w') as output:
+            child = subprocess.Popen([
+                sys.executable, *self._train(), str(config), '--work-dir',
+                str(folder), '--resume'
+            ], stdout=output, stderr=subprocess.STDOUT,
+                                     start_new_session=True)
+            try:
+                while child.poll() is None:
+                    watch(self.done(run))
+                    time.sleep(1)
+            finally:
+                # Ctrl-C reaches it only from here, and once.
+                if child.poll() is None:
+                    child.send_signal(signal.SIGINT)
+                    child.wait()
+                (folder / SECONDS).write_text(
+                    str(before + time.monotonic() - start))
+        if child.returncode == 130:
+            raise KeyboardInterrupt
+        if child.returncode:
+            lines = (folder / OUTPUT).read_text().strip().splitlines()
+            self.failures[run] = lines[-1] if lines else 'no output'
+            return False
+        evaluations = [
+            line for line in self._scalars(run)
+            if 'step' in line and 'iter' not in line
+        ]
+        result = dict(
+            metrics=evaluations[-1] if evaluations else {},
+            seconds=before + time.monotonic() - start)
+        partial = folder / f'{RESULT}.partial'
+        partial.write_text(json.dumps(result))
+        os.replace(partial, folder / RESULT)
+        return True
+
+    def _seconds_before(self, run: Run) -> float:
+        """Of earlier, interrupted goes at a run."""
+        file = self.folder(run) / SECONDS
+        return float(file.read_text()) if file.exists() else 0.
+
+    def _train(self) -> List[str]:
+        train = str(_tools() / 'train.py')
+        if self.processes == 1:
+            return [train]
+        return [
+            '-m', 'torch.distributed.run', '--standalone',
+            f'--nproc_per_node={self.processes}', train, '--launcher=pytorch'
+        ]
+
+    def _config(self, run: Run) -> Config:
+        cfg = copy.deepcopy(self.cfgs[run.norm])
+        cfg.optim_wrapper.optimizer.lr = run.lr
+        cfg.randomness = dict(cfg.get('randomness', {}), seed=run.seed)
+        hooks = cfg.setdefault('default_hooks', {})
+        hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+        hooks['checkpoint']['max_keep_ckpts'] = 1
+        interval = max(10, self.length.iterations // MEASUREMENTS)
+        custom = list(cfg.get('custom_hooks') or [])
+        if not any('FilterCollapseHook' in hook['type'] for hook in custom):
+            custom.append(
+                dict(type='mmpsbn.FilterCollapseHook', interval=interval))
+        cfg.custom_hooks = custom
+        self._convert_start(run.norm, cfg)
+        return cfg
+
+    def _convert_start(self, norm: str, cfg: Config) -> None:
+        """Weights of BN that training starts from, made to fit MimicNorm."""
+        if norm != 'MimicNorm' or mimic_inside(self.cfg.model):
+            return
+        for node, key in _starts(cfg):
+            source = node[key]
+            out = self.work_dir / f'mimicnorm_{Path(source).stem}.pth'
+            if not out.exists():
+                convert_to_mimicnorm(
+                    cfg, read_checkpoint(source), source,
+                    find_images(cfg, None, CALIBRATION), str(out))
+            node[key] = str(out)
+
+    def _scalars(self, run: Run) -> List[dict]:
+        """What a run has logged, over all goes at it."""
+        files = sorted(self.folder(run).glob('*/vis_data/scalars.json'))
+        return [line for file in files for line in read_history(str(file))]
+
+    def _bare(self, cost: Cost) -> float:
+        length = self.length
+        return START + cost.step * length.iterations + cost.inference * (
+            length.evaluations * length.images / cost.batch / self.processes)
+
+    def _check_folder(self) -> None:
+        if not self.work_dir.exists():
+            return
+        if not self.work_dir.is_dir():
+            raise InputError(f'the work dir {self.work_dir} is no folder.')
+        if not any(self.work_dir.iterdir()):
+            return
+        file = self.work_dir / PLAN
+        if not file.exists():
+            raise InputError(f'the work dir {self.work_dir} is not empty and '
+                             'holds no comparison; choose another with '
+                             '--work-dir.')
+        if json.loads(file.read_text()) != self._plan:
+            raise InputError(
+                f'the work dir {self.work_dir} belongs to another comparison: '
+                'its config, --cfg-options or number of processes were '
+                'different; choose another with --work-dir.')
+
+
+def _starts(cfg: Config):
+    """Where a config names weights to start from: dicts and keys."""
+    for node in dicts_in(cfg.model):
+        if node.get('type') == 'Pretrained' and node.get('checkpoint'):
+            yield node, 'checkpoint'
+    if cfg.get('load_from'):
+        yield cfg, 'load_from'
+
+
+def _tools() -> Path:
+    """The folder of train.py: of a clone, or of an installed package."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package.parent / 'tools', package / '.mim' / 'tools'):
+        if folder.is_dir():
+            return folder
+    raise InputError('tools/train.py was not found beside the package.')
+
+
+def _length(cfg: Config, processes: int) -> Length:
+    loaders = (cfg.train_dataloader, cfg.val_dataloader)
+    with DefaultScope.overwrite_default_scope(
+            cfg.get('default_scope', 'mmdet')), redirect_stdout(StringIO()):
+        train, val = (
+            len(DATASETS.build(copy.deepcopy(loader['dataset'])))
+            for loader in loaders)
+    train_cfg = cfg.train_cfg
+    interval = train_cfg.get('val_interval', 1)
+    if 'max_iters' in train_cfg:
+        iterations = train_cfg.max_iters
+        return Length(iterations, max(1, iterations // interval), val,
+                      'iteration')
+    batch = cfg.train_dataloader.batch_size * processes
+    epochs = train_cfg.max_epochs
+    return Length(epochs * math.ceil(train / batch),
+                  max(1, epochs // interval), val, 'epoch')

@@ -1,0 +1,242 @@
+"""One detector, several normalizations: placed, trained, reported."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+import torch
+from conftest import ROOT
+from test_convert import build, demo_config
+from test_tools import FASTER, SHORT, refused  # noqa: F401  The fixture.
+from test_tools import run as tool
+
+from mmpsbn.compare import NORMS, Comparison, Cost, with_norm
+from mmpsbn.compare.report import Row, verdict
+from mmpsbn.engine.config import read_config
+from mmpsbn.errors import InputError
+
+LAYERS = {
+    'BN': 'BatchNorm2d',
+    'FrozenBN': 'BatchNorm2d',
+    'SyncBN': 'SyncBatchNorm',
+    'psBN': 'PSBatchNorm2d',
+    'psSyncBN': 'PSSyncBatchNorm',
+    'GN': 'GroupNorm',
+    'MimicNorm': 'MimicNorm',
+}
+HEADS = {
+    'faster-rcnn': {'LastBNRPNHead', 'LastBNLinear'},
+    'retinanet': {'LastBNRetinaHead'},
+}
+COMPARE = ('tools/compare_norms.py', FASTER)
+
+
+@pytest.mark.parametrize('detector, before', [('faster-rcnn', 'psbn'),
+                                              ('retinanet', 'mimicnorm')])
+@pytest.mark.parametrize('norm', NORMS)
+def test_every_norm_finds_its_place(detector, before, norm, digits):
+    cfg = demo_config(detector, before)
+    text = cfg.pretty_text
+    model = build(with_norm(cfg, norm).model)
+    assert cfg.pretty_text == text
+    kinds = Counter(type(module).__name__ for module in model.modules())
+    layers = 20 if detector == 'faster-rcnn' else 24
+    assert {kind: kinds[kind] for kind in LAYERS.values() if kinds[kind]} == {
+        LAYERS[norm]: layers
+    }
+    assert kinds['MimicConv'] == (layers if norm == 'MimicNorm' else 0)
+    assert HEADS[detector] & set(kinds) == (
+        HEADS[detector] if norm == 'MimicNorm' else set())
+    backbone = model.backbone
+    backbone.train()
+    layer = backbone.layer4[1].norm2
+    assert layer.training == (norm != 'FrozenBN')
+    assert all(p.requires_grad == (norm != 'FrozenBN')
+               for p in layer.parameters())
+
+
+def test_group_norm_has_four_channels_a_group_at_least(digits):
+    layer = build(with_norm(
+        demo_config('faster-rcnn', 'psbn'), 'GN').model).backbone.gn1
+    assert (layer.num_channels, layer.num_groups) == (32, 8)
+
+
+def test_coco_configs_take_every_norm():
+    for norm in NORMS:
+        cfg = with_norm(
+            read_config(
+                str(ROOT / 'configs/psbn/retinanet_r50_fpn_psbn_1x_coco.py')),
+            norm)
+        backbone = cfg.model.backbone
+        assert backbone.norm_cfg.type == norm.replace('Frozen', '')
+        assert backbone.norm_cfg.get('num_groups', 32) in (16, 32)
+        assert backbone.norm_eval == (norm == 'FrozenBN')
+        assert 'norm_cfg' not in cfg.model.bbox_head
+
+
+def comparison(digits, work_dir, norms=('BN', 'psBN'), seeds=(0, ), lrs=(),
+               **changes):
+    cfg = demo_config('faster-rcnn', 'psbn')
+    cfg.merge_from_dict(changes)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.data_root = f'{digits}/'
+    return Comparison(cfg, norms, lrs, seeds, str(work_dir))
+
+
+def test_the_plan_is_every_norm_lr_and_seed(digits, tmp_path):
+    plan = comparison(digits, tmp_path / 'new', seeds=(0, 1), lrs=(.1, .01))
+    assert [run.name for run in plan.runs[:4]] == [
+        'BN_lr0.1_seed0', 'psBN_lr0.1_seed0', 'BN_lr0.01_seed0',
+        'psBN_lr0.01_seed0'
+    ]
+    assert len(set(plan.runs)) == 8
+    # 16 images in batches of 8, 8 epochs, evaluated after every second.
+    assert plan.length == (16, 4, 8, 'epoch')
+    cfg = plan._config(plan.runs[-1])
+    assert (cfg.optim_wrapper.optimizer.lr, cfg.randomness.seed) == (.01, 1)
+    assert not (tmp_path / 'new').exists()
+
+
+def test_time_is_estimated_from_what_was_seen(digits, tmp_path):
+    plan = comparison(digits, tmp_path, seeds=(0, 1))
+    cost = Cost(10., 1., 2., 0., None, 8)
+    costs = {'BN': cost, 'psBN': cost._replace(step=20.)}
+    bn, psbn = plan.runs[:2]
+    # Start-up, 16 steps and 4 evaluations of one batch, and the overhead.
+    assert plan.estimate(bn, costs) == pytest.approx(1.2 * (15 + 160 + 8))
+    folder = plan.folder(bn)
+    folder.mkdir()
+    (folder / 'result.json').write_text(
+        json.dumps(dict(metrics={}, seconds=366.)))
+    assert plan.estimate(bn, costs) == 366
+    assert plan.estimate(psbn, costs) == pytest.approx(2 * (15 + 320 + 8))
+    assert (plan.done(bn), plan.done(psbn)) == (1, 0)
+
+
+def test_mimicnorm_starts_from_converted_weights(digits, tmp_path):
+    torch.manual_seed(0)
+    bn = tmp_path / 'bn.pth'
+    model = build(with_norm(demo_config('faster-rcnn', 'psbn'), 'BN').model)
+    torch.save(dict(state_dict=model.state_dict()), bn)
+    plan = comparison(
+        digits, tmp_path / 'work', ('BN', 'MimicNorm'), load_from=str(bn))
+    plan.write()
+    configs = [plan._config(run) for run in plan.runs]
+    assert configs[0].load_from == str(bn)
+    converted = torch.load(configs[1].load_from)['state_dict']
+    assert converted['backbone.layer1.0.conv1.weight'].mean(
+        (1, 2, 3)).abs().max() < 1e-6
+    assert 'tools/convert.py' in plan.remarks()[0]
+
+
+def row(norm, *scores):
+    return Row(norm, 0.1, [], list(scores), list(scores), [])
+
+
+def test_the_verdict_claims_no_more_than_the_seeds():
+    assert 'reach into its range' in verdict(
+        [row('BN', .5, .62), row('psBN', .6, .64)])
+    clear = verdict([row('BN', .5, .59), row('psBN', .6, .64)])
+    assert clear.startswith('**psBN**') and 'No seed of another' in clear
+    assert 'One seed tells no difference' in verdict(
+        [row('BN', .5), row('psBN', .9)])
+    assert 'No run detected anything' in verdict([row('BN', 0.), row('GN', 0.)])
+
+
+def compare(digits, work_dir, *arguments, options=()):
+    return tool(*COMPARE, '--work-dir', work_dir, '--rounds', 1, *arguments,
+                data=digits, options=['train_cfg.max_epochs=2', *options],
+                OMP_NUM_THREADS='1')
+
+
+def test_interrupted_gone_on_with_and_reported(digits, tmp_path):
+    work_dir = tmp_path / 'work'
+    plan = ('--norms', 'BN', 'MimicNorm', '--seeds', '1')
+    child = subprocess.Popen(
+        [sys.executable, *COMPARE, '--work-dir', str(work_dir), '--rounds',
+         '1', *plan, '--cfg-options', *SHORT, 'train_cfg.max_epochs=2'],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=dict(os.environ, MMDET_DATASETS=str(digits), OMP_NUM_THREADS='1'))
+    first = work_dir / 'BN_lr0.04_seed0'
+    while not (first / 'last_checkpoint').exists() and child.poll() is None:
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    output = child.communicate()[0]
+    assert child.returncode == 130, output
+    assert 'the same command goes on from here' in output
+    assert not (first / 'result.json').exists()
+
+    status, output = compare(digits, work_dir, *plan)
+    assert status == 0, output
+    assert '50% done' in output and '[2/2] MimicNorm' in output
+    resumed = (first / 'output.txt').read_text()
+    assert 'Epoch(train) [2]' in resumed
+    assert 'Epoch(train) [1]' not in resumed
+    ended = (first / 'result.json').read_text()
+    assert json.loads(ended)['metrics']['step'] == 2
+
+    report = (work_dir / 'report.md').read_text()
+    for norm in ('BN', 'MimicNorm'):
+        assert re.search(rf'^\| {norm} \| 0.04 \| 1 \|', report, re.M)
+    page = (work_dir / 'report.html').read_text()
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(sources) == 4
+    assert all(source.startswith('data:image/png') for source in sources)
+    assert '<td' in page and 'http' not in page
+
+    # What has ended is not repeated, and more can be added.
+    status, output = compare(digits, work_dir, '--norms', 'BN', '--seeds', '2',
+                             '--dry-run')
+    assert status == 0, output
+    assert re.search(r'BN, lr 0.04, seed 0 +finished', output)
+    assert re.search(r'BN, lr 0.04, seed 1 +\d+ s', output)
+    assert 'to go, on this machine' in output
+    assert not (work_dir / 'BN_lr0.04_seed1').exists()
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(digits, tmp_path):
+    plan = comparison(digits, tmp_path / 'work', seeds=(0, 1))
+    plan.write()
+    for cfg in plan.cfgs.values():
+        cfg.custom_hooks = [dict(type='NoSuchHook')]
+    run = plan.runs[0]
+    assert not plan.run(run, lambda share: None)
+    assert 'NoSuchHook' in plan.failures[run]
+    assert plan.result(run) is None
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['--norms', 'psbm'], 'did you mean psBN or'),
+    (['--norms', 'LN'], 'no normalization of this comparison'),
+    (['--seeds', '0'], '--seeds 0: at least 1'),
+    (['--lrs', '-1'], 'a learning rate is above 0'),
+    (['--work-dir', 'other'], 'belongs to another comparison'),
+    (['--work-dir', 'foreign'], 'is not empty and holds no comparison'),
+    (['--work-dir', 'file'], 'is no folder'),
+])
+def test_refuses(arguments, words, refused, digits,  # noqa: F811
+                 tmp_path):
+    for folder, file in (('other', 'comparison.json'), ('foreign', 'x')):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_text('{}')
+    (tmp_path / 'file').write_text('')
+    if arguments[0] == '--work-dir':
+        arguments = ['--work-dir', tmp_path / arguments[1]]
+    else:
+        arguments = [*arguments, '--work-dir', tmp_path / 'new']
+    assert words in refused(*COMPARE, *arguments, data=digits)
+    assert not (tmp_path / 'new').exists()
+
+
+def test_a_model_without_a_backbone(digits):
+    cfg = demo_config('faster-rcnn', 'psbn')
+    del cfg.model['backbone']
+    with pytest.raises(InputError, match='has no backbone'):
+        with_norm(cfg, 'BN')

@@ -1,0 +1,189 @@
+"""Train one detector with several normalizations, and report.
+
+Every normalization is placed where the config has one: with its convs and
+heads (MimicNorm), in evaluation mode (FrozenBN), and so on. The runs follow
+one another through tools/train.py. The same command goes on after an
+interruption; finished runs are not repeated, and more --norms, --lrs and
+--seeds can be added later. It ends with report.md, report.html and figures
+in the work dir.
+"""
+
+import argparse
+import json
+import os.path as osp
+import shlex
+import signal
+import sys
+
+import mmpsbn  # noqa: F401  First: it checks the stack.
+
+from mmengine.logging import MMLogger
+from rich.console import Console
+from rich.progress import (BarColumn, Progress, TaskProgressColumn,
+                           TextColumn, TimeElapsedColumn)
+
+from mmpsbn.compare import (NORMS, Comparison, Cost, measure_costs,
+                            write_report)
+from mmpsbn.compare.placing import check_norms
+from mmpsbn.engine.cli import add_cfg_options, told_to_the_user
+from mmpsbn.engine.config import check_start, read_config
+from mmpsbn.engine.data import check_data
+from mmpsbn.errors import InputError
+
+COSTS = 'costs.json'
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='of a detector, with any normalization')
+    parser.add_argument(
+        '--norms',
+        nargs='+',
+        default=['BN', 'psBN', 'MimicNorm'],
+        metavar='NORM',
+        help=f'of {", ".join(NORMS)}')
+    parser.add_argument(
+        '--seeds', type=int, default=3, help='how many runs of each')
+    parser.add_argument(
+        '--lrs',
+        type=float,
+        nargs='+',
+        default=[],
+        help="learning rates; by default the config's")
+    parser.add_argument('--work-dir', help='folder of the runs and the report')
+    parser.add_argument(
+        '--processes',
+        type=int,
+        default=1,
+        help="of each run, by torch's launcher: the number of GPUs")
+    parser.add_argument(
+        '--rounds', type=int, default=5, help='of timing a training step')
+    parser.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='print the runs and the time that they will take')
+    add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def check_arguments(args):
+    check_norms(args.norms)
+    for name, least in (('seeds', 1), ('processes', 1), ('rounds', 1)):
+        if getattr(args, name) < least:
+            raise InputError(f'--{name} {getattr(args, name)}: at least '
+                             f'{least}.')
+    for lr in args.lrs:
+        if not lr > 0:
+            raise InputError(f'--lrs {lr:g}: a learning rate is above 0.')
+
+
+def costs_of(comparison, rounds, keep):
+    """Measured once for each set of normalizations, before any run."""
+    file = comparison.work_dir / COSTS
+    if file.exists():
+        found = json.loads(file.read_text())
+        if set(comparison.cfgs) <= set(found):
+            return {norm: Cost(*found[norm]) for norm in comparison.cfgs}
+    print('Timing a training step with each normalization ...', flush=True)
+    costs = measure_costs(comparison.cfgs, rounds)
+    if keep:
+        file.write_text(json.dumps(costs))
+    return costs
+
+
+def in_words(seconds):
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f'{seconds:.0f} s'
+    return f'{minutes // 60} h {minutes % 60} min' if minutes > 90 else \
+        f'{minutes} min'
+
+
+def left(comparison, costs, share=None):
+    """Seconds that the runs not yet ended will take.
+
+    ``share`` is what a run in progress has behind it, by its name.
+    """
+    share = share or {}
+    return sum((1 - share.get(run, comparison.done(run))) *
+               comparison.estimate(run, costs) for run in comparison.runs
+               if run not in comparison.failures)
+
+
+def print_plan(comparison, costs):
+    for run in comparison.runs:
+        done, seconds = comparison.done(run), comparison.estimate(run, costs)
+        state = 'finished' if comparison.result(run) else (
+            f'{done:.0%} done' if done else in_words(seconds))
+        print(f'  {str(run):40}{state:>12}')
+    for remark in comparison.remarks():
+        print(remark)
+    print(f'About {in_words(left(comparison, costs))} to go, on this machine.')
+
+
+def train(comparison, costs):
+    runs = comparison.runs
+    columns = (TextColumn('{task.description}'), BarColumn(),
+               TaskProgressColumn(), TimeElapsedColumn(),
+               TextColumn('{task.fields[left]}'))
+    console = Console()
+    with Progress(*columns, console=console, transient=True,
+                  disable=not console.is_terminal) as progress:
+        for number, run in enumerate(runs, 1):
+            if comparison.result(run):
+                continue
+            task = progress.add_task(str(run), total=1., left='')
+
+            def watch(share):
+                progress.update(
+                    task,
+                    completed=share,
+                    left='all: '
+                    f'{in_words(left(comparison, costs, {run: share}))} left')
+
+            well = comparison.run(run, watch)
+            progress.remove_task(task)
+            words = f'done, {in_words(left(comparison, costs))} left' if \
+                well else f'failed: {comparison.failures[run]}'
+            print(f'[{number}/{len(runs)}] {run}: {words}', flush=True)
+
+
+def main():
+    args = parse_args()
+    check_arguments(args)
+    MMLogger.get_instance('mmengine', log_level='ERROR')
+    cfg = read_config(args.config, args.cfg_options)
+    check_data(cfg, ('train_dataloader', 'val_dataloader'))
+    check_start(cfg)
+    name = osp.splitext(osp.basename(args.config))[0]
+    work_dir = args.work_dir or osp.join('work_dirs', f'compare_{name}')
+    comparison = Comparison(cfg, list(dict.fromkeys(args.norms)), args.lrs,
+                            range(args.seeds), work_dir, args.processes)
+    if args.dry_run:
+        print_plan(comparison, costs_of(comparison, args.rounds, False))
+        return
+    try:
+        comparison.write()
+    except OSError as error:
+        raise InputError(f'the work dir {work_dir} cannot be written: '
+                         f'{error.strerror}') from error
+    costs = costs_of(comparison, args.rounds, True)
+    print_plan(comparison, costs)
+    train(comparison, costs)
+    command = shlex.join(['python', 'tools/compare_norms.py', *sys.argv[1:]])
+    page = write_report(comparison, costs, command)
+    if page:
+        print(f'\nReport: {page}')
+    if comparison.failures:
+        raise InputError(
+            f'{len(comparison.failures)} runs failed; the same command tries '
+            'them again.')
+
+
+if __name__ == '__main__':
+    # A terminated comparison ends its run as an interrupted one does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with told_to_the_user('the same command goes on from here'):
+        main()
