@@ -18,8 +18,11 @@ from mmpsbn.analysis import ChannelWatch, positive_probability
 from mmpsbn.analysis.report import analyze, table
 from mmpsbn.engine.filter_collapse_hook import (HISTORY, FilterCollapseHook,
                                                 read_history, shares)
+from mmpsbn.engine.config import load_config
+from mmpsbn.engine.runner import build_runner
 from mmpsbn.errors import InputError
 from mmpsbn.layers import PSBatchNorm2d
+from mmpsbn.registry import MODELS
 
 MIMIC = dict(
     conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
@@ -172,6 +175,8 @@ def test_probability_that_a_channel_is_positive():
 class Toy(nn.Module):
     """What MMEngine's Runner trains; its ReLU is closed from step 3 to 5."""
 
+    force = True
+
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(1, 4, 1)
@@ -180,19 +185,21 @@ class Toy(nn.Module):
 
     def train_step(self, data, optim_wrapper):
         self.step += 1
-        with torch.no_grad():
-            self.bn.bias[0] = -100 if 3 <= self.step <= 5 else 0
-        loss = F.relu(self.bn(self.conv(data))).mean()
+        if self.force:
+            with torch.no_grad():
+                self.bn.bias[0] = -100 if 3 <= self.step <= 5 else 0
+        loss = 1e-3 * F.relu(self.bn(self.conv(data))).mean()
         optim_wrapper.update_params(loss)
         return dict(loss=loss)
 
 
-def run(work_dir, hook, epochs=2, **kwargs):
+def run(work_dir, hook, epochs=2, model=None, optim_wrapper=None, **kwargs):
     data = torch.utils.data.DataLoader(
         torch.randn(8, 1, 4, 4), batch_size=2, num_workers=0)
     runner = Runner(
-        Toy(), str(work_dir), train_dataloader=data,
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+        model or Toy(), str(work_dir), train_dataloader=data,
+        optim_wrapper=optim_wrapper or dict(
+            optimizer=dict(type='SGD', lr=0.01)),
         train_cfg=dict(by_epoch=True, max_epochs=epochs), custom_hooks=[hook],
         default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
         experiment_name=work_dir.name + str(epochs), **kwargs)
@@ -222,6 +229,26 @@ def test_the_hook_logs_death_and_recovery(tmp_path):
     text = next(tmp_path.glob('*/*.log')).read_text()
     assert text.count('25% of the channels before a ReLU are dead') == 1
     assert not runner.model.bn._forward_hooks
+
+
+@pytest.mark.parametrize('norm, alive', [('BN', False), ('psBN', True)])
+def test_recovery_is_psbns_alone(norm, alive, tmp_path):
+    torch.manual_seed(0)
+    model = Toy()
+    model.bn = MODELS.build(dict(type=norm, num_features=4))
+    model.force = False
+    with torch.no_grad():
+        # Where the ReLU closes for good: gamma gone, the shift below 0.
+        model.bn.weight[:2] = 1e-6
+        model.bn.bias[:2] = -0.2
+    run(tmp_path, dict(type='FilterCollapseHook', interval=4, sample=1),
+        epochs=10, model=model,
+        optim_wrapper=dict(
+            optimizer=dict(type='SGD', lr=0.1, weight_decay=1.)))
+    history = read_history(tmp_path / HISTORY)
+    assert history[0]['layers']['bn']['dead'] == [0, 1]
+    assert history[-1]['layers']['bn']['dead'] == ([] if alive else [0, 1])
+    assert sum(line['came_back'] for line in history) == 2 * alive
 
 
 def test_a_resumed_run_continues_the_history(tmp_path):
@@ -287,6 +314,34 @@ def test_a_checkpoint_is_analyzed(digits):
     # zero_init_residual has set the gammas of two layers of 64 to 0.
     assert rows['backbone.layer2'][6] == f'{2 + 2 * 64} (40.6%)'
     assert rows['all'][2] == '2400'
+
+
+def test_the_hook_and_the_command_find_the_same(digits, tmp_path):
+    """With norm layers in evaluation mode, over the same 16 images."""
+    cfg = load_config(FASTER, work_dir=str(tmp_path))
+    cfg.model.backbone.update(
+        norm_cfg=dict(type='BN', requires_grad=False), norm_eval=True)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.data_root = f'{digits}/'
+        loader.update(num_workers=0, persistent_workers=False)
+    cfg.val_evaluator.ann_file = f'{digits}/annotations/instances_val2017.json'
+    state = dict(state_dict=planted(cfg).state_dict())
+    torch.save(state, tmp_path / 'planted.pth')
+    cfg.merge_from_dict({
+        'load_from': str(tmp_path / 'planted.pth'),
+        'train_cfg.max_epochs': 1,
+        'train_cfg.val_interval': 10,
+        'optim_wrapper.optimizer.lr': 0.,
+        'custom_hooks': [dict(type='FilterCollapseHook', sample=2)],
+    })
+    build_runner(cfg).train()
+    line, = read_history(tmp_path / HISTORY)
+    files = sorted(map(str, (digits / 'train2017').iterdir()))
+    layers = analyze(cfg, state, 'planted.pth', files)
+    assert {layer.name: layer.dead for layer in layers if layer.judged} == {
+        name: layer['dead'] for name, layer in line['layers'].items()
+    }
+    assert line['layers']['backbone.layer2.1.bn1']['dead'] == [4, 7, 9]
 
 
 def test_mimicnorm_has_no_parameters_to_judge(digits):
