@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 
+import mmcv
 import pytest
 import torch
 from conftest import ROOT
@@ -190,6 +191,14 @@ def test_interrupted_gone_on_with_and_reported(digits, tmp_path):
     assert len(sources) == 4
     assert all(source.startswith('data:image/png') for source in sources)
     assert '<td' in page and 'http' not in page
+    if shutil.which('chromium'):
+        picture = tmp_path / 'page.png'
+        subprocess.run([
+            'chromium', '--headless', '--no-sandbox', '--window-size=900,1600',
+            f'--screenshot={picture}', f'file://{work_dir}/report.html'
+        ], check=True, capture_output=True)
+        # The text and bars of a page, which is mostly white.
+        assert 0.01 < (mmcv.imread(str(picture)) < 128).mean() < 0.5
 
     # What has ended is not repeated, and more can be added.
     status, output = compare(digits, work_dir, '--norms', 'BN', '--seeds', '2',
@@ -240,3 +249,14 @@ def test_a_model_without_a_backbone(digits):
     del cfg.model['backbone']
     with pytest.raises(InputError, match='has no backbone'):
         with_norm(cfg, 'BN')
+
+
+@pytest.mark.parametrize('change', [
+    dict(val_evaluator=dict(type='VOCMetric', _delete_=True)),
+    dict(val_dataloader=None),
+])
+def test_a_config_that_measures_no_map(change, digits, tmp_path):
+    cfg = demo_config('faster-rcnn', 'psbn')
+    cfg.merge_from_dict(change)
+    with pytest.raises(InputError, match='by coco/bbox_mAP'):
+        Comparison(cfg, ['BN'], [], [0], str(tmp_path / 'work'))

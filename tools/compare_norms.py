@@ -25,12 +25,14 @@ from rich.progress import (BarColumn, Progress, TaskProgressColumn,
 from mmpsbn.compare import (NORMS, Comparison, Cost, measure_costs,
                             write_report)
 from mmpsbn.compare.placing import check_norms
+from mmpsbn.compare.runs import write_whole
 from mmpsbn.engine.cli import add_cfg_options, told_to_the_user
 from mmpsbn.engine.config import check_start, read_config
-from mmpsbn.engine.data import check_data
+from mmpsbn.engine.data import blamed_on_data, check_data
 from mmpsbn.errors import InputError
 
 COSTS = 'costs.json'
+LOADERS = ('train_dataloader', 'val_dataloader')
 
 
 def parse_args():
@@ -87,9 +89,10 @@ def costs_of(comparison, rounds, keep):
         if set(comparison.cfgs) <= set(found):
             return {norm: Cost(*found[norm]) for norm in comparison.cfgs}
     print('Timing a training step with each normalization ...', flush=True)
-    costs = measure_costs(comparison.cfgs, rounds)
+    with blamed_on_data(comparison.cfg, LOADERS):
+        costs = measure_costs(comparison.cfgs, rounds)
     if keep:
-        file.write_text(json.dumps(costs))
+        write_whole(file, json.dumps(costs))
     return costs
 
 
@@ -155,7 +158,7 @@ def main():
     check_arguments(args)
     MMLogger.get_instance('mmengine', log_level='ERROR')
     cfg = read_config(args.config, args.cfg_options)
-    check_data(cfg, ('train_dataloader', 'val_dataloader'))
+    check_data(cfg, LOADERS)
     check_start(cfg)
     name = osp.splitext(osp.basename(args.config))[0]
     work_dir = args.work_dir or osp.join('work_dirs', f'compare_{name}')

@@ -95,7 +95,8 @@ def install_stack() -> None:
     pip('install', '-r', REQUIREMENTS / 'build.txt', '-c',
         REQUIREMENTS / 'stack.txt')
     pip('install', '--no-deps', '-r', REQUIREMENTS / 'stack.txt', '-r',
-        REQUIREMENTS / 'onnx.txt', '-r', REQUIREMENTS / 'tests.txt')
+        REQUIREMENTS / 'onnx.txt', '-r', REQUIREMENTS / 'prune.txt', '-r',
+        REQUIREMENTS / 'tests.txt')
 
 
 def install_mmcv() -> None:

@@ -1,7 +1,6 @@
 """What a comparison has found: tables, figures, and which to choose."""
 
 import base64
-import os
 import statistics
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence
@@ -11,7 +10,7 @@ from markdown_it import MarkdownIt
 from mmpsbn.engine.filter_collapse_hook import shares
 from .costs import Cost
 from .figures import draw_collapse, draw_costs, draw_curves, draw_scores
-from .runs import Comparison, Run
+from .runs import Comparison, Run, write_whole
 
 MAP, MAP50 = 'coco/bbox_mAP', 'coco/bbox_mAP_50'
 PAGE = '''<!doctype html>
@@ -156,16 +155,14 @@ is what autograd keeps of its forward.
 {command}
 ```
 '''
-    (out / 'report.md').write_text(text)
+    write_whole(out / 'report.md', text)
     page = out / 'report.html'
     body = MarkdownIt('commonmark').enable('table').render(text)
     for name in figures:
         data = base64.b64encode((out / name).read_bytes()).decode()
         body = body.replace(f'src="{name}"',
                             f'src="data:image/png;base64,{data}"')
-    partial = out / 'report.html.partial'
-    partial.write_text(PAGE.format(title=title, body=body))
-    os.replace(partial, page)
+    write_whole(page, PAGE.format(title=title, body=body))
     return page
 
 

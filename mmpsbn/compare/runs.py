@@ -80,12 +80,14 @@ class Comparison:
 
     Raises:
         InputError: If a normalization is not known or has no place in the
-            model, or if the folder is of another comparison.
+            model, if the config measures no mAP, or if the folder is of
+            another comparison.
     """
 
     def __init__(self, cfg: Config, norms: Sequence[str],
                  lrs: Sequence[float], seeds: Sequence[int], work_dir: str,
                  processes: int = 1) -> None:
+        _check_evaluation(cfg)
         self.cfg, self.processes = cfg, processes
         self.cfgs = {norm: with_norm(cfg, norm) for norm in norms}
         lrs = list(lrs) or [cfg.optim_wrapper.optimizer.lr]
@@ -161,7 +163,7 @@ class Comparison:
     def write(self) -> None:
         """Make the folder, so that it is known as this comparison's."""
         self.work_dir.mkdir(parents=True, exist_ok=True)
-        (self.work_dir / PLAN).write_text(json.dumps(self._plan))
+        write_whole(self.work_dir / PLAN, json.dumps(self._plan))
 
     def run(self, run: Run, watch: Callable[[float], None]) -> bool:
         """Train a run to its end, from where it is.
@@ -197,8 +199,8 @@ class Comparison:
                 if child.poll() is None:
                     child.send_signal(signal.SIGINT)
                     child.wait()
-                (folder / SECONDS).write_text(
-                    str(before + time.monotonic() - start))
+                write_whole(folder / SECONDS,
+                            str(before + time.monotonic() - start))
         if child.returncode == 130:
             raise KeyboardInterrupt
         if child.returncode:
@@ -212,9 +214,7 @@ class Comparison:
         result = dict(
             metrics=evaluations[-1] if evaluations else {},
             seconds=before + time.monotonic() - start)
-        partial = folder / f'{RESULT}.partial'
-        partial.write_text(json.dumps(result))
-        os.replace(partial, folder / RESULT)
+        write_whole(folder / RESULT, json.dumps(result))
         return True
 
     def _seconds_before(self, run: Run) -> float:
@@ -287,6 +287,22 @@ class Comparison:
                 f'the work dir {self.work_dir} belongs to another comparison: '
                 'its config, --cfg-options or number of processes were '
                 'different; choose another with --work-dir.')
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that is never seen half-written."""
+    partial = file.with_name(f'{file.name}.partial')
+    partial.write_text(text)
+    os.replace(partial, file)
+
+
+def _check_evaluation(cfg: Config) -> None:
+    if not cfg.get('val_dataloader') or not any(
+            str(node.get('type')).endswith('CocoMetric')
+            for node in dicts_in(cfg.get('val_evaluator'))):
+        raise InputError('the comparison is by coco/bbox_mAP, and the config '
+                         'does not measure it: it needs a val_dataloader, and '
+                         'CocoMetric as val_evaluator.')
 
 
 def _starts(cfg: Config):

@@ -1,0 +1,196 @@
+"""Pruned detectors as files, compared with the trained ones."""
+
+import io
+import json
+import os.path as osp
+import statistics
+from functools import partial
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmpsbn.analysis import turns
+from mmpsbn.convert.conversion import (TOLERANCE, build, load_weights,
+                                       replacing)
+from mmpsbn.convert.raw_outputs import (OutputsOf, largest_difference,
+                                        same_detections)
+from mmpsbn.errors import InputError
+from mmpsbn.export import onnx_file
+from mmpsbn.export.exportable import Exportable
+from mmpsbn.export.onnx_file import (SHARE_APART, checked_program,
+                                     folded_stock, prepared, test_shape)
+from . import removal
+from .constant_inputs import InputWatch
+from .removal import Removal, readers, remove_constants
+
+FILES = ('pruned.onnx', 'pruned.pt2', 'pruned.json')
+# Images that onnxruntime is compared on; PyTorch is on all.
+ONNX_IMAGES = 4
+ROUNDS = 9
+
+
+class Agreement(NamedTuple):
+    """How the pruned model compares with the trained one on images."""
+
+    images: int
+    difference: float
+    """Largest difference of raw outputs, of the largest of each output."""
+    detections: int
+    """Of the trained or of the pruned model, whichever has more."""
+    same: int
+    """Those that both have."""
+
+
+class Cost(NamedTuple):
+    """What a model costs, with its norm layers folded into convs."""
+
+    parameters: int
+    flops: int
+    """For one image; a multiplication and its addition are 2."""
+    milliseconds: float
+    """For one image with post-processing, in PyTorch: a median."""
+
+
+class Pruned(NamedTuple):
+    """What was removed, what it saves and what it changes."""
+
+    removal: Removal
+    before: Optional[Cost]
+    """As ``after`` and ``agreement``, None if nothing was removed."""
+    after: Optional[Cost]
+    agreement: Optional[Agreement]
+    """On the images that decided what is removed."""
+    elsewhere: Optional[Agreement]
+    """On images that had no say; None without any."""
+
+
+def prune(cfg: Config, checkpoint: dict, name: str, images: Sequence[str],
+          others: Sequence[str], out: str,
+          shape: Optional[Tuple[int, int]]) -> Pruned:
+    """Write a detector without the channels that are constant on images.
+
+    If there is none, nothing is written.
+
+    Args:
+        cfg (Config): Of the trained model.
+        checkpoint (dict): Of the trained model.
+        name (str): The checkpoint's, for messages.
+        images (list[str]): Files of the images that decide.
+        others (list[str]): Files of images to compare on as well.
+        out (str): The folder to write :data:`FILES` to.
+        shape (tuple[int, int], optional): Height and width of the input, in
+            pixels. Defaults to those of the config's test images.
+
+    Raises:
+        InputError: If the checkpoint does not fit, if the detector cannot be
+            exported or followed, if the files cannot be written, or if they
+            compute something else on the images; nothing is written then.
+    """
+    removal.check_packages()
+    onnx_file.check_packages()
+    shape = shape or test_shape(cfg)
+    model = build(cfg, cfg.model)
+    load_weights(model, checkpoint, name)
+    before = Exportable(folded_stock(cfg, model))
+    after = Exportable(folded_stock(cfg, model))
+    watch = InputWatch(model, readers(after.model))
+    for file in images:
+        data = prepared(cfg, file, model, shape)
+        with watch:
+            OutputsOf(data).detections(model)
+    example = data['inputs']
+    removed = remove_constants(after.model, watch.values, example)
+    if not removed.removed:
+        return Pruned(removed, None, None, None, None)
+    agreement = _agreement(cfg, model, after.model, images, shape)
+    if not (agreement.difference <= TOLERANCE and _same_enough(agreement)):
+        raise InputError(
+            'the pruned model gives other outputs: they differ by '
+            f'{agreement.difference:.1e} of their size, and {agreement.same} '
+            f'of {agreement.detections} detections are the same. Nothing was '
+            'written; please report it.')
+    program, *_ = checked_program(
+        cfg, checkpoint, model, after, images[:ONNX_IMAGES], shape,
+        dynamic=False, raw=False)
+    exported = _exported(after, example)
+    pruned = Pruned(
+        removed, *_costs(before, after, example), agreement,
+        _agreement(cfg, model, after.model, others, shape)
+        if others else None)
+    with replacing(*(osp.join(out, file) for file in FILES)) as files:
+        program.save(files[0])
+        with open(files[1], 'wb') as file:
+            file.write(exported)
+        with open(files[2], 'w') as file:
+            json.dump(_content(pruned, name, shape), file, indent=1)
+    return pruned
+
+
+def _agreement(cfg: Config, model: nn.Module, pruned: nn.Module,
+               files: Sequence[str], shape: Tuple[int, int]) -> Agreement:
+    differences, detections, same = [], 0, 0
+    for file in files:
+        run = OutputsOf(prepared(cfg, file, model, shape))
+        expected = run(model)
+        differences.append(largest_difference(run(pruned), expected))
+        one, other = (run.detections(m)[0] for m in (model, pruned))
+        detections += max(len(one['labels']), len(other['labels']))
+        same += same_detections(one, other)
+    return Agreement(len(files), max(differences), detections, same)
+
+
+def _same_enough(agreement: Agreement) -> bool:
+    return agreement.detections - agreement.same <= max(
+        1, SHARE_APART * agreement.detections)
+
+
+def _exported(model: Exportable, example: Tensor) -> bytes:
+    """An ExportedProgram as a file, which was read and run.
+
+    Raises:
+        InputError: If it computes something else.
+    """
+    with torch.no_grad():
+        program = torch.export.export(model, (example, ))
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        buffer.seek(0)
+        found = torch.export.load(buffer).module()(example)
+        expected = model(example)
+    difference = largest_difference(found[2:], expected[2:])
+    if not difference <= TOLERANCE:
+        raise InputError(
+            'the ExportedProgram gives other outputs: they differ by '
+            f'{difference:.1e} of their size. Nothing was written; please '
+            'report it.')
+    return buffer.getvalue()
+
+
+@torch.no_grad()
+def _costs(before: Exportable, after: Exportable,
+           example: Tensor) -> List[Cost]:
+    seconds = turns(
+        {model: partial(model, example)
+         for model in (before, after)}, ROUNDS)
+    costs = []
+    for model, own in seconds.items():
+        with FlopCounterMode(display=False) as counter:
+            model(example)
+        costs.append(
+            Cost(
+                sum(p.numel() for p in model.parameters()),
+                counter.get_total_flops(), statistics.median(own) * 1e3))
+    return costs
+
+
+def _content(pruned: Pruned, name: str, shape: Tuple[int, int]) -> dict:
+    return dict(
+        checkpoint=osp.basename(name),
+        shape=shape,
+        **{
+            key: value._asdict() if value else None
+            for key, value in pruned._asdict().items()
+        })

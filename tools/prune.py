@@ -1,0 +1,126 @@
+"""Remove the channels of a detector that give nothing.
+
+A channel goes if, on the images, it is the same number at every position of
+every input for all layers that read it: 0 behind a ReLU that never opens, or
+a constant, which then goes into the next layer's bias. The layers that share
+channels, through residual sums for one, lose a channel only together. Written
+into the folder --out, for one image of a fixed shape:
+
+  pruned.onnx   as tools/export_onnx.py writes it
+  pruned.pt2    the same for torch.export.load, after `import mmpsbn.export`,
+                which has its operators; outputs are dets, labels and the
+                heads' own
+  pruned.json   what was removed and kept, and the numbers below
+
+Both are compared with the trained model before they are kept. A channel that
+is constant on these images may live on others: take images of all kinds, many
+of them, and look at the line on images that had no say. Where no channel is
+constant, nothing is written, since tools/export_onnx.py gives the same file;
+the exit status is 0, so that a script can prune whatever it trains.
+"""
+
+import argparse
+import os.path as osp
+
+import mmpsbn  # noqa: F401  First: it checks the stack.
+
+from mmengine.logging import MMLogger
+
+from mmpsbn.engine.checkpoint import read_checkpoint
+from mmpsbn.engine.cli import (add_cfg_options, add_image_arguments,
+                               told_to_the_user)
+from mmpsbn.engine.config import read_config
+from mmpsbn.engine.data import find_images
+from mmpsbn.errors import InputError
+from mmpsbn.prune import prune
+from mmpsbn.prune.pruned_files import FILES
+
+# Beyond those that decide, images to compare on.
+OTHERS = 16
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='of the trained model')
+    parser.add_argument('checkpoint', help='of the trained model')
+    parser.add_argument('--out', required=True, help='the folder to write to')
+    add_image_arguments(parser, 'that decide', number=64)
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help='of the input, multiples of 32; by default that of the '
+        "config's test images")
+    parser.add_argument(
+        '--force', action='store_true', help='replace files that exist')
+    add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def check_arguments(args):
+    if osp.exists(args.out) and not osp.isdir(args.out):
+        raise InputError(f'--out {args.out} is a file; name a folder.')
+    there = [file for file in FILES if osp.exists(osp.join(args.out, file))]
+    if there and not args.force:
+        raise InputError(f'{osp.join(args.out, there[0])} exists; --force '
+                         'replaces it.')
+    if args.shape and any(size < 32 or size % 32 for size in args.shape):
+        raise InputError(f'--shape {args.shape[0]} {args.shape[1]}: height '
+                         'and width must be multiples of 32.')
+
+
+def show_kept(kept):
+    for reason, number in kept.items():
+        print(f'Constant for a layer, yet kept: {number}, {reason}.')
+
+
+def show(pruned):
+    removal, before, after = pruned[:3]
+    width = max(map(len, [*removal.channels, 'FLOPs of an image']))
+    print(f'{"layer":{width}}{"channels":>16}{"removed":>16}')
+    for layer, channels in removal.channels.items():
+        print(f'{layer:{width}}{removal.sizes[layer]:16}{len(channels):16}')
+    print(f'\n{"":{width}}{"before":>16}{"after":>16}')
+    for title, one, other, form in zip(
+            ('parameters', 'FLOPs of an image', 'ms in PyTorch'), before,
+            after, (',', ',', ',.1f')):
+        print(f'{title:{width}}{one:16{form}}{other:16{form}}')
+
+
+def main():
+    args = parse_args()
+    check_arguments(args)
+    MMLogger.get_instance('mmengine', log_level='ERROR')
+    cfg = read_config(args.config, args.cfg_options)
+    checkpoint = read_checkpoint(args.checkpoint)
+    images = find_images(cfg, args.images, args.number)
+    others = find_images(cfg, args.images,
+                         args.number + OTHERS)[args.number:]
+    pruned = prune(cfg, checkpoint, args.checkpoint, images, others, args.out,
+                   tuple(args.shape) if args.shape else None)
+    if not pruned.removal.removed:
+        print(f'No channel of {args.checkpoint} can be removed: on '
+              f'{len(images)} images, none is constant for all layers that '
+              'read it. Nothing was written.')
+        show_kept(pruned.removal.kept)
+        return
+    show(pruned)
+    print('\nChannels removed, one of a residual stream counted once: '
+          f'{pruned.removal.removed}.')
+    show_kept(pruned.removal.kept)
+    for which, agreement in (('that decided', pruned.agreement),
+                             ('that had no say', pruned.elsewhere)):
+        if agreement:
+            print(f'{agreement.images} images {which}: raw outputs differ by '
+                  f'at most {agreement.difference:.1e} of the largest, '
+                  f'{agreement.same} of {agreement.detections} detections '
+                  'are the same.')
+    print(f'Files: {args.out}')
+
+
+if __name__ == '__main__':
+    with told_to_the_user():
+        main()
