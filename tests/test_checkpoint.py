@@ -188,7 +188,7 @@ class Toy(BaseModel):
         return dict(loss=loss_of(self.body, torch.stack(inputs)))
 
 
-def toy_runner(work_dir, model, epochs=2, **kwargs):
+def toy_runner(work_dir, model, epochs=2, keep=-1, **kwargs):
     torch.manual_seed(0)
     data = [dict(inputs=torch.randn(3, 8, 8)) for _ in range(8)]
     return Runner(
@@ -203,7 +203,9 @@ def toy_runner(work_dir, model, epochs=2, **kwargs):
         optim_wrapper=OptimWrapper(
             torch.optim.SGD(
                 model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)),
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
+        default_hooks=dict(
+            checkpoint=dict(
+                type='CheckpointHook', interval=1, max_keep_ckpts=keep)),
         randomness=dict(seed=0),
         experiment_name=f'{work_dir.parent.name}-{work_dir.name}',
         log_level='ERROR',

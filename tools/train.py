@@ -3,7 +3,7 @@
 import argparse
 
 from mmpsbn.engine.cli import add_run_arguments, told_to_the_user
-from mmpsbn.engine.config import check_start, load_config
+from mmpsbn.engine.config import check_start, load_config, set_resume
 from mmpsbn.engine.data import blamed_on_data, check_data
 from mmpsbn.engine.runner import build_runner, set_amp, set_auto_scale_lr
 
@@ -17,7 +17,7 @@ def parse_args():
         '--resume',
         nargs='?',
         const='auto',
-        help='go on from this checkpoint, or from the latest in the work dir')
+        help='go on from this checkpoint, or from the newest in the work dir')
     parser.add_argument(
         '--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument(
@@ -37,8 +37,9 @@ def main():
     if args.auto_scale_lr:
         set_auto_scale_lr(cfg)
     if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        set_resume(cfg, None if args.resume == 'auto' else args.resume)
+    elif cfg.get('resume'):
+        set_resume(cfg, cfg.get('load_from'))
     check_data(cfg, LOADERS)
     check_start(cfg)
     with blamed_on_data(cfg, LOADERS):

@@ -1,17 +1,22 @@
 """Reading checkpoints without running code that may hide in them."""
 
+import os
 import pickle
-from typing import List
+import re
+from typing import List, Optional
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, find_latest_checkpoint
 from mmengine.utils import digit_version
 from torch import nn
 
 from mmpsbn.errors import InputError
+
+# Of MMEngine's CheckpointHook.
+CHECKPOINT = re.compile(r'(epoch|iter)_\d+\.pth')
 
 multiarray = (np.core if np.__version__ < '2' else np._core).multiarray
 
@@ -54,6 +59,47 @@ def allow_mmengine_checkpoints() -> None:
         torch.serialization.add_safe_globals(SAFE_GLOBALS)
 
 
+class TornCheckpoint(InputError):
+    """A file that is no whole checkpoint."""
+
+
+def find_resumable(work_dir: str) -> Optional[str]:
+    """The newest checkpoint of a work dir that is whole.
+
+    MMEngine's ``last_checkpoint`` is looked at, and what is there beside it:
+    a run may have ended before that was written, or in writing it.
+
+    Returns:
+        str: A path; None if the work dir has no checkpoint.
+
+    Raises:
+        InputError: If it has some, and none is whole, or if the newest whole
+            one would run code.
+    """
+    paths = [
+        entry.path for entry in os.scandir(work_dir)
+        if CHECKPOINT.fullmatch(entry.name)
+    ] if os.path.isdir(work_dir) else []
+    if os.path.isfile(os.path.join(work_dir, 'last_checkpoint')):
+        last = find_latest_checkpoint(work_dir)
+        if os.path.isdir(last):  # DeepSpeed's; it has its own ways.
+            return last
+        if os.path.isfile(last) and os.path.abspath(last) not in map(
+                os.path.abspath, paths):
+            paths.append(last)
+    torn = None
+    for path in sorted(paths, key=os.path.getmtime, reverse=True):
+        try:
+            read_checkpoint(path)
+        except TornCheckpoint as error:
+            torn = torn or error
+        else:
+            return path
+    if torn:
+        raise torn
+    return None
+
+
 def read_checkpoint(path: str) -> dict:
     """Read a checkpoint by MMEngine's loader.
 
@@ -75,13 +121,13 @@ def read_checkpoint(path: str) -> dict:
             f'the checkpoint {path} does not exist, or is no file.') from error
     except pickle.UnpicklingError as error:
         if 'Weights only load failed' not in str(error):
-            raise InputError(_torn(path)) from error
+            raise TornCheckpoint(_torn(path)) from error
         raise InputError(
             f'the checkpoint {path} was refused: it holds '
             f'{_refused(error)}, and loading that could run code; load only '
             'files of MMEngine, or of torch with tensors alone.') from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(_torn(path)) from error
+        raise TornCheckpoint(_torn(path)) from error
     if not isinstance(checkpoint, dict) or not isinstance(
             checkpoint.get('state_dict', {}), dict):
         raise InputError(f'{path} holds a {type(checkpoint).__name__}, not a '

@@ -8,7 +8,6 @@ from typing import Iterator, List, Optional
 
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from mmengine.runner import find_latest_checkpoint
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -16,7 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from mmpsbn.layers import MimicNorm
 from mmpsbn.layers.post_shifted_bn import PostShift
 from mmpsbn.registry import NORM_LAYERS
-from .checkpoint import read_checkpoint
+from .checkpoint import find_resumable, read_checkpoint
 from mmpsbn.errors import InputError
 
 NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, MimicNorm)
@@ -182,20 +181,34 @@ def _norm_names(registry) -> List[str]:
     return names
 
 
+def set_resume(cfg: Config, path: Optional[str]) -> None:
+    """Let a run go on from a checkpoint.
+
+    Args:
+        cfg (Config): Of the run.
+        path (str, optional): The checkpoint; without it the newest whole one
+            of the work dir, and where that has none the run starts as the
+            config says.
+
+    Raises:
+        InputError: As :func:`~mmpsbn.engine.checkpoint.find_resumable` does.
+    """
+    path = path or find_resumable(cfg.work_dir)
+    cfg.resume = path is not None
+    cfg.load_from = path or cfg.get('load_from')
+
+
 def check_start(cfg: Config) -> None:
     """Raise if the weights that training starts from cannot be read.
 
-    They are the checkpoint of ``--resume`` or ``load_from``, and pretrained
-    weights named in the model.
+    They are those of ``load_from``, and pretrained weights named in the
+    model.
 
     Raises:
         InputError: With the file, or with what to install.
     """
-    path = cfg.get('load_from')
-    if cfg.get('resume') and path is None:
-        path = find_latest_checkpoint(cfg.work_dir)
-    if path is not None:
-        _check_weights(cfg, path)
+    if cfg.get('load_from'):
+        _check_weights(cfg, cfg.load_from)
     for node in dicts_in(cfg.model):
         weights = node.get('checkpoint')
         if node.get('type') != 'Pretrained' or not isinstance(weights, str):

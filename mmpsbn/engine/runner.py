@@ -9,13 +9,14 @@ from mmengine.runner import Runner
 from .data_check_hook import DataCheckHook
 from mmpsbn.errors import InputError
 from .norm_check_hook import NormCheckHook
+from .whole_files import write_whole_checkpoints
 
 
 def build_runner(cfg: Config) -> Runner:
     """Build the Runner of a config, with this package's checks as hooks.
 
     The config itself, which the Runner writes to the work dir, stays free of
-    them.
+    them, and of how checkpoints are written.
     """
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         _distribute_on_cpu(cfg)
@@ -24,6 +25,7 @@ def build_runner(cfg: Config) -> Runner:
     for check in (DataCheckHook, NormCheckHook):
         if not any(isinstance(hook, check) for hook in runner.hooks):
             runner.register_hook(check())
+    write_whole_checkpoints(runner)
     return runner
 
 

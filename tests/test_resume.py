@@ -1,0 +1,130 @@
+"""A run goes on, wherever it was when it ended."""
+
+import os
+import random
+import resource
+import signal
+import time
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from test_checkpoint import Toy, toy_runner
+
+from mmpsbn.engine.checkpoint import find_resumable
+from mmpsbn.engine.config import set_resume
+from mmpsbn.engine.whole_files import write_whole_checkpoints
+from mmpsbn.errors import InputError
+
+KILLS = 30
+
+
+@pytest.fixture
+def two_epochs(tmp_path):
+    toy_runner(tmp_path, Toy(), epochs=2).train()
+    os.utime(tmp_path / 'epoch_1.pth', (1, 1))
+    return tmp_path
+
+
+def test_resume_takes_the_newest_whole_checkpoint(two_epochs):
+    first, second = (two_epochs / f'epoch_{n}.pth' for n in (1, 2))
+    (two_epochs / 'best_mAP_epoch_9.pth').write_bytes(second.read_bytes())
+    last = two_epochs / 'last_checkpoint'
+    assert find_resumable(str(two_epochs)) == str(second)
+    # The run ended before, or while, this was written.
+    for text in (str(first), '', None):
+        last.write_text(text) if text is not None else last.unlink()
+        assert find_resumable(str(two_epochs)) == str(second)
+    second.write_bytes(second.read_bytes()[:-100])
+    assert find_resumable(str(two_epochs)) == str(first)
+    first.write_bytes(b'')
+    with pytest.raises(InputError, match='cannot be read: it is truncated'):
+        find_resumable(str(two_epochs))
+
+
+def test_resume_without_a_checkpoint_starts_as_the_config_says(two_epochs):
+    cfg = Config(dict(work_dir=str(two_epochs / 'new'), load_from='bn.pth'))
+    set_resume(cfg, None)
+    assert (cfg.resume, cfg.load_from) == (False, 'bn.pth')
+    cfg.work_dir = str(two_epochs)
+    set_resume(cfg, None)
+    assert (cfg.resume, cfg.load_from) == (
+        True, str(two_epochs / 'epoch_2.pth'))
+    set_resume(cfg, 'other.pth')
+    assert (cfg.resume, cfg.load_from) == (True, 'other.pth')
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
+    runner = toy_runner(tmp_path, Toy(), epochs=3, keep=1)
+    write_whole_checkpoints(runner)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Fill(Hook):
+
+        def after_train_epoch(self, runner):
+            if runner.epoch == 1:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+
+    runner.register_hook(Fill(), 'VERY_HIGH')
+    try:
+        with pytest.raises(InputError, match='epoch_2.pth cannot be written'):
+            runner.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.glob('*.pth*')] == ['epoch_1.pth']
+    assert find_resumable(str(tmp_path)) == str(tmp_path / 'epoch_1.pth')
+
+    again = toy_runner(tmp_path, Toy(), epochs=3, keep=1, resume=True)
+    write_whole_checkpoints(again)
+    again.train()
+    assert [path.name for path in tmp_path.glob('*.pth*')] == ['epoch_3.pth']
+
+
+class Heavy(Toy):
+    """Its checkpoints take a while to be written."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('ballast', torch.zeros(2_000_000))
+
+
+def train(work_dir, epochs):
+    """As tools/train.py --resume does it."""
+    torch.manual_seed(0)
+    cfg = Config(dict(work_dir=str(work_dir)))
+    set_resume(cfg, None)
+    runner = toy_runner(work_dir, Heavy(), epochs, keep=1, resume=cfg.resume,
+                        load_from=cfg.load_from)
+    write_whole_checkpoints(runner)
+    runner.train()
+    return runner.model.state_dict()
+
+
+def train_and_kill(work_dir, seconds):
+    child = os.fork()
+    if not child:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(1, 2)
+            torch.set_num_threads(1)
+            train(work_dir, epochs=100_000)
+        finally:
+            os._exit(1)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, 'it did not go on'
+
+
+def test_kills_lose_an_epoch_at_most(tmp_path):
+    folder, moments, epoch = tmp_path / 'killed', random.Random(0), 0
+    for _ in range(KILLS):
+        train_and_kill(folder, moments.uniform(0.05, 0.4))
+        path = find_resumable(str(folder))
+        found = torch.load(path)['meta']['epoch'] if path else 0
+        assert found >= epoch
+        epoch = found
+    assert epoch > 10
+    one = train(folder, epoch + 1)
+    other = train(tmp_path / 'whole', epoch + 1)
+    assert all(torch.equal(one[key], other[key]) for key in one)
