@@ -2,8 +2,11 @@
 
 import re
 import warnings
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+
+from .errors import InputError
 
 # From the first version that works up to, without, the first that does not:
 # the bounds that MMDetection 3 itself sets.
@@ -42,6 +45,26 @@ def check_stack() -> None:
             f'setuptools 80.10.2 (below 81) beside {TESTED}.')
     # The version asked for above warns of this at every import.
     warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
+
+
+def check_packages(purpose: str, requirements: str, *names: str) -> None:
+    """Raise if packages are missing that one tool alone needs.
+
+    Args:
+        purpose (str): What needs them.
+        requirements (str): Their file in ``requirements/``.
+        names (str): To import.
+
+    Raises:
+        InputError: With the command that installs them.
+    """
+    for name in names:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise InputError(
+                f'{purpose} needs {error.name}, which is not installed: pip '
+                f'install -r requirements/{requirements}.txt') from error
 
 
 def _version(name: str):

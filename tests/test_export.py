@@ -282,4 +282,4 @@ def test_the_command_refuses(change, words, refused, digits,  # noqa: F811
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
     with pytest.raises(InputError, match='requirements/onnx.txt'):
-        onnx_file.check_packages()
+        export_onnx(None, {}, '', [], '', None, False, False)

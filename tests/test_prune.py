@@ -446,4 +446,4 @@ def test_the_command_refuses(change, words, refused, digits,  # noqa: F811
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, 'torch_pruning', None)
     with pytest.raises(InputError, match='requirements/prune.txt'):
-        removal.check_packages()
+        pruned_files.prune(None, {}, '', [], [], '', None)

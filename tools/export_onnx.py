@@ -18,6 +18,7 @@ from mmengine.logging import MMLogger
 
 from mmpsbn.engine.checkpoint import read_checkpoint
 from mmpsbn.engine.cli import (add_cfg_options, add_image_arguments,
+                               add_shape_argument, shape_of,
                                told_to_the_user)
 from mmpsbn.engine.config import read_config
 from mmpsbn.engine.data import find_images
@@ -32,13 +33,7 @@ def parse_args():
     parser.add_argument('config', help='of the trained model')
     parser.add_argument('checkpoint', help='of the trained model')
     parser.add_argument('--out', required=True, help='the .onnx to write')
-    parser.add_argument(
-        '--shape',
-        type=int,
-        nargs=2,
-        metavar=('H', 'W'),
-        help='of the input, multiples of 32; by default that of the '
-        "config's test images")
+    add_shape_argument(parser)
     parser.add_argument(
         '--dynamic',
         action='store_true',
@@ -59,21 +54,18 @@ def check_arguments(args):
         raise InputError(f'--out {args.out} must end in .onnx.')
     if osp.exists(args.out) and not args.force:
         raise InputError(f'{args.out} exists; --force replaces it.')
-    if args.shape and any(size < 32 or size % 32 for size in args.shape):
-        raise InputError(f'--shape {args.shape[0]} {args.shape[1]}: height '
-                         'and width must be multiples of 32.')
 
 
 def main():
     args = parse_args()
     check_arguments(args)
+    shape = shape_of(args)
     MMLogger.get_instance('mmengine', log_level='ERROR')
     cfg = read_config(args.config, args.cfg_options)
     checkpoint = read_checkpoint(args.checkpoint)
     images = find_images(cfg, args.images, args.number)
     exported = export_onnx(cfg, checkpoint, args.checkpoint, images, args.out,
-                           tuple(args.shape) if args.shape else None,
-                           args.dynamic, args.raw)
+                           shape, args.dynamic, args.raw)
     before, after = exported.before, exported.after
     print(f'{"nodes":24}{"trained":>9}{"file":>9}')
     for kind in sorted(before | after):

@@ -28,6 +28,7 @@ from mmengine.logging import MMLogger
 
 from mmpsbn.engine.checkpoint import read_checkpoint
 from mmpsbn.engine.cli import (add_cfg_options, add_image_arguments,
+                               add_shape_argument, shape_of,
                                told_to_the_user)
 from mmpsbn.engine.config import read_config
 from mmpsbn.engine.data import find_images
@@ -47,13 +48,7 @@ def parse_args():
     parser.add_argument('checkpoint', help='of the trained model')
     parser.add_argument('--out', required=True, help='the folder to write to')
     add_image_arguments(parser, 'that decide', number=64)
-    parser.add_argument(
-        '--shape',
-        type=int,
-        nargs=2,
-        metavar=('H', 'W'),
-        help='of the input, multiples of 32; by default that of the '
-        "config's test images")
+    add_shape_argument(parser)
     parser.add_argument(
         '--force', action='store_true', help='replace files that exist')
     add_cfg_options(parser)
@@ -67,9 +62,6 @@ def check_arguments(args):
     if there and not args.force:
         raise InputError(f'{osp.join(args.out, there[0])} exists; --force '
                          'replaces it.')
-    if args.shape and any(size < 32 or size % 32 for size in args.shape):
-        raise InputError(f'--shape {args.shape[0]} {args.shape[1]}: height '
-                         'and width must be multiples of 32.')
 
 
 def show_kept(kept):
@@ -93,6 +85,7 @@ def show(pruned):
 def main():
     args = parse_args()
     check_arguments(args)
+    shape = shape_of(args)
     MMLogger.get_instance('mmengine', log_level='ERROR')
     cfg = read_config(args.config, args.cfg_options)
     checkpoint = read_checkpoint(args.checkpoint)
@@ -100,7 +93,7 @@ def main():
     others = find_images(cfg, args.images,
                          args.number + OTHERS)[args.number:]
     pruned = prune(cfg, checkpoint, args.checkpoint, images, others, args.out,
-                   tuple(args.shape) if args.shape else None)
+                   shape)
     if not pruned.removal.removed:
         print(f'No channel of {args.checkpoint} can be removed: on '
               f'{len(images)} images, none is constant for all layers that '

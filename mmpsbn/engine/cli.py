@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from contextlib import contextmanager
+from typing import Optional, Tuple
 from urllib.error import URLError
 
 from mmengine.config import DictAction
@@ -59,6 +60,31 @@ def add_image_arguments(parser: argparse.ArgumentParser, purpose: str,
         'images')
     parser.add_argument(
         '--number', type=int, default=number, help='how many of them')
+
+
+def add_shape_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that gives the size of an exported model's input."""
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help='of the input, multiples of 32; by default that of the '
+        "config's test images")
+
+
+def shape_of(args: argparse.Namespace) -> Optional[Tuple[int, int]]:
+    """Height and width that ``--shape`` gives, None without it.
+
+    Raises:
+        InputError: If they are no multiples of 32.
+    """
+    if args.shape is None:
+        return None
+    if any(size < 32 or size % 32 for size in args.shape):
+        raise InputError(f'--shape {args.shape[0]} {args.shape[1]}: height '
+                         'and width must be multiples of 32.')
+    return tuple(args.shape)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from mmpsbn.convert.raw_outputs import (OutputsOf, largest_difference,
 from mmpsbn.convert.stock_config import stock_model
 from mmpsbn.convert.to_stock import stock_state
 from mmpsbn.errors import InputError
+from mmpsbn.stack import check_packages
 from .exportable import Exportable
 from .operators import onnx_translations
 
@@ -75,7 +76,7 @@ def export_onnx(cfg: Config, checkpoint: dict, name: str,
             exported, if the file cannot be written, or if onnxruntime and
             PyTorch differ; nothing is written then.
     """
-    check_packages()
+    check_packages('ONNX', 'onnx', 'onnxruntime', 'onnxscript')
     shape = shape or test_shape(cfg)
     model = build(cfg, cfg.model)
     load_weights(model, checkpoint, name)
@@ -135,21 +136,6 @@ def folded_stock(cfg: Config, model: nn.Module) -> nn.Module:
     stock = build(cfg, stock_model(cfg.model))
     stock.load_state_dict(stock_state(model, stock))
     return fuse_conv_bn(stock)
-
-
-def check_packages() -> None:
-    """Raise if ONNX's packages are missing.
-
-    Raises:
-        InputError: With the command that installs them.
-    """
-    try:
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f'ONNX needs {error.name}, which is not installed: '
-            'pip install -r requirements/onnx.txt') from error
 
 
 def test_shape(cfg: Config) -> Tuple[int, int]:

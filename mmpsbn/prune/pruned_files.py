@@ -18,11 +18,10 @@ from mmpsbn.convert.conversion import (TOLERANCE, build, load_weights,
 from mmpsbn.convert.raw_outputs import (OutputsOf, largest_difference,
                                         same_detections)
 from mmpsbn.errors import InputError
-from mmpsbn.export import onnx_file
 from mmpsbn.export.exportable import Exportable
 from mmpsbn.export.onnx_file import (SHARE_APART, checked_program,
                                      folded_stock, prepared, test_shape)
-from . import removal
+from mmpsbn.stack import check_packages
 from .constant_inputs import InputWatch
 from .removal import Removal, readers, remove_constants
 
@@ -89,8 +88,8 @@ def prune(cfg: Config, checkpoint: dict, name: str, images: Sequence[str],
             exported or followed, if the files cannot be written, or if they
             compute something else on the images; nothing is written then.
     """
-    removal.check_packages()
-    onnx_file.check_packages()
+    check_packages('pruning', 'prune', 'torch_pruning')
+    check_packages('ONNX', 'onnx', 'onnxruntime', 'onnxscript')
     shape = shape or test_shape(cfg)
     model = build(cfg, cfg.model)
     load_weights(model, checkpoint, name)

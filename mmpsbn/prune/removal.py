@@ -82,20 +82,6 @@ def remove_constants(model: nn.Module, values: Dict[str, Tensor],
     return Removal(channels, sizes, removed, kept)
 
 
-def check_packages() -> None:
-    """Raise if Torch-Pruning is missing.
-
-    Raises:
-        InputError: With the command that installs it.
-    """
-    try:
-        import torch_pruning  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f'pruning needs {error.name}, which is not installed: '
-            'pip install -r requirements/prune.txt') from error
-
-
 def _graph(model: nn.Module, images: Tensor):
     """Torch-Pruning's graph of all but the post-processing."""
     import torch_pruning
