@@ -28,7 +28,9 @@ MIMIC = dict(
     conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
 NORMS = dict(
     BN=dict(norm_cfg=dict(type='BN')),
+    SyncBN=dict(norm_cfg=dict(type='SyncBN')),
     psBN=dict(norm_cfg=dict(type='psBN')),
+    psSyncBN=dict(norm_cfg=dict(type='psSyncBN')),
     GN=dict(norm_cfg=dict(type='GN', num_groups=4)),
     MimicNorm=MIMIC)
 

@@ -21,7 +21,7 @@ from mmpsbn.errors import InputError
 from mmpsbn.export.exportable import Exportable
 from mmpsbn.export.onnx_file import detections_of, folded_stock, prepared
 from mmpsbn.layers import MimicConv
-from mmpsbn.prune import pruned_files, removal
+from mmpsbn.prune import pruned_files
 from mmpsbn.prune.constant_inputs import InputWatch
 from mmpsbn.prune.removal import (ALIVE, COUPLED, LAST, OUTPUT, PADDED,
                                   readers, remove_constants)
