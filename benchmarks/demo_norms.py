@@ -39,6 +39,8 @@ LAST_BN = {
     'faster-rcnn': (f'{ROI}.type=LastBNLinear', ),
     'retinanet': ('model.bbox_head.type=LastBNRetinaHead', ),
 }
+# Of NonFiniteHook; such a run counts with mAP 0.
+DIVERGED = 'the gradients are not finite'
 # Row of the table: settings over the psBN config, for each body.
 PLAIN = ('norm_cfg.type=MimicNorm', 'conv_cfg.type=MimicConv',
          'conv_cfg.centre=False')
@@ -96,10 +98,13 @@ def train(detector, norm, seed, options, out):
                                     env={**os.environ, 'OMP_NUM_THREADS': '1'},
                                     stdout=output,
                                     stderr=subprocess.STDOUT).returncode
-        if status:
+        if status and DIVERGED in (folder / 'output.txt').read_text():
+            done.write_text(json.dumps(dict(mAP=0., mAP_50=0.)))
+        elif status:
             sys.exit(f'{norm}, seed {seed}: tools/train.py ended with status '
                      f'{status}, see {folder}/output.txt')
-        done.write_text(json.dumps(last_metrics(folder)))
+        else:
+            done.write_text(json.dumps(last_metrics(folder)))
     metrics = json.loads(done.read_text())
     print(f'{norm}, seed {seed}: mAP {metrics["mAP"]:.3f}, '
           f'mAP50 {metrics["mAP_50"]:.3f}', flush=True)

@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 
 from .data_check_hook import DataCheckHook
 from mmpsbn.errors import InputError
+from .non_finite_hook import NonFiniteHook
 from .norm_check_hook import NormCheckHook
 from .whole_files import write_whole_checkpoints
 
@@ -22,7 +23,7 @@ def build_runner(cfg: Config) -> Runner:
         _distribute_on_cpu(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(
         cfg)
-    for check in (DataCheckHook, NormCheckHook):
+    for check in (DataCheckHook, NormCheckHook, NonFiniteHook):
         if not any(isinstance(hook, check) for hook in runner.hooks):
             runner.register_hook(check())
     write_whole_checkpoints(runner)

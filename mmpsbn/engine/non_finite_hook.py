@@ -1,0 +1,169 @@
+"""Gradients that are NaN or infinite, caught before they reach the weights."""
+
+from contextlib import contextmanager
+from itertools import chain
+from typing import Iterator, List, Optional
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from mmpsbn.errors import InputError
+from mmpsbn.registry import HOOKS
+
+ACTIONS = ('stop', 'skip')
+
+
+@HOOKS.register_module()
+class NonFiniteHook(Hook):
+    """Stop at, or skip, a step whose gradients are not all finite.
+
+    Without it NaN goes into every weight, and MMEngine trains on to the end.
+    The step is judged just before the optimizer takes it, so that weights and
+    checkpoints stay good. The batch then goes through the model once more, to
+    name the layer that the first NaN or infinity came out of.
+
+    With mixed precision it is the gradient scaler that skips steps, as it
+    does while it looks for its scale.
+
+    Args:
+        action (str): 'stop' or 'skip'. Defaults to 'stop'.
+        most_skipped (int): Steps one after the other to skip at most.
+            Defaults to 10.
+
+    Raises:
+        InputError: If an argument is none of these; in training, to stop.
+    """
+
+    def __init__(self, action: str = 'stop', most_skipped: int = 10) -> None:
+        if action not in ACTIONS:
+            raise InputError(f'NonFiniteHook(action={action!r}): it is one of '
+                             f'{", ".join(map(repr, ACTIONS))}.')
+        self.action, self.most_skipped = action, most_skipped
+        self._skipped = 0
+        self._batch = None
+
+    def before_train(self, runner: Runner) -> None:
+        self._handles = [
+            optimizer.register_step_pre_hook(
+                lambda optimizer, *_: self._judge(runner, optimizer))
+            for optimizer in _optimizers(runner.optim_wrapper)
+        ]
+
+    def after_train(self, runner: Runner) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def before_train_iter(self, runner: Runner, batch_idx: int,
+                          data_batch=None) -> None:
+        self._batch = data_batch
+
+    def _judge(self, runner: Runner, optimizer) -> None:
+        parameters = list(
+            chain.from_iterable(group['params']
+                                for group in optimizer.param_groups))
+        if _finite([p.grad for p in parameters if p.grad is not None]):
+            self._skipped = 0
+            return
+        self._skipped += 1
+        what = (f'iteration {runner.iter + 1}: the gradients are not finite; '
+                f'{find_origin(runner.model, self._batch)}.')
+        if self.action == 'stop' or self._skipped > self.most_skipped:
+            raise InputError(
+                f'{what} Training stopped before the step, and checkpoints '
+                'are of finite weights. Try a smaller lr, a longer warm-up, '
+                'or optim_wrapper.clip_grad; NonFiniteHook(action="skip") '
+                'leaves out such steps.')
+        runner.logger.warning(f'{what} The step is skipped.')
+        for parameter in parameters:
+            parameter.grad = None  # What an optimizer does not step.
+
+
+def find_origin(model: nn.Module, batch) -> str:
+    """Where NaN or infinity comes from in a training forward, in words.
+
+    Args:
+        model (nn.Module): MMEngine's, in training mode; it stays as it is.
+        batch: Of its training data.
+    """
+    model = model.module if is_model_wrapper(model) else model
+    bad = [name for name, p in model.named_parameters() if not _finite([p])]
+    if bad:
+        return f'the weights were not before it, {bad[0]} for one'
+    found: List[str] = []
+    handles = [
+        module.register_forward_hook(_listener(name, found))
+        for name, module in model.named_modules() if name
+    ]
+    try:
+        with _buffers_kept(model), torch.no_grad():
+            losses = model(
+                **_as_arguments(model.data_preprocessor(batch, True)),
+                mode='loss')
+    except Exception:  # NaN makes MMDetection's samplers and losses stumble.
+        losses = {}
+    finally:
+        for handle in handles:
+            handle.remove()
+    found += [name for name, value in losses.items()
+              if not _finite(list(_tensors(value)))]
+    if not found:
+        return 'all layers and losses are, so that it began in the backward'
+    return f'it began in {found[0]}'
+
+
+def _listener(name: str, found: List[str]):
+
+    def listen(module, args, output):
+        if not found and not _finite(list(_tensors(output))):
+            found.append(name if _finite(list(_tensors(args))) else
+                         f'the input of {name}')
+
+    return listen
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module):
+    """Running statistics, as they were."""
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+
+
+def _as_arguments(data) -> dict:
+    return data if isinstance(data, dict) else dict(
+        zip(('inputs', 'data_samples'), data))
+
+
+def _finite(tensors: List[Tensor]) -> bool:
+    tensors = [t.detach() for t in tensors
+               if t.is_floating_point() and t.numel()]
+    if not tensors:
+        return True
+    # A norm is read once and written nowhere; that of finite values may be
+    # infinite, in half precision for one.
+    norms = torch.stack([t.norm().float() for t in tensors])
+    return bool(norms.isfinite().all()) or all(
+        bool(t.isfinite().all()) for t in tensors)
+
+
+def _tensors(value) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+        return
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _optimizers(optim_wrapper) -> List[torch.optim.Optimizer]:
+    if hasattr(optim_wrapper, 'optim_wrappers'):  # An OptimWrapperDict.
+        return [w.optimizer for w in optim_wrapper.optim_wrappers.values()]
+    return [optim_wrapper.optimizer]
