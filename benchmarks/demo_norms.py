@@ -58,6 +58,8 @@ NORMS = {
 VARIANTS = {
     'MimicNorm, affine=False': (f'{ROI}.affine=False', ),
     'MimicNorm, RPN too': (f'{RPN}.type=LastBNRPNHead', ),
+    'MimicNorm, RPN too, affine=False': (f'{RPN}.type=LastBNRPNHead',
+                                         f'{ROI}.affine=False'),
 }
 for momentum in (0.01, 0.3):
     VARIANTS[f'MimicNorm, RPN too, momentum={momentum}'] = (
