@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from mmdet.models.backbones import ResNet
 from torch import nn
 
 from mmpsbn.layers import (PSBatchNorm1d, PSBatchNorm2d, PSBatchNorm3d,
@@ -223,6 +224,29 @@ def test_compiles_without_a_graph_break(cls):
     y.sum().backward()
     layer(x).sum().backward()
     torch.testing.assert_close(compiled.beta.grad, layer.beta.grad)
+
+
+@pytest.mark.parametrize('norm', ['BN', 'psBN'])
+def test_gradient_checkpointing_computes_the_same(norm):
+    """Running statistics are updated twice, as torch does it with BN."""
+    model = ResNet(50, base_channels=8, norm_cfg=dict(type=norm),
+                   norm_eval=False, zero_init_residual=False).double()
+    model.init_weights()
+    other = ResNet(50, base_channels=8, norm_cfg=dict(type=norm),
+                   norm_eval=False, with_cp=True).double()
+    other.load_state_dict(model.state_dict())
+    x = torch.randn(2, 3, 64, 64, dtype=torch.double)
+    for net in (model, other):
+        net.train()
+        sum(y.sum() for y in net(x.requires_grad_())).backward()
+    for (name, one), (_, two) in zip(model.named_parameters(),
+                                     other.named_parameters()):
+        torch.testing.assert_close(one.grad, two.grad, msg=name)
+    assert model.layer1[0].norm1.num_batches_tracked == 1
+    assert other.layer1[0].norm1.num_batches_tracked == 2
+    mean = model.layer1[0].norm1.running_mean
+    torch.testing.assert_close(
+        other.layer1[0].norm1.running_mean, mean + 0.9 * mean)
 
 
 def test_exports():

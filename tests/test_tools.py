@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import runpy
 import shutil
 import signal
@@ -17,6 +18,7 @@ from mmdet.models.backbones import ResNet
 from mmengine.config import Config
 
 import mmpsbn  # noqa: F401
+from mmpsbn.engine.cli import told_to_the_user
 
 FASTER = 'configs/demo/faster-rcnn_r18-half_fpn_psbn_digits.py'
 RETINA = 'configs/demo/retinanet_r18-half_fpn_psbn_digits.py'
@@ -75,6 +77,17 @@ def refused(monkeypatch):
         return message
 
     return refused
+
+
+def test_a_full_disk_ends_with_a_sentence(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(SystemExit, match='error: nothing more can be'):
+            with told_to_the_user():
+                (tmp_path / 'report').write_bytes(b'0' * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def metrics(work_dir):

@@ -1,6 +1,7 @@
 """What the command lines of the tools share."""
 
 import argparse
+import errno
 import os
 import sys
 from contextlib import contextmanager
@@ -10,6 +11,9 @@ from urllib.error import URLError
 from mmengine.config import DictAction
 
 from mmpsbn.errors import InputError
+
+# The disk, or the user's part of it; and what a process may write.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +107,13 @@ def told_to_the_user(interrupted: str = 'the command has not finished'):
     except URLError as error:
         sys.exit(f'error: a download failed ({error.reason}); fetch the file '
                  'by other means, and name it in the config.')
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        file = f' ({error.filename})' if error.filename else ''
+        sys.exit(f'error: nothing more can be written{file}: '
+                 f'{error.strerror}. Make room, '
+                 'and type the command again.')
     except KeyboardInterrupt:
         print(f'interrupted; {interrupted}.', file=sys.stderr)
         sys.exit(130)
