@@ -18,7 +18,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from mmpsbn.engine.checkpoint import check_fits
+from mmpsbn.engine.checkpoint import check_fits, state_of
 from mmpsbn.errors import InputError
 from mmpsbn.registry import MODELS
 from . import raw_outputs
@@ -158,11 +158,7 @@ def build(cfg: Config, model: dict) -> nn.Module:
 
 def load_weights(model: nn.Module, checkpoint: dict, name: str) -> None:
     check_fits(model, checkpoint, name)
-    state = checkpoint.get('state_dict', checkpoint)
-    model.load_state_dict({
-        key[len('module.'):] if key.startswith('module.') else key: value
-        for key, value in state.items()
-    }, strict=False)
+    model.load_state_dict(state_of(checkpoint), strict=False)
 
 
 def config_of(checkpoint: str) -> str:

@@ -3,7 +3,9 @@
 import os
 import pickle
 import re
+import zipfile
 from typing import List, Optional
+from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, find_latest_checkpoint
 from mmengine.utils import digit_version
-from torch import nn
+from torch import Tensor, nn
 
 from mmpsbn.errors import InputError
 
@@ -114,6 +116,7 @@ def read_checkpoint(path: str) -> dict:
             code, or if it is no checkpoint.
     """
     try:
+        _check_sums(path)
         checkpoint = CheckpointLoader.load_checkpoint(
             path, map_location='cpu', logger='silent')
     except FileNotFoundError as error:
@@ -126,7 +129,9 @@ def read_checkpoint(path: str) -> dict:
             f'the checkpoint {path} was refused: it holds '
             f'{_refused(error)}, and loading that could run code; load only '
             'files of MMEngine, or of torch with tensors alone.') from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except URLError:
+        raise
+    except Exception as error:  # A damaged pickle may ask for anything.
         raise TornCheckpoint(_torn(path)) from error
     if not isinstance(checkpoint, dict) or not isinstance(
             checkpoint.get('state_dict', {}), dict):
@@ -135,9 +140,19 @@ def read_checkpoint(path: str) -> dict:
     return checkpoint
 
 
+def _check_sums(path: str) -> None:
+    """Compare a file's contents with the sums in it, which torch does not."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(damaged)
+
+
 def _torn(path: str) -> str:
-    return (f'the checkpoint {path} cannot be read: it is truncated, or no '
-            'checkpoint of torch; take an earlier one, or copy it again.')
+    return (f'the checkpoint {path} cannot be read: it is truncated or '
+            'damaged, or no checkpoint of torch; take an earlier one, or copy '
+            'it again.')
 
 
 def _refused(error: Exception) -> str:
@@ -145,6 +160,19 @@ def _refused(error: Exception) -> str:
         if 'GLOBAL ' in line:
             return line.split('GLOBAL ')[1].split()[0]
     return 'more than tensors and plain values'
+
+
+def state_of(checkpoint: dict) -> dict:
+    """The state dict of a checkpoint, without the prefix of a wrapper."""
+    return {
+        key.removeprefix('module.') if isinstance(key, str) else key: value
+        for key, value in checkpoint.get('state_dict', checkpoint).items()
+    }
+
+
+def _has_numbers(value) -> bool:
+    return isinstance(value, Tensor) and not (
+        value.is_complex() or value.is_meta or value.layout != torch.strided)
 
 
 def check_fits(model: nn.Module, checkpoint: dict, path: str) -> None:
@@ -155,12 +183,9 @@ def check_fits(model: nn.Module, checkpoint: dict, path: str) -> None:
 
     Raises:
         InputError: With the first missing, unexpected and wrongly shaped
-            keys.
+            keys, and those of no tensor of real numbers.
     """
-    state = {
-        key[len('module.'):] if key.startswith('module.') else key: value
-        for key, value in checkpoint.get('state_dict', checkpoint).items()
-    }
+    state = state_of(checkpoint)
     if is_model_wrapper(model):
         model = model.module
     own = model.state_dict()
@@ -171,13 +196,17 @@ def check_fits(model: nn.Module, checkpoint: dict, path: str) -> None:
     unexpected = [key for key in state if key not in own]
     misshapen = [
         f'{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}'
-        for key in own if key in state and state[key].shape != own[key].shape
+        for key in own if _has_numbers(state.get(key)) and
+        state[key].shape != own[key].shape
     ]
+    empty = [key for key in own
+             if key in state and not _has_numbers(state[key])]
     problems = [
-        f'{len(keys)} {what} ({", ".join(keys[:3])}'
+        f'{len(keys)} {what} ({", ".join(map(str, keys[:3]))}'
         f'{", ..." if len(keys) > 3 else ""})'
         for what, keys in (('missing', missing), ('unexpected', unexpected),
-                           ('of another shape', misshapen)) if keys
+                           ('of another shape', misshapen),
+                           ('of no dense tensor of real numbers', empty)) if keys
     ]
     if problems:
         raise InputError(
@@ -186,7 +215,8 @@ def check_fits(model: nn.Module, checkpoint: dict, path: str) -> None:
             f'{_likely_reason(missing, unexpected)}')
 
 
-def _likely_reason(missing: List[str], unexpected: List[str]) -> str:
+def _likely_reason(missing: List[str], unexpected: list) -> str:
+    unexpected = list(map(str, unexpected))
     if any(key.endswith('.running_var') for key in unexpected) and any(
             key.endswith('.scale') for key in missing):
         return ('The checkpoint has norm layers and the model has MimicNorm: '

@@ -1,0 +1,134 @@
+"""Thousands of bad files: refused with a sentence, or read as they were."""
+
+import copy
+import io
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mmengine.runner import save_checkpoint
+from test_checkpoint import psbn, trained
+from torch import Tensor
+
+from mmpsbn.convert.conversion import load_weights
+from mmpsbn.engine.checkpoint import read_checkpoint
+from mmpsbn.errors import InputError
+
+# The same cases in every run; files of the fixtures are written anew.
+CASES = settings(
+    max_examples=1000, derandomize=True, deadline=None, database=None,
+    suppress_health_check=list(HealthCheck))
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(
+        torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture(scope='module')
+def file(tmp_path_factory):
+    """A checkpoint as MMEngine's, and its bytes."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp('bad') / 'epoch_1.pth'
+    save_checkpoint(
+        dict(meta=dict(epoch=1), state_dict=trained(psbn()).state_dict(),
+             optimizer=dict(param_groups=[dict(lr=0.1)])), str(path))
+    return path, path.read_bytes()
+
+
+@CASES
+@given(st.data())
+def test_damaged_bytes(file, data):
+    path, content = file
+    where = data.draw(st.integers(0, len(content) - 1), 'where')
+    kind = data.draw(st.sampled_from(['cut', 'flip', 'blank', 'repeat']))
+    damaged = bytearray(content)
+    if kind == 'cut':
+        damaged = damaged[:where]
+    elif kind == 'flip':
+        damaged[where] ^= data.draw(st.integers(1, 255), 'bits')
+    else:
+        part = damaged[where:where + data.draw(st.integers(1, 600), 'length')]
+        if kind == 'blank':
+            damaged[where:where + len(part)] = bytes(len(part))
+        else:
+            damaged[where:where] = part
+    bad = path.with_name('bad.pth')
+    bad.write_bytes(damaged)
+    expected = torch.load(io.BytesIO(content))['state_dict']
+    try:
+        found = read_checkpoint(str(bad))['state_dict']
+    except InputError:
+        return
+    assert equal(found, expected)
+
+
+def other_shape(value):
+    return torch.cat([value.reshape(-1), torch.zeros(1)])
+
+
+def twins(key):
+    return [key, f'4{key[1:]}'] if key[0] == '1' else [key]
+
+
+CHANGES = {
+    'transposed': lambda v: v.transpose(0, 1) if v.dim() > 1 else v,
+    'half': lambda v: v.half() if v.is_floating_point() else v,
+    'bfloat16': lambda v: v.bfloat16() if v.is_floating_point() else v,
+    'double': lambda v: v.double() if v.is_floating_point() else v,
+    'whole numbers': lambda v: v.long(),
+    'complex': lambda v: v.to(torch.complex64),
+    'larger': other_shape,
+    'of no dimension': lambda v: torch.zeros(()),
+    'empty': lambda v: v[:0] if v.dim() else v.new_zeros(0),
+    'not finite': lambda v: torch.full_like(v, torch.nan)
+                  if v.is_floating_point() else v,
+    'a number': lambda v: 3,
+    'None': lambda v: None,
+    'a list': lambda v: v.tolist(),
+    'sparse': lambda v: v.to_sparse(),
+    'on meta': lambda v: v.to('meta'),
+}
+
+
+@CASES
+@given(st.data())
+def test_changed_state_dicts(data):
+    torch.manual_seed(0)
+    model = psbn()
+    state = trained(psbn()).state_dict()
+    original = copy.deepcopy(state)
+    # Those of the shared layer are there twice.
+    keys = st.sampled_from([key for key in state if key[0] != '4'])
+    changed = {}
+    for key in data.draw(st.sets(keys, max_size=2), 'changed'):
+        kind = data.draw(st.sampled_from(sorted(CHANGES)), 'to')
+        for key in twins(key):
+            changed[key] = state[key] = CHANGES[kind](state[key])
+    removed = [twin for key in data.draw(st.sets(keys, max_size=1), 'removed')
+               for twin in twins(key)]
+    for key in removed:
+        del state[key]
+    for key in data.draw(st.sets(st.one_of(
+            st.text(max_size=8), st.integers(), st.none()), max_size=1),
+            'added'):
+        state[key] = torch.zeros(3)
+    if data.draw(st.booleans(), 'module.'):
+        state = {f'module.{key}': value for key, value in state.items()}
+    try:
+        load_weights(model, dict(state_dict=state), 'a.pth')
+    except InputError:
+        return
+    loaded = model.state_dict()
+    assert all(key.endswith('num_batches_tracked') for key in removed)
+    for key, value in original.items():
+        if key in removed:
+            continue
+        given = changed.get(key, value)
+        assert isinstance(given, Tensor) and given.shape == value.shape, key
+        assert not given.is_complex() and not given.is_meta, key
+        assert not given.is_sparse, key
+        torch.testing.assert_close(
+            loaded[key].double(), given.double(), rtol=1e-2,
+            atol=1e-2, equal_nan=True)
