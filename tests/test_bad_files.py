@@ -1,18 +1,27 @@
 """Thousands of bad files: refused with a sentence, or read as they were."""
 
 import copy
+import functools
 import io
+import json
+import operator
+from contextlib import redirect_stdout
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mmdet.registry import DATASETS
+from mmengine.config import Config
 from mmengine.runner import save_checkpoint
 from test_checkpoint import psbn, trained
+from test_convert import demo_config
 from torch import Tensor
 
 from mmpsbn.convert.conversion import load_weights
+from mmpsbn.datasets import make_digits
 from mmpsbn.engine.checkpoint import read_checkpoint
+from mmpsbn.engine.data import blamed_on_data
 from mmpsbn.errors import InputError
 
 # The same cases in every run; files of the fixtures are written anew.
@@ -132,3 +141,72 @@ def test_changed_state_dicts(data):
         torch.testing.assert_close(
             loaded[key].double(), given.double(), rtol=1e-2,
             atol=1e-2, equal_nan=True)
+
+
+# COCO's layout
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-2**40, 2**40),
+    st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=5),
+    st.lists(st.floats(-50, 200, width=16), max_size=5),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2))
+
+
+def places(node, path=()):
+    """Of everything in a JSON document, as keys from its root."""
+    if path:
+        yield path
+    items = node.items() if isinstance(node, dict) else enumerate(node) if \
+        isinstance(node, list) else ()
+    for key, value in items:
+        yield from places(value, (*path, key))
+
+
+@pytest.fixture(scope='module')
+def few(tmp_path_factory):
+    """A config, the annotation file of its three images, and the content."""
+    out = tmp_path_factory.mktemp('few') / 'digits'
+    make_digits(str(out), train=3, val=1)
+    whole = demo_config('faster-rcnn', 'psbn')
+    cfg = Config(dict(train_dataloader=whole.train_dataloader))
+    cfg.train_dataloader.dataset.data_root = f'{out}/'
+    path = out / 'annotations' / 'instances_train2017.json'
+    return cfg, path, json.loads(path.read_text())
+
+
+@settings(CASES, max_examples=200)
+@given(st.data())
+def test_changed_annotations(few, data):
+    cfg, path, content = few
+    content = copy.deepcopy(content)
+    known = list(places(content))
+    for place in data.draw(st.lists(st.sampled_from(known), min_size=1,
+                                    max_size=3), 'places'):
+        try:
+            node = functools.reduce(operator.getitem, place[:-1], content)
+            if data.draw(st.booleans(), 'removed'):
+                del node[place[-1]]
+            else:
+                node[place[-1]] = data.draw(VALUES, 'value')
+        except (LookupError, TypeError):
+            pass  # An earlier change took this place away.
+    path.write_text(json.dumps(content))
+    try:
+        with blamed_on_data(cfg, ('train_dataloader', )):
+            with redirect_stdout(io.StringIO()):
+                dataset = DATASETS.build(
+                    copy.deepcopy(cfg.train_dataloader.dataset))
+            for index in range(len(dataset)):
+                check_sample(dataset[index])
+    except InputError as error:
+        assert str(path.parent.parent) in str(error)
+
+
+def check_sample(sample):
+    """Boxes that can be learned from."""
+    truth = sample['data_samples'].gt_instances
+    boxes = truth.bboxes.tensor
+    height, width = sample['data_samples'].img_shape
+    assert boxes.isfinite().all()
+    assert ((truth.labels >= 0) & (truth.labels < 10)).all()
+    assert (boxes[:, 2:] > boxes[:, :2]).all()

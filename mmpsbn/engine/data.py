@@ -1,6 +1,7 @@
 """The files of a data set: looked for before a run, blamed after it fails."""
 
 import json
+import math
 import os
 import os.path as osp
 import traceback
@@ -16,6 +17,32 @@ from mmpsbn.errors import InputError
 
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp')
+# Of MMEngine, MMDetection and pycocotools: what reads annotations.
+READERS = ('base_dataset.py', 'coco.py', 'coco_metric.py')
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _is_box(value) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(
+        map(_is_number, value))
+
+
+# What MMDetection reads of COCO's layout: tests, and what they ask for.
+NUMBER, TEXT = (_is_number, 'a number'), (
+    lambda value: isinstance(value, str), 'a text')
+IDENTITY = (lambda value: isinstance(value, (int, str)), 'a number')
+LAYOUT = dict(
+    images=dict(id=IDENTITY, file_name=TEXT, height=NUMBER, width=NUMBER),
+    categories=dict(id=IDENTITY, name=TEXT),
+    annotations=dict(
+        id=IDENTITY,
+        image_id=IDENTITY,
+        category_id=IDENTITY,
+        bbox=(_is_box, 'a list of x, y, width and height'),
+        area=NUMBER))
 
 
 class DataFiles(NamedTuple):
@@ -85,7 +112,7 @@ def blamed_on_data(cfg: Config, loaders: Sequence[str]):
     except Exception as error:
         trace = ''.join(traceback.format_exception(error))
         for files in data_files(cfg, loaders):
-            if 'base_dataset.py' in trace or 'coco_metric.py' in trace:
+            if any(name in trace for name in READERS):
                 blame_annotations(files)
             if 'loading.py' in trace:
                 blame_images(files)
@@ -99,25 +126,43 @@ def blame_annotations(files: DataFiles) -> None:
         InputError: With the first thing that is wrong.
     """
     content = read_annotations(files.annotations)
+    for part, fields in LAYOUT.items():
+        _blame_part(files.annotations, part, content[part], fields)
     if not content['images']:
         raise InputError(f'{files.annotations} lists no image.')
-    names = {category.get('name') for category in content['categories']}
+    names = {category['name'] for category in content['categories']}
     check_classes(files.annotations,
                   [name for name in files.classes if name in names],
                   files.classes)
-    ids = set()
-    for index, annotation in enumerate(content['annotations']):
-        needed = {'id', 'image_id', 'category_id', 'bbox', 'area'}
-        if needed - set(annotation):
-            raise InputError(
-                f'annotation {index} of {files.annotations} has no '
-                f'{", ".join(sorted(needed - set(annotation)))}.')
-        if annotation['id'] in ids:
-            raise InputError(f'two annotations of {files.annotations} have '
-                             f'the id {annotation["id"]}.')
-        ids.add(annotation['id'])
-    if not ids:
+    if not content['annotations']:
         raise InputError(f'{files.annotations} has no box.')
+    images = {image['id'] for image in content['images']}
+    for annotation in content['annotations']:
+        if annotation['image_id'] not in images:
+            raise InputError(
+                f'annotation {annotation["id"]} of {files.annotations} is of '
+                f'the image {annotation["image_id"]}, which is not listed.')
+
+
+def _blame_part(file: str, part: str, items, fields: dict) -> None:
+    if not isinstance(items, list):
+        raise InputError(f"'{part}' of {file} is no list.")
+    ids = set()
+    for index, item in enumerate(items):
+        where = f"entry {index} of '{part}' in {file}"
+        if not isinstance(item, dict):
+            raise InputError(f'{where} is no object with fields.')
+        missing = [name for name in fields if name not in item]
+        if missing:
+            raise InputError(f'{where} has no {", ".join(missing)}.')
+        for name, (test, kind) in fields.items():
+            if not test(item[name]):
+                raise InputError(f'{where}: {name} is {item[name]!r}, and has '
+                                 f'to be {kind}.')
+        if item['id'] in ids:
+            raise InputError(f'{where}: another entry has the id '
+                             f'{item["id"]} as well.')
+        ids.add(item['id'])
 
 
 def check_classes(name: str, found: Sequence, classes: Sequence[str]) -> None:
