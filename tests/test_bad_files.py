@@ -7,6 +7,8 @@ import json
 import operator
 from contextlib import redirect_stdout
 
+import mmcv
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -14,14 +16,15 @@ from hypothesis import strategies as st
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.runner import save_checkpoint
+from PIL import Image
 from test_checkpoint import psbn, trained
 from test_convert import demo_config
 from torch import Tensor
 
-from mmpsbn.convert.conversion import load_weights
+from mmpsbn.convert.conversion import build, load_images, load_weights
 from mmpsbn.datasets import make_digits
 from mmpsbn.engine.checkpoint import read_checkpoint
-from mmpsbn.engine.data import blamed_on_data
+from mmpsbn.engine.data import blamed_on_data, check_images
 from mmpsbn.errors import InputError
 
 # The same cases in every run; files of the fixtures are written anew.
@@ -210,3 +213,59 @@ def check_sample(sample):
     assert boxes.isfinite().all()
     assert ((truth.labels >= 0) & (truth.labels < 10)).all()
     assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+# Images
+
+def checkers(size=64):
+    """An image of blocks, which survive JPEG's halved colour."""
+    colours = np.random.default_rng(0).integers(0, 256, (4, 4, 3))
+    blocks = np.kron(colours, np.ones((size // 4, size // 4, 1)))
+    return Image.fromarray(blocks.astype(np.uint8))
+
+
+ODD = {
+    'grey.jpg': lambda image: image.convert('L'),
+    'four colours.jpg': lambda image: image.convert('CMYK'),
+    'transparent.png': lambda image: image.convert('RGBA'),
+    'palette.png': lambda image: image.convert('P'),
+    'one bit.png': lambda image: image.convert('1'),
+    '16 bit.png': lambda image: Image.fromarray(
+        np.asarray(image.convert('L')).astype(np.uint16) * 257),
+    'one pixel.jpg': lambda image: image.resize((1, 1)),
+    'a line.png': lambda image: image.resize((64, 1)),
+    'ünïcode 数.png': lambda image: image,
+}
+
+
+@pytest.fixture(scope='module')
+def detector(digits):
+    cfg = demo_config('faster-rcnn', 'psbn')
+    return cfg, build(cfg, cfg.model)
+
+
+@pytest.mark.parametrize('name', ODD)
+def test_odd_images_are_read_as_they_look(name, detector, tmp_path):
+    image, file = ODD[name](checkers()), str(tmp_path / name)
+    image.save(file)
+    found = mmcv.imread(file)[..., ::-1].astype(int)
+    if name.startswith('16'):
+        image = checkers().convert('L')
+    assert abs(found - np.asarray(image.convert('RGB'))).max() <= 2
+    check_images([file])
+    cfg, model = detector
+    data = load_images(cfg, [file], model)
+    assert data['inputs'].isfinite().all()
+    with torch.no_grad():
+        found, = model(**data, mode='predict')
+    assert found.ori_shape == np.asarray(image).shape[:2]
+    assert found.pred_instances.bboxes.isfinite().all()
+
+
+@pytest.mark.parametrize('content', [b'', b'no image', None])
+def test_what_is_no_image_is_named(content, tmp_path):
+    file = tmp_path / 'bad.jpg'
+    checkers().save(file)
+    file.write_bytes(file.read_bytes()[:80] if content is None else content)
+    with pytest.raises(InputError, match='bad.jpg cannot be read'):
+        check_images([str(file)])

@@ -191,11 +191,7 @@ def blame_images(files: DataFiles) -> None:
         if not osp.exists(path):
             raise InputError(f'the image {path} does not exist, but '
                              f'{files.annotations} lists it.')
-        try:
-            readable = mmcv.imread(path) is not None
-        except Exception:
-            readable = False
-        if not readable:
+        if not _readable(path):
             raise InputError(f'the image {path} cannot be read; replace it, '
                              f'or take it out of {files.annotations}.')
 
@@ -277,9 +273,12 @@ def check_images(files: Sequence[str]) -> None:
         InputError: With its name.
     """
     for file in files:
-        try:
-            image = mmcv.imread(file)
-        except (OSError, ValueError):
-            image = None
-        if image is None:
+        if not _readable(file):
             raise InputError(f'the image {file} cannot be read.')
+
+
+def _readable(file: str) -> bool:
+    try:
+        return mmcv.imread(file) is not None
+    except Exception:  # Of OpenCV, for an empty file, or of the disk.
+        return False
