@@ -104,7 +104,7 @@ CHANGES = {
 }
 
 
-@CASES
+@settings(CASES, max_examples=500)
 @given(st.data())
 def test_changed_state_dicts(data):
     torch.manual_seed(0)
@@ -177,7 +177,7 @@ def few(tmp_path_factory):
     return cfg, path, json.loads(path.read_text())
 
 
-@settings(CASES, max_examples=200)
+@settings(CASES, max_examples=100)
 @given(st.data())
 def test_changed_annotations(few, data):
     cfg, path, content = few

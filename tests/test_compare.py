@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -201,13 +202,24 @@ def test_interrupted_gone_on_with_and_reported(digits, tmp_path):
         assert 0.01 < (mmcv.imread(str(picture)) < 128).mean() < 0.5
 
     # What has ended is not repeated, and more can be added.
-    status, output = compare(digits, work_dir, '--norms', 'BN', '--seeds', '2',
-                             '--dry-run')
-    assert status == 0, output
-    assert re.search(r'BN, lr 0.04, seed 0 +finished', output)
-    assert re.search(r'BN, lr 0.04, seed 1 +\d+ s', output)
+    again = comparison(digits, tmp_path / 'new', seeds=(0, 1))
+    again.work_dir = work_dir
+    assert [again.done(run) for run in again.runs] == [1, 0, 0, 0]
+
+
+def test_a_dry_run_writes_nothing(monkeypatch, capsys, digits, tmp_path):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv('MMDET_DATASETS', str(digits))
+    monkeypatch.setattr(sys, 'argv', [
+        *COMPARE, '--norms', 'psBN', '--seeds', '2', '--rounds', '1',
+        '--work-dir', str(tmp_path / 'new'), '--dry-run'
+    ])
+    runpy.run_path(COMPARE[0], run_name='__main__')
+    output = capsys.readouterr().out
+    assert re.search(r'psBN, lr 0.04, seed 0 +\d+ ', output)
+    assert re.search(r'psBN, lr 0.04, seed 1 +\d+ ', output)
     assert 'to go, on this machine' in output
-    assert not (work_dir / 'BN_lr0.04_seed1').exists()
+    assert not (tmp_path / 'new').exists()
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(digits, tmp_path):

@@ -91,6 +91,7 @@ class Heavy(Toy):
 
 def train(work_dir, epochs):
     """As tools/train.py --resume does it."""
+    torch.set_num_threads(1)  # Another number rounds otherwise.
     torch.manual_seed(0)
     cfg = Config(dict(work_dir=str(work_dir)))
     set_resume(cfg, None)
@@ -107,7 +108,6 @@ def train_and_kill(work_dir, seconds):
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(1, 2)
-            torch.set_num_threads(1)
             train(work_dir, epochs=100_000)
         finally:
             os._exit(1)
@@ -116,7 +116,14 @@ def train_and_kill(work_dir, seconds):
     assert os.waitpid(child, 0)[1] == signal.SIGKILL, 'it did not go on'
 
 
-def test_kills_lose_an_epoch_at_most(tmp_path):
+@pytest.fixture
+def threads():
+    number = torch.get_num_threads()
+    yield
+    torch.set_num_threads(number)
+
+
+def test_kills_lose_an_epoch_at_most(threads, tmp_path):
     folder, moments, epoch = tmp_path / 'killed', random.Random(0), 0
     for _ in range(KILLS):
         train_and_kill(folder, moments.uniform(0.05, 0.4))
