@@ -126,7 +126,7 @@ def threads():
 def test_kills_lose_an_epoch_at_most(threads, tmp_path):
     folder, moments, epoch = tmp_path / 'killed', random.Random(0), 0
     for _ in range(KILLS):
-        train_and_kill(folder, moments.uniform(0.05, 0.4))
+        train_and_kill(folder, moments.uniform(0.05, 0.3))
         path = find_resumable(str(folder))
         found = torch.load(path)['meta']['epoch'] if path else 0
         assert found >= epoch
