@@ -1,19 +1,31 @@
-# make demo   set up, train and evaluate a psBN detector, show its detections
-# make test   set up, run all tests
+# make demo        set up, train and evaluate a psBN detector, show its detections
+# make test        set up, run all tests
+# make test-STACK  the same with another file of requirements/stacks
+# make docs        set up, build the documentation into build/site (Python >= 3.11)
 #
 # Another Python (3.10 to 3.12): make PYTHON=python3.12 demo
+
+export STACK ?= default
+VENV = $(if $(filter default,$(STACK)),.venv,.venv-$(STACK))
 
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
 	2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo test setup
+.PHONY: demo test docs setup
 
 demo: setup
-	@.venv/bin/python tools/demo.py
+	@$(VENV)/bin/python tools/demo.py
 
 test: setup
-	@.venv/bin/python -m pytest
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+test-%:
+	@$(MAKE) --no-print-directory test STACK=$*
+
+docs: setup
+	@$(VENV)/bin/python -m pip install -q --no-deps -r requirements/docs.txt
+	@$(VENV)/bin/python -m mkdocs build --strict
 
 setup:
 	@test -n "$(PYTHON)" || { echo "No Python 3.10, 3.11 or 3.12 was found; install one (Debian: apt install python3 python3-venv python3-dev)."; exit 1; }

@@ -9,9 +9,10 @@ from importlib.util import find_spec
 from .errors import InputError
 
 # From the first version that works up to, without, the first that does not:
-# the bounds that MMDetection 3 itself sets.
+# the bounds that MMDetection 3 itself sets, and the first torch that can read
+# MMEngine's checkpoints without running code.
 RANGES = dict(
-    torch=((2, 0), (3, 0)),
+    torch=((2, 4), (3, 0)),
     mmengine=((0, 7, 1), (1, 0)),
     mmcv=((2, 0), (2, 2)),
     mmdet=((3, 0), (4, 0)),

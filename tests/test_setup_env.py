@@ -38,6 +38,23 @@ def test_python_that_is_not_supported(setup_env, monkeypatch, version):
     assert 'use 3.10, 3.11 or 3.12' in stopped(setup_env.check_python)
 
 
+def test_a_stack_that_is_not_known(setup_env, monkeypatch):
+    monkeypatch.setattr(setup_env, 'STACK', 'new')
+    assert 'oldest, successors' in stopped(setup_env.check_stack)
+
+
+@pytest.mark.parametrize('stack, mmcv', [('default', 'mmcv==2.1.0'),
+                                         ('oldest', 'mmcv==2.1.0'),
+                                         ('newest', 'mmcv==2.1.0'),
+                                         ('successors', 'onedl-mmcv==2.3.6')])
+def test_a_stack_pins_what_is_installed(setup_env, monkeypatch, stack, mmcv):
+    monkeypatch.setattr(setup_env, 'STACK', stack)
+    pins = setup_env.pins()
+    assert pins.pop('mmcv') == mmcv
+    detection = 'mmdetection' if stack == 'successors' else 'mmdet'
+    assert set(pins) == {'torch', 'setuptools', 'mmengine', detection}
+
+
 def test_no_compiler(setup_env, monkeypatch):
     monkeypatch.setattr(setup_env.shutil, 'which', lambda name: None)
     assert 'No C++ compiler' in stopped(setup_env.check_compiler)
@@ -73,7 +90,7 @@ def test_progress_counts_the_compiler_s_files(setup_env, capsys):
 def test_a_wheel_has_what_mim_looks_for(tmp_path):
     source = tmp_path / 'source'
     shutil.copytree(ROOT, source, symlinks=True,
-                    ignore=shutil.ignore_patterns('.git', '.venv', 'data',
+                    ignore=shutil.ignore_patterns('.git', '.venv*', 'data',
                                                   'work_dirs', 'build'))
     subprocess.run([
         sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps',

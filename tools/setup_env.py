@@ -1,10 +1,12 @@
 """Set up ``.venv``: the pinned stack, MMCV compiled for it, and this package.
 
-``make demo`` and ``make test`` call it. It needs nothing but the standard
-library, goes on where an interrupted call stopped, and does nothing when
-everything is in place. MMCV's wheel is kept in the user's cache
-(``$XDG_CACHE_HOME/mmpsbn``, by default ``~/.cache/mmpsbn``) under the
-versions it was compiled for, so that another clone need not compile it.
+``make demo`` and ``make test`` call it. The variable STACK names another file
+of ``requirements/stacks`` than the default; it gets a ``.venv-STACK``. The
+script needs nothing but the standard library, goes on where an interrupted
+call stopped, and does nothing when everything is in place. MMCV's wheel is
+kept in the user's cache (``$XDG_CACHE_HOME/mmpsbn``, by default
+``~/.cache/mmpsbn``) under the versions it was compiled for, so that another
+clone need not compile it.
 """
 
 import fcntl
@@ -20,7 +22,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / 'requirements'
-VENV = ROOT / '.venv'
+STACKS = REQUIREMENTS / 'stacks'
+STACK = os.environ.get('STACK') or 'default'
+VENV = ROOT / ('.venv' if STACK == 'default' else f'.venv-{STACK}')
 PYTHON = VENV / 'bin' / 'python'
 STAMP = VENV / 'set-up-complete'
 CACHE = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache') / 'mmpsbn'
@@ -47,13 +51,33 @@ def ask(code: str) -> str:
                           text=True).stdout.strip()
 
 
+def pins() -> dict:
+    """The requirements of the stack, by the names of what they install.
+
+    The successors of MMEngine, MMCV and MMDetection install packages of the
+    same names.
+    """
+    lines = (STACKS / f'{STACK}.txt').read_text().splitlines()
+    return {
+        re.split('-|==', line.removeprefix('onedl-'))[0]: line
+        for line in lines if line and line[0] != '#'
+    }
+
+
 def fingerprint() -> str:
     """Changes when anything that the environment is made from changes."""
     digest = hashlib.sha256(sys.version.encode())
-    for path in (*sorted(REQUIREMENTS.glob('*.txt')), ROOT / 'setup.py',
-                 Path(__file__)):
+    for path in (*sorted(REQUIREMENTS.glob('*.txt')), STACKS / f'{STACK}.txt',
+                 ROOT / 'setup.py', Path(__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def check_stack() -> None:
+    names = sorted(path.stem for path in STACKS.glob('*.txt'))
+    if STACK not in names:
+        sys.exit(f'STACK={STACK} is not known; choose one of '
+                 f'{", ".join(names)} (the files of requirements/stacks).')
 
 
 def check_python() -> None:
@@ -92,21 +116,22 @@ def make_venv() -> None:
 def install_stack() -> None:
     say('2/4 torch, MMEngine, MMDetection and what they need '
         '(a download of about 0.4 GB, more with CUDA)')
-    pip('install', '-r', REQUIREMENTS / 'build.txt', '-c',
-        REQUIREMENTS / 'stack.txt')
-    pip('install', '--no-deps', '-r', REQUIREMENTS / 'stack.txt', '-r',
-        REQUIREMENTS / 'onnx.txt', '-r', REQUIREMENTS / 'prune.txt', '-r',
-        REQUIREMENTS / 'tests.txt')
+    stack = pins()
+    pip('install', stack['torch'], stack['setuptools'], '-r',
+        REQUIREMENTS / 'build.txt', '-c', REQUIREMENTS / 'base.txt')
+    pip('install', '--no-deps', '--no-build-isolation', stack['mmengine'],
+        stack.get('mmdet') or stack['mmdetection'], '-r',
+        REQUIREMENTS / 'base.txt', '-r', REQUIREMENTS / 'onnx.txt', '-r',
+        REQUIREMENTS / 'prune.txt', '-r', REQUIREMENTS / 'tests.txt')
 
 
 def install_mmcv() -> None:
-    requirement = re.search(r'^mmcv==(\S+)',
-                            (REQUIREMENTS / 'mmcv.txt').read_text(), re.M)
-    version = requirement.group(1)
+    requirement = pins()['mmcv']
     # Which operators are built depends on torch, on Python, and on whether
     # a GPU is there while building.
     key = ask('import sys, sysconfig, torch; print("-".join(['
-              f'"mmcv{version}", "torch" + torch.__version__, '
+              f'"{requirement.replace("==", "")}", '
+              '"torch" + torch.__version__, '
               'sys.implementation.cache_tag, sysconfig.get_platform(), '
               '"cuda" if torch.cuda.is_available() else "cpu"]))')
     home = CACHE.expanduser() / key
@@ -117,28 +142,28 @@ def install_mmcv() -> None:
         except BlockingIOError:
             say('3/4 another set-up is compiling MMCV; waiting for it')
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if not list(home.glob('mmcv-*.whl')):
+        if not list(home.glob('*.whl')):
             check_compiler()
-            build_mmcv(version, home)
+            build_mmcv(requirement, home)
     say('4/4 MMCV and this package')
     pip('install', '-q', '--no-deps', '--force-reinstall',
-        *home.glob('mmcv-*.whl'))
+        *home.glob('*.whl'))
 
 
-def build_mmcv(version: str, home: Path) -> None:
+def build_mmcv(requirement: str, home: Path) -> None:
     """Compile MMCV's wheel into ``home``; an interrupted build goes on."""
     jobs = os.environ.get('MAX_JOBS') or str(build_jobs())
-    say(f'3/4 compiling MMCV {version} with {jobs} jobs: about ten minutes '
+    say(f'3/4 compiling {requirement} with {jobs} jobs: about ten minutes '
         'on two cores, once; the wheel is kept in ' + str(home))
     build = home / 'build'
-    source = build / f'mmcv-{version}'
+    source = build / requirement.replace('-', '_').replace('==', '-')
     if not (source / 'setup.py').is_file():
         shutil.rmtree(build, ignore_errors=True)
         build.mkdir()
-        pip('download', '-q', '--no-deps', '--no-binary', 'mmcv',
-            '--no-build-isolation', '-d', build, f'mmcv=={version}')
+        pip('download', '-q', '--no-deps', '--no-binary', ':all:',
+            '--no-build-isolation', '-d', build, requirement)
         unpacked = build / 'unpacked'
-        shutil.unpack_archive(build / f'mmcv-{version}.tar.gz', unpacked)
+        shutil.unpack_archive(f'{source}.tar.gz', unpacked)
         (unpacked / source.name).rename(source)
     environment = dict(
         os.environ,
@@ -166,7 +191,7 @@ def build_mmcv(version: str, home: Path) -> None:
         tail = log.read_text().splitlines()[-20:]
         sys.exit('\n'.join(tail) + f'\nMMCV could not be compiled: the end '
                  f'of the compiler output is above, all of it in {log}.')
-    wheel, = (build / 'dist').glob('mmcv-*.whl')
+    wheel, = (build / 'dist').glob('*.whl')
     os.replace(wheel, home / wheel.name)
     shutil.rmtree(build)
 
@@ -196,12 +221,13 @@ def show_progress(lines, log) -> None:
 
 
 def main() -> None:
+    check_stack()
     check_python()
     state = fingerprint()
     if STAMP.is_file() and STAMP.read_text() == state:
         return
     tag = sys.implementation.cache_tag
-    if not list(CACHE.expanduser().glob(f'*-{tag}-*/mmcv-*.whl')):
+    if not list(CACHE.expanduser().glob(f'*-{tag}-*/*.whl')):
         check_compiler()
     start = time.monotonic()
     make_venv()
