@@ -1,12 +1,64 @@
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from mmpsbn.datasets import make_digits
 
 ROOT = Path(__file__).resolve().parent.parent
 COCO128 = ROOT.parent / 'shared' / 'coco128'
+
+# `--hypothesis-profile=long`: ten times as many cases, others in every run.
+settings.register_profile(
+    'short', max_examples=100, derandomize=True, deadline=None, database=None,
+    # Files of the fixtures are written anew.
+    suppress_health_check=list(HealthCheck))
+settings.register_profile(
+    'long', settings.get_profile('short'), max_examples=1000,
+    derandomize=False, print_blob=True)
+settings.load_profile('short')
+
+
+def cases(number):
+    """Settings of a test that takes so many in the short profile."""
+    return settings(max_examples=number * settings.default.max_examples // 100)
+
+
+@pytest.fixture
+def count(request):
+    """Counts what became of the cases of a test, for the summary."""
+    counts = {}
+    request.node.user_properties.append(('fates', counts))
+
+    def count(fate):
+        counts[fate] = counts.get(fate, 0) + 1
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter):
+    lines = [(report.nodeid.split('::')[-1], value)
+             for report in terminalreporter.getreports('passed')
+             for name, value in report.user_properties if name == 'fates']
+    if lines:
+        terminalreporter.section('cases of bad files')
+    for test, counts in lines:
+        words = ', '.join(f'{count} {fate}' for fate, count in counts.items())
+        terminalreporter.line(f'{test}: {words}')
+
+
+@contextmanager
+def full_disk(size=100):
+    """Files of this process end at so many bytes, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture(autouse=True)

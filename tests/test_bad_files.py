@@ -11,7 +11,8 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from conftest import cases
+from hypothesis import given
 from hypothesis import strategies as st
 from mmdet.registry import DATASETS
 from mmengine.config import Config
@@ -24,13 +25,8 @@ from torch import Tensor
 from mmpsbn.convert.conversion import build, load_images, load_weights
 from mmpsbn.datasets import make_digits
 from mmpsbn.engine.checkpoint import read_checkpoint
-from mmpsbn.engine.data import blamed_on_data, check_images
+from mmpsbn.engine.data import LAYOUT, blamed_on_data, check_images
 from mmpsbn.errors import InputError
-
-# The same cases in every run; files of the fixtures are written anew.
-CASES = settings(
-    max_examples=1000, derandomize=True, deadline=None, database=None,
-    suppress_health_check=list(HealthCheck))
 
 
 def equal(one, other):
@@ -49,9 +45,9 @@ def file(tmp_path_factory):
     return path, path.read_bytes()
 
 
-@CASES
+@cases(1000)
 @given(st.data())
-def test_damaged_bytes(file, data):
+def test_damaged_bytes(file, count, data):
     path, content = file
     where = data.draw(st.integers(0, len(content) - 1), 'where')
     kind = data.draw(st.sampled_from(['cut', 'flip', 'blank', 'repeat']))
@@ -69,11 +65,14 @@ def test_damaged_bytes(file, data):
     bad = path.with_name('bad.pth')
     bad.write_bytes(damaged)
     expected = torch.load(io.BytesIO(content))['state_dict']
+    count('tried')
     try:
         found = read_checkpoint(str(bad))['state_dict']
     except InputError:
+        count('refused with a sentence')
         return
     assert equal(found, expected)
+    count('read as they were')
 
 
 def other_shape(value):
@@ -104,9 +103,9 @@ CHANGES = {
 }
 
 
-@settings(CASES, max_examples=500)
+@cases(300)
 @given(st.data())
-def test_changed_state_dicts(data):
+def test_changed_state_dicts(count, data):
     torch.manual_seed(0)
     model = psbn()
     state = trained(psbn()).state_dict()
@@ -128,9 +127,11 @@ def test_changed_state_dicts(data):
         state[key] = torch.zeros(3)
     if data.draw(st.booleans(), 'module.'):
         state = {f'module.{key}': value for key, value in state.items()}
+    count('tried')
     try:
         load_weights(model, dict(state_dict=state), 'a.pth')
     except InputError:
+        count('refused with a sentence')
         return
     loaded = model.state_dict()
     assert all(key.endswith('num_batches_tracked') for key in removed)
@@ -144,6 +145,7 @@ def test_changed_state_dicts(data):
         torch.testing.assert_close(
             loaded[key].double(), given.double(), rtol=1e-2,
             atol=1e-2, equal_nan=True)
+    count('loaded as given')
 
 
 # COCO's layout
@@ -177,9 +179,9 @@ def few(tmp_path_factory):
     return cfg, path, json.loads(path.read_text())
 
 
-@settings(CASES, max_examples=100)
+@cases(100)
 @given(st.data())
-def test_changed_annotations(few, data):
+def test_changed_annotations(few, count, data):
     cfg, path, content = few
     content = copy.deepcopy(content)
     known = list(places(content))
@@ -194,15 +196,120 @@ def test_changed_annotations(few, data):
         except (LookupError, TypeError):
             pass  # An earlier change took this place away.
     path.write_text(json.dumps(content))
+    count('tried')
     try:
-        with blamed_on_data(cfg, ('train_dataloader', )):
-            with redirect_stdout(io.StringIO()):
-                dataset = DATASETS.build(
-                    copy.deepcopy(cfg.train_dataloader.dataset))
-            for index in range(len(dataset)):
-                check_sample(dataset[index])
+        for sample in read(cfg):
+            check_sample(sample)
     except InputError as error:
         assert str(path.parent.parent) in str(error)
+        count('refused with a sentence')
+    else:
+        count('gave boxes to learn from')
+
+
+def read(cfg):
+    """The samples of the training set, as the tools read it."""
+    with blamed_on_data(cfg, ('train_dataloader', )):
+        with redirect_stdout(io.StringIO()):
+            dataset = DATASETS.build(
+                copy.deepcopy(cfg.train_dataloader.dataset))
+        return [dataset[index] for index in range(len(dataset))]
+
+
+def changed(part, **fields):
+    """A change of the first entry of a part; ``None`` removes a field."""
+
+    def change(content):
+        entry = content[part][0]
+        for key, value in fields.items():
+            if value is None:
+                del entry[key]
+            else:
+                entry[key] = value
+
+    return change
+
+
+def twice(part):
+    return lambda content: content[part].append(dict(content[part][0]))
+
+
+WORDS = {
+    **{
+        f'no {field} of {part}': (changed(part, **{field: None}),
+                                  f'has no {field}')
+        for part, fields in LAYOUT.items() for field in fields
+    },
+    **{
+        f"an id of '{part}' twice": (twice(part), 'another entry has the id')
+        for part in LAYOUT
+    },
+    'no images': (lambda content: content.update(images=[]), 'lists no image'),
+    'no boxes': (lambda content: content.update(annotations=[]), 'has no box'),
+    'an unknown image': (changed('images', file_name='größe 大.jpg'),
+                         'größe 大.jpg does not exist'),
+    'a box of three': (changed('annotations', bbox=[1, 2, 3]),
+                       'has to be a list of x, y'),
+}
+# The first box is left out, as MMDetection does it.
+LEFT_OUT = {
+    'outside of the image': changed('annotations', bbox=[500., 9., 20., 20.]),
+    'of a negative width': changed('annotations', bbox=[50., 9., -20., 20.]),
+    'of no width': changed('annotations', bbox=[50., 9., 0., 20.]),
+    'of no area': changed('annotations', area=0),
+    'of a category that is not listed': changed('annotations', category_id=77),
+    'of an image that is not listed': changed('annotations', image_id=77),
+}
+
+
+@pytest.mark.parametrize('kind', WORDS)
+def test_annotations_that_cannot_be_read(kind, few):
+    cfg, path, content = few
+    content = copy.deepcopy(content)
+    change, words = WORDS[kind]
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=words) as error:
+        read(cfg)
+    assert str(path.parent.parent) in str(error.value)
+
+
+def boxes_of(samples):
+    return sorted(len(sample['data_samples'].gt_instances)
+                  for sample in samples)
+
+
+@pytest.mark.parametrize('kind', LEFT_OUT)
+def test_boxes_that_are_left_out(kind, few):
+    cfg, path, content = few
+    path.write_text(json.dumps(content))
+    before = sum(boxes_of(read(cfg)))
+    content = copy.deepcopy(content)
+    LEFT_OUT[kind](content)
+    path.write_text(json.dumps(content))
+    samples = read(cfg)
+    for sample in samples:
+        check_sample(sample)
+    assert sum(boxes_of(samples)) == before - 1
+
+
+def test_names_need_not_be_ascii(few):
+    cfg, path, content = few
+    cfg, content = copy.deepcopy(cfg), copy.deepcopy(content)
+    image, name = content['images'][0], 'ünïcode 数.jpg'
+    folder = path.parent.parent / 'train2017'
+    (folder / name).write_bytes((folder / image['file_name']).read_bytes())
+    image['file_name'] = name
+    content['categories'][0]['name'] = 'nüll 零'
+    dataset = cfg.train_dataloader.dataset
+    dataset.metainfo.classes = ('nüll 零', *dataset.metainfo.classes[1:])
+    for ascii_only in (True, False):
+        path.write_text(json.dumps(content, ensure_ascii=ascii_only),
+                        encoding='utf-8')
+        samples = read(cfg)
+        assert len(samples) == 3
+        assert any(sample['data_samples'].img_path.endswith(name)
+                   for sample in samples)
 
 
 def check_sample(sample):

@@ -90,8 +90,15 @@ def test_loads_from_a_file_of_mmengine(source, target, tmp_path):
     assert_same_function(source, target)
 
 
+@pytest.fixture(params=[False, True], ids=['set', 'swapped'])
+def swap_tensors(request):
+    torch.__future__.set_swap_module_params_on_conversion(request.param)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(False)
+
+
 @PAIRS
-def test_loads_by_assignment(source, target):
+def test_loads_by_assignment(source, target, swap_tensors):
     source, target = trained(source()), target()
     target.load_state_dict(copy.deepcopy(source.state_dict()), assign=True)
     assert_same_function(source, target)

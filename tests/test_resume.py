@@ -102,7 +102,7 @@ def train(work_dir, epochs):
     return runner.model.state_dict()
 
 
-def train_and_kill(work_dir, seconds):
+def child_that_trains(work_dir):
     child = os.fork()
     if not child:
         try:
@@ -111,6 +111,17 @@ def train_and_kill(work_dir, seconds):
             train(work_dir, epochs=100_000)
         finally:
             os._exit(1)
+    return child
+
+
+def train_and_kill(work_dir, seconds, patient):
+    """Kill it some time after its start, or after its first checkpoint."""
+    # Not find_resumable: the child removes what that is about to read.
+    before = set(work_dir.glob('*.pth'))
+    child = child_that_trains(work_dir)
+    end = time.monotonic() + 30 * patient
+    while time.monotonic() < end and before == set(work_dir.glob('*.pth')):
+        time.sleep(0.01)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL, 'it did not go on'
@@ -123,15 +134,47 @@ def threads():
     torch.set_num_threads(number)
 
 
-def test_kills_lose_an_epoch_at_most(threads, tmp_path):
+def cut(descriptor):
+    """Of the file, what a machine without power may keep."""
+    os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize('moment, kill', [
+    ('fsync', cut),
+    ('replace', lambda *paths: os.kill(os.getpid(), signal.SIGKILL)),
+    ('remove', lambda *paths: os.kill(os.getpid(), signal.SIGKILL)),
+])
+def test_a_kill_in_the_middle_of_a_checkpoint(moment, kill, threads, tmp_path,
+                                              monkeypatch):
+    folder = tmp_path / 'killed'
+    train(folder, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, moment, kill)
+        child = child_that_trains(folder)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    names = {path.name for path in folder.glob('*.pth*')}
+    assert names == {'epoch_1.pth', 'epoch_2.pth' if moment == 'remove' else
+                     'epoch_2.pth.partial'}
+    one, other = train(folder, 3), train(tmp_path / 'whole', 3)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_kills_lose_an_epoch_at_most(threads, count, tmp_path):
     folder, moments, epoch = tmp_path / 'killed', random.Random(0), 0
-    for _ in range(KILLS):
-        train_and_kill(folder, moments.uniform(0.05, 0.3))
+    partial = set()
+    for number in range(KILLS):
+        train_and_kill(folder, moments.uniform(0.02, 0.25), number % 2)
+        count('kills')
+        now = {path.stat().st_mtime_ns for path in folder.glob('*.partial')}
+        if now - partial:
+            count('in the middle of a checkpoint')
+        partial |= now
         path = find_resumable(str(folder))
         found = torch.load(path)['meta']['epoch'] if path else 0
         assert found >= epoch
         epoch = found
-    assert epoch > 10
+    assert epoch >= KILLS // 2
     one = train(folder, epoch + 1)
     other = train(tmp_path / 'whole', epoch + 1)
     assert all(torch.equal(one[key], other[key]) for key in one)

@@ -15,10 +15,12 @@ from mmdet.apis import DetInferencer
 from mmengine.logging import MMLogger
 from mmengine.utils import track_iter_progress
 
+from mmpsbn.engine.blame import blamed_on_config
 from mmpsbn.engine.checkpoint import check_fits, read_checkpoint
 from mmpsbn.engine.cli import add_cfg_options, told_to_the_user
 from mmpsbn.engine.config import read_config
 from mmpsbn.engine.data import check_images, list_images
+from mmpsbn.engine.whole_files import whole_folder
 from mmpsbn.errors import InputError
 
 
@@ -68,8 +70,9 @@ def main():
                          f'({error.strerror}).') from error
     # It names a folder for each call, and none for its visualizer.
     warnings.filterwarnings('ignore', 'Failed to add')
-    inferencer = DetInferencer(
-        cfg, args.checkpoint, device=args.device, show_progress=False)
+    with blamed_on_config():
+        inferencer = DetInferencer(
+            cfg, args.checkpoint, device=args.device, show_progress=False)
     check_fits(inferencer.model, checkpoint, args.checkpoint)
     batches = [
         images[start:start + args.batch_size]
@@ -77,12 +80,13 @@ def main():
     ]
     try:
         for batch in track_iter_progress(batches):
-            inferencer(
-                batch,
-                batch_size=args.batch_size,
-                pred_score_thr=args.pred_score_thr,
-                no_save_pred=False,
-                out_dir=args.out_dir)
+            with whole_folder(args.out_dir) as out:
+                inferencer(
+                    batch,
+                    batch_size=args.batch_size,
+                    pred_score_thr=args.pred_score_thr,
+                    no_save_pred=False,
+                    out_dir=out)
     except Exception:
         check_images(images)
         raise

@@ -8,6 +8,7 @@ import mmpsbn  # noqa: F401  First: it checks the stack.
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 
+from mmpsbn.engine.blame import blamed_on_config
 from mmpsbn.engine.checkpoint import check_fits, read_checkpoint
 from mmpsbn.engine.cli import add_run_arguments, told_to_the_user
 from mmpsbn.engine.config import load_config
@@ -48,7 +49,7 @@ def main():
         cfg = trigger_visualization_hook(cfg, args)
         # DetVisualizationHook joins a relative folder anew for every batch.
         cfg.work_dir = osp.abspath(cfg.work_dir)
-    with blamed_on_data(cfg, LOADERS):
+    with blamed_on_config(), blamed_on_data(cfg, LOADERS):
         runner = build_runner(cfg)
         check_fits(runner.model, checkpoint, args.checkpoint)
         if args.out:

@@ -2,6 +2,8 @@
 
 import argparse
 
+from mmpsbn.engine.blame import blamed_on_config
+from mmpsbn.engine.checkpoint import check_fits, read_checkpoint
 from mmpsbn.engine.cli import add_run_arguments, told_to_the_user
 from mmpsbn.engine.config import check_start, load_config, set_resume
 from mmpsbn.engine.data import blamed_on_data, check_data
@@ -42,8 +44,12 @@ def main():
         set_resume(cfg, cfg.get('load_from'))
     check_data(cfg, LOADERS)
     check_start(cfg)
-    with blamed_on_data(cfg, LOADERS):
-        build_runner(cfg).train()
+    with blamed_on_config(), blamed_on_data(cfg, LOADERS):
+        runner = build_runner(cfg)
+        if cfg.get('resume'):
+            check_fits(runner.model, read_checkpoint(cfg.load_from),
+                       cfg.load_from)
+        runner.train()
 
 
 if __name__ == '__main__':

@@ -84,9 +84,10 @@ def _make_split(folder: str, split: str, number: int, size: int,
                     bbox=[x, y, width, height],
                     area=width * height,
                     iscrowd=0))
-        cv2.imwrite(
-            os.path.join(folder, file_name), scene,
-            [cv2.IMWRITE_JPEG_QUALITY, 95])
+        # OpenCV's own writer says nothing of a full disk.
+        jpeg = cv2.imencode('.jpg', scene, [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
+        with open(os.path.join(folder, file_name), 'wb') as stream:
+            stream.write(jpeg)
         images.append(
             dict(id=image_id, file_name=file_name, width=size, height=size))
     categories = [

@@ -1,10 +1,12 @@
 """Reading checkpoints without running code that may hide in them."""
 
+import codecs
 import os
 import pickle
 import re
 import zipfile
-from typing import List, Optional
+from contextlib import contextmanager
+from typing import Iterator, List, Optional
 from urllib.error import URLError
 
 import numpy as np
@@ -12,7 +14,6 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, find_latest_checkpoint
-from mmengine.utils import digit_version
 from torch import Tensor, nn
 
 from mmpsbn.errors import InputError
@@ -36,29 +37,56 @@ def history_method(cls: type, name: str):
     return getattr(cls, name)
 
 
+# The name that torch lets it in by.
+history_method.__module__ = 'builtins'
+history_method.__name__ = history_method.__qualname__ = 'getattr'
+
 # What a checkpoint of MMEngine's Runner holds beside tensors and plain
 # values: the HistoryBuffers of its message hub, with their NumPy arrays.
 # `torch.load(weights_only=True)`, torch's default since 2.6, may build these
-# and nothing else.
+# and nothing else. torch 2.4 is the first that can be told so.
 SAFE_GLOBALS = [
     HistoryBuffer,
     np.ndarray,
     np.dtype,
     multiarray._reconstruct,
     multiarray.scalar,
+    codecs.encode,  # Bytes of an array; torch 2.4 does not know it.
     *{type(np.dtype(kind)) for kind in ('f2', 'f4', 'f8', 'i4', 'i8', '?')},
-    (history_method, 'builtins.getattr'),
+    history_method,
 ]
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Let torch >= 2.6 read MMEngine's checkpoints, ``weights_only`` on.
+    """Let torch read MMEngine's checkpoints, ``weights_only`` on.
 
     Without it ``tools/test.py``, ``--resume`` and ``DetInferencer`` refuse
     their own checkpoints (open-mmlab/mmengine, issue 1655).
     """
-    if digit_version(torch.__version__) >= digit_version('2.6'):
-        torch.serialization.add_safe_globals(SAFE_GLOBALS)
+    torch.serialization.add_safe_globals(SAFE_GLOBALS)
+
+
+@contextmanager
+def without_code() -> Iterator[None]:
+    """Let every ``torch.load`` refuse what would run code.
+
+    torch's default does so for local files since 2.6, unless an environment
+    variable turns it off; its loader of downloads, which MMEngine calls, does
+    not.
+    """
+    changed = dict(
+        TORCH_FORCE_WEIGHTS_ONLY_LOAD='1',
+        TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='0')
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 class TornCheckpoint(InputError):
@@ -117,8 +145,9 @@ def read_checkpoint(path: str) -> dict:
     """
     try:
         _check_sums(path)
-        checkpoint = CheckpointLoader.load_checkpoint(
-            path, map_location='cpu', logger='silent')
+        with without_code():
+            checkpoint = CheckpointLoader.load_checkpoint(
+                path, map_location='cpu', logger='silent')
     except FileNotFoundError as error:
         raise InputError(
             f'the checkpoint {path} does not exist, or is no file.') from error

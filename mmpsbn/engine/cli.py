@@ -1,7 +1,6 @@
 """What the command lines of the tools share."""
 
 import argparse
-import errno
 import os
 import sys
 from contextlib import contextmanager
@@ -10,10 +9,8 @@ from urllib.error import URLError
 
 from mmengine.config import DictAction
 
-from mmpsbn.errors import InputError
-
-# The disk, or the user's part of it; and what a process may write.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from mmpsbn.errors import FULL, InputError
+from .checkpoint import without_code
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,13 +92,16 @@ def shape_of(args: argparse.Namespace) -> Optional[Tuple[int, int]]:
 def told_to_the_user(interrupted: str = 'the command has not finished'):
     """End the program with the sentence of an InputError, not a traceback.
 
-    The exit status is 1, and after Ctrl-C 130, as a shell has it.
+    What it loads meanwhile can run no code, see
+    :func:`~mmpsbn.engine.checkpoint.without_code`. The exit status is 1, and
+    after Ctrl-C 130, as a shell has it.
 
     Args:
         interrupted (str): What to say after Ctrl-C.
     """
     try:
-        yield
+        with without_code():
+            yield
     except InputError as error:
         sys.exit(f'error: {error}')
     except URLError as error:

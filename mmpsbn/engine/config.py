@@ -15,14 +15,25 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from mmpsbn.layers import MimicNorm
 from mmpsbn.layers.post_shifted_bn import PostShift
 from mmpsbn.registry import NORM_LAYERS
+from .blame import blamed_on_config, in_a_sentence, is_full
 from .checkpoint import find_resumable, read_checkpoint
 from mmpsbn.errors import InputError
 
 NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, MimicNorm)
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 EVALUATORS = ('val_evaluator', 'test_evaluator')
+# What this package reads of a config, wherever it stands there.
+KINDS = {
+    **dict.fromkeys(('model', 'norm_cfg', 'conv_cfg', 'optim_wrapper',
+                     'default_hooks', 'dataset', 'data_prefix', 'metainfo',
+                     'train_cfg', *LOADERS), dict),
+    **dict.fromkeys(('data_root', 'ann_file', 'default_scope', 'work_dir',
+                     'load_from'), str),
+    **dict.fromkeys(('custom_hooks', 'pipeline'), (list, tuple)),
+}
 
 
+@blamed_on_config()
 def read_config(path: str, options: Optional[dict] = None) -> Config:
     """Read a config, with the settings of the command line.
 
@@ -39,14 +50,18 @@ def read_config(path: str, options: Optional[dict] = None) -> Config:
         cfg = Config.fromfile(path)
         cfg.merge_from_dict(options or {})
     except Exception as error:  # A config is a program of the user's.
+        if is_full(error):
+            raise
         raise InputError(f'the config {path} cannot be read: '
-                         f'{type(error).__name__}: {error}') from error
+                         f'{in_a_sentence(error)}.') from error
+    _check_kinds(dict(cfg.items()), '')
     _move_data_root(cfg)
     check_norm_types(cfg.get('model', {}), cfg.get('default_scope', 'mmdet'))
     check_deformable_convs(cfg.get('model', {}))
     return cfg
 
 
+@blamed_on_config()
 def load_config(path: str,
                 options: Optional[dict] = None,
                 work_dir: Optional[str] = None,
@@ -68,6 +83,19 @@ def load_config(path: str,
     _check_sync_bn(cfg)
     _check_writable(cfg.work_dir)
     return cfg
+
+
+def _check_kinds(node, place: str) -> None:
+    items = node.items() if isinstance(node, dict) else enumerate(
+        node) if isinstance(node, (list, tuple)) else ()
+    for key, value in items:
+        here = f'{place}.{key}' if place else str(key)
+        kinds = KINDS.get(key, object)
+        if value is not None and not isinstance(value, kinds):
+            kind = kinds[0] if isinstance(kinds, tuple) else kinds
+            raise InputError(f'{here} of the config is {value!r}, and has to '
+                             f'be a {kind.__name__}.')
+        _check_kinds(value, here)
 
 
 def _move_data_root(cfg: Config) -> None:
@@ -198,6 +226,7 @@ def set_resume(cfg: Config, path: Optional[str]) -> None:
     cfg.load_from = path or cfg.get('load_from')
 
 
+@blamed_on_config()
 def check_start(cfg: Config) -> None:
     """Raise if the weights that training starts from cannot be read.
 

@@ -12,6 +12,7 @@ import mmcv
 from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 
+from .blame import blamed_on_config
 from .config import dicts_in
 from mmpsbn.errors import InputError
 
@@ -45,6 +46,20 @@ LAYOUT = dict(
         area=NUMBER))
 
 
+class UniqueIds(CocoDataset.COCOAPI):
+    """The index of an annotation file, in which no id comes twice.
+
+    In pycocotools' own the last of several images or categories of one id
+    takes the boxes of all, without a word.
+    """
+
+    def createIndex(self) -> None:
+        super().createIndex()
+        for part, index in (('images', self.imgs), ('categories', self.cats)):
+            if len(index) != len(self.dataset.get(part, index)):
+                raise ValueError(f"ids of '{part}' are not unique")
+
+
 class DataFiles(NamedTuple):
     """What one data set of a config reads."""
 
@@ -71,6 +86,7 @@ def data_files(cfg: Config, loaders: Sequence[str]) -> Iterator[DataFiles]:
                 tuple(classes))
 
 
+@blamed_on_config()
 def check_data(cfg: Config, loaders: Sequence[str]) -> None:
     """Raise if files of the data set are missing.
 
@@ -100,11 +116,13 @@ def blamed_on_data(cfg: Config, loaders: Sequence[str]):
     """Name the file of the data set that made a run fail, if one did.
 
     The data set is looked through only after the failure, so that a run
-    that is right pays nothing.
+    that is right pays nothing. Meanwhile CocoDataset reads by
+    :class:`UniqueIds`.
 
     Raises:
         InputError: If a file is the cause; any other error passes.
     """
+    reader, CocoDataset.COCOAPI = CocoDataset.COCOAPI, UniqueIds
     try:
         yield
     except InputError:
@@ -117,6 +135,8 @@ def blamed_on_data(cfg: Config, loaders: Sequence[str]):
             if 'loading.py' in trace:
                 blame_images(files)
         raise
+    finally:
+        CocoDataset.COCOAPI = reader
 
 
 def blame_annotations(files: DataFiles) -> None:
@@ -219,6 +239,7 @@ def read_annotations(file: str) -> dict:
     return content
 
 
+@blamed_on_config()
 def find_images(cfg: Config, folder: Optional[str],
                 number: int) -> List[str]:
     """The first images of a folder, by name, which can be read.

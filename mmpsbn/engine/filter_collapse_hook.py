@@ -14,6 +14,7 @@ from mmpsbn.analysis.collapse import (ChannelWatch, Outputs, channels_of,
                                       stage_of)
 from mmpsbn.errors import InputError
 from mmpsbn.registry import HOOKS
+from .whole_files import write_whole
 
 HISTORY = 'filter_collapse.jsonl'
 UNSEEN, DEAD, ALIVE = range(3)
@@ -75,8 +76,8 @@ class FilterCollapseHook(Hook):
                      if line['iter'] <= runner.iter]
         if lines:
             self._last = _dead(lines[-1])
-        with open(path, 'w') as file:
-            file.writelines(json.dumps(line) + '\n' for line in lines)
+        write_whole(
+            path, ''.join(json.dumps(line) + '\n' for line in lines).encode())
 
     def before_train_iter(self, runner: Runner, batch_idx: int,
                           data_batch=None) -> None:

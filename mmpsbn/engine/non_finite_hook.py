@@ -1,19 +1,24 @@
 """Gradients that are NaN or infinite, caught before they reach the weights."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Iterator, List, Optional
 
 import torch
+from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmpsbn.errors import InputError
 from mmpsbn.registry import HOOKS
 
 ACTIONS = ('stop', 'skip')
+# No training gets here: a scaler starts at 2 ** 16, and halves its scale with
+# each step that it skips.
+LEAST_SCALE = 2.0**-16
 
 
 @HOOKS.register_module()
@@ -26,7 +31,8 @@ class NonFiniteHook(Hook):
     name the layer that the first NaN or infinity came out of.
 
     With mixed precision it is the gradient scaler that skips steps, as it
-    does while it looks for its scale.
+    does while it looks for its scale. What no scale mends, a loss that is not
+    finite or a scale below 2^-16, is judged here.
 
     Args:
         action (str): 'stop' or 'skip'. Defaults to 'stop'.
@@ -60,16 +66,40 @@ class NonFiniteHook(Hook):
                           data_batch=None) -> None:
         self._batch = data_batch
 
+    def after_train_iter(self, runner: Runner, batch_idx: int,
+                         data_batch=None, outputs=None) -> None:
+        scaler = _scaler(runner.optim_wrapper)
+        if scaler is None:
+            return
+        if not _everywhere(_finite(list(_tensors(outputs)))):
+            self._refuse(runner, 'the loss is not finite')
+        elif scaler.get_scale() < LEAST_SCALE:
+            self._refuse(runner, 'the gradients are not finite, however '
+                         'small the loss scale is')
+        else:
+            self._skipped = 0
+
     def _judge(self, runner: Runner, optimizer) -> None:
+        # A fused optimizer gets scaled gradients, and leaves out by itself
+        # the steps that its scaler tells it to.
+        if getattr(optimizer, 'found_inf', None) is not None:
+            return
         parameters = list(
             chain.from_iterable(group['params']
                                 for group in optimizer.param_groups))
-        if _finite([p.grad for p in parameters if p.grad is not None]):
+        if _everywhere(
+                _finite([p.grad for p in parameters if p.grad is not None])):
             self._skipped = 0
             return
+        self._refuse(runner, 'the gradients are not finite')
+        for parameter in parameters:
+            parameter.grad = None  # What an optimizer does not step.
+
+    def _refuse(self, runner: Runner, problem: str) -> None:
         self._skipped += 1
-        what = (f'iteration {runner.iter + 1}: the gradients are not finite; '
-                f'{find_origin(runner.model, self._batch)}.')
+        with _precision(runner):
+            origin = find_origin(runner.model, self._batch)
+        what = f'iteration {runner.iter + 1}: {problem}; {origin}.'
         if self.action == 'stop' or self._skipped > self.most_skipped:
             raise InputError(
                 f'{what} Training stopped before the step, and checkpoints '
@@ -77,8 +107,6 @@ class NonFiniteHook(Hook):
                 'or optim_wrapper.clip_grad; NonFiniteHook(action="skip") '
                 'leaves out such steps.')
         runner.logger.warning(f'{what} The step is skipped.')
-        for parameter in parameters:
-            parameter.grad = None  # What an optimizer does not step.
 
 
 def find_origin(model: nn.Module, batch) -> str:
@@ -88,10 +116,14 @@ def find_origin(model: nn.Module, batch) -> str:
         model (nn.Module): MMEngine's, in training mode; it stays as it is.
         batch: Of its training data.
     """
-    model = model.module if is_model_wrapper(model) else model
+    wrapper, model = model, (
+        model.module if is_model_wrapper(model) else model)
+    # Without FSDP's own forward the parts of a weight stay apart.
+    run = wrapper if isinstance(wrapper, FullyShardedDataParallel) else model
     bad = [name for name, p in model.named_parameters() if not _finite([p])]
-    if bad:
-        return f'the weights were not before it, {bad[0]} for one'
+    if not _everywhere(not bad):
+        return 'the weights were not before it' + (
+            f', {bad[0]} for one' if bad else '')
     found: List[str] = []
     handles = [
         module.register_forward_hook(_listener(name, found))
@@ -99,7 +131,7 @@ def find_origin(model: nn.Module, batch) -> str:
     ]
     try:
         with _buffers_kept(model), torch.no_grad():
-            losses = model(
+            losses = run(
                 **_as_arguments(model.data_preprocessor(batch, True)),
                 mode='loss')
     except Exception:  # NaN makes MMDetection's samplers and losses stumble.
@@ -167,3 +199,27 @@ def _optimizers(optim_wrapper) -> List[torch.optim.Optimizer]:
     if hasattr(optim_wrapper, 'optim_wrappers'):  # An OptimWrapperDict.
         return [w.optimizer for w in optim_wrapper.optim_wrappers.values()]
     return [optim_wrapper.optimizer]
+
+
+def _scaler(optim_wrapper):
+    """The gradient scaler that is at work, or None."""
+    scaler = getattr(optim_wrapper, 'loss_scaler', None)
+    return scaler if scaler is not None and scaler.is_enabled() else None
+
+
+def _precision(runner: Runner):
+    """That of a training forward, for a with statement."""
+    if _scaler(runner.optim_wrapper) is None:
+        return nullcontext()
+    return runner.optim_wrapper.optim_context(runner.model)
+
+
+def _everywhere(finite: bool) -> bool:
+    """Whether so in all processes, which have to decide as one.
+
+    FSDP gives each its own part of the gradients, and the forward that looks
+    for the layer waits for all.
+    """
+    flag = torch.tensor(float(finite))
+    all_reduce(flag, 'min')
+    return bool(flag)

@@ -6,6 +6,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from .blame import blamed_on_config
 from .data_check_hook import DataCheckHook
 from mmpsbn.errors import InputError
 from .non_finite_hook import NonFiniteHook
@@ -13,11 +14,15 @@ from .norm_check_hook import NormCheckHook
 from .whole_files import write_whole_checkpoints
 
 
+@blamed_on_config()
 def build_runner(cfg: Config) -> Runner:
     """Build the Runner of a config, with this package's checks as hooks.
 
     The config itself, which the Runner writes to the work dir, stays free of
     them, and of how checkpoints are written.
+
+    Raises:
+        InputError: With the part of the config that cannot be built.
     """
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         _distribute_on_cpu(cfg)
@@ -47,6 +52,7 @@ def _distribute_on_cpu(cfg: Config) -> None:
             find_unused_parameters=cfg.get('find_unused_parameters', False)))
 
 
+@blamed_on_config()
 def set_amp(cfg: Config) -> None:
     """Train in mixed precision, as MMDetection's ``--amp`` does."""
     if not torch.cuda.is_available():
@@ -55,6 +61,7 @@ def set_amp(cfg: Config) -> None:
     cfg.optim_wrapper.loss_scale = 'dynamic'
 
 
+@blamed_on_config()
 def set_auto_scale_lr(cfg: Config) -> None:
     """Scale the learning rate by the batch size, as MMDetection does."""
     if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):

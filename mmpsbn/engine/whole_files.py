@@ -1,8 +1,10 @@
-"""Checkpoints that are never seen half-written."""
+"""Files that are never seen half-written, checkpoints above all."""
 
 import os
 import os.path as osp
-from typing import List
+import tempfile
+from contextlib import contextmanager
+from typing import Iterator, List
 
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
@@ -11,6 +13,61 @@ from mmengine.runner import Runner
 from mmpsbn.errors import InputError
 
 NAME = 'whole_files'
+
+
+def write_whole(path, data: bytes) -> None:
+    """Write a file beside its place, and move it there when it is whole.
+
+    Raises:
+        OSError: If it cannot be written; nothing has changed then.
+    """
+    partial = f'{path}.partial'
+    try:
+        with open(partial, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        if osp.isfile(partial):
+            os.remove(partial)
+        raise
+
+
+@contextmanager
+def whole_folder(out: str) -> Iterator[str]:
+    """A folder to write to, whose files go to ``out`` if all goes well.
+
+    Args:
+        out (str): A folder; it is made, and keeps its other files.
+
+    Raises:
+        InputError: If they cannot be written; nothing has changed then.
+    """
+    try:
+        os.makedirs(out, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix='.writing-', dir=out) as here:
+            yield here
+            for folder, _, names in os.walk(here):
+                place = osp.join(out, osp.relpath(folder, here))
+                os.makedirs(place, exist_ok=True)
+                for name in names:
+                    os.replace(osp.join(folder, name), osp.join(place, name))
+    except OSError as error:
+        raise InputError(f'{out} cannot be written: '
+                         f'{error.strerror or error}; what was there is as it '
+                         'was.') from error
+
+
+@contextmanager
+def replacing(*files: str) -> Iterator[List[str]]:
+    """Names to write to, which become ``files`` if all goes well.
+
+    Args:
+        files (str): Of one folder, see :func:`whole_folder`.
+    """
+    with whole_folder(osp.dirname(osp.abspath(files[0]))) as folder:
+        yield [osp.join(folder, osp.basename(file)) for file in files]
 
 
 @register_backend(NAME)
@@ -32,17 +89,10 @@ class WholeFileBackend(LocalBackend):
         Raises:
             InputError: If it cannot be written; nothing has changed then.
         """
-        partial = f'{filepath}.partial'
         try:
             os.makedirs(osp.dirname(filepath) or '.', exist_ok=True)
-            with open(partial, 'wb') as file:
-                file.write(obj)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, filepath)
+            write_whole(filepath, obj)
         except OSError as error:
-            if osp.isfile(partial):
-                os.remove(partial)
             raise InputError(f'{filepath} cannot be written '
                              f'({error.strerror}); earlier checkpoints are as '
                              'they were, and --resume goes on from the last '
