@@ -155,6 +155,15 @@ def test_refuses_another_rank(cls):
 
 @layers
 @pytest.mark.parametrize('training', [True, False])
+def test_refuses_a_negative_eps_in_its_forward_as_bn_does(cls, training):
+    for norm in (cls, STOCK[cls]):
+        layer = norm(3, eps=-1.0).train(training)
+        with pytest.raises(ValueError, match='batch_norm eps must be'):
+            layer(torch.randn(SHAPES[cls]))
+
+
+@layers
+@pytest.mark.parametrize('training', [True, False])
 def test_takes_an_empty_batch_as_bn_does(cls, training):
     layer = cls(3).train(training)
     empty = torch.randn(0, *SHAPES[cls][1:])

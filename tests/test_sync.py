@@ -152,19 +152,30 @@ def the_last_bn_of_the_whole_batch(rank):
     LastBNLinear(4, 3, sync=True, affine=False)(whole[:rank + 1].float())
 
 
-def mimicnorm_trains_as_one_process(rank):
-    """With every parameter used, scalars among them."""
+class Net(nn.Module):
+    """A backbone, beside a layer that the loss may not reach."""
+
+    def __init__(self, norm, unused):
+        super().__init__()
+        conv = dict(type='MimicConv') if norm == 'MimicNorm' else None
+        self.backbone = ResNet(18, base_channels=4, conv_cfg=conv,
+                               norm_cfg=dict(type=norm), norm_eval=False)
+        self.unused = PSSyncBatchNorm(3) if unused else None
+
+    def forward(self, x):
+        return sum(y.square().mean() for y in self.backbone(x))
+
+
+def train_as_one_process(rank, norms, **options):
+    """A model under DDP on parts of batches, another on the whole of each."""
     models = []
-    for _ in range(2):
+    for norm in norms:
         torch.manual_seed(0)
-        net = ResNet(
-            18,
-            base_channels=4,
-            conv_cfg=dict(type='MimicConv'),
-            norm_cfg=dict(type='MimicNorm')).double()
+        net = Net(norm, options.get('find_unused_parameters')).double()
         net.train()
         models.append(net)
-    wrapped = DistributedDataParallel(models[0])
+    models[1].load_state_dict(models[0].state_dict())
+    wrapped = DistributedDataParallel(models[0], **options)
     optimizers = [
         torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         for model in models
@@ -176,10 +187,21 @@ def mimicnorm_trains_as_one_process(rank):
                                        (whole.chunk(WORLD)[rank], whole),
                                        optimizers):
             optimizer.zero_grad()
-            sum(y.square().mean() for y in model(x)).backward()
+            model(x).backward()
             optimizer.step()
     for one, other in zip(*(model.state_dict().values() for model in models)):
         close(one, other)
+
+
+def mimicnorm_trains_as_one_process(rank):
+    """With every parameter used, scalars among them."""
+    train_as_one_process(rank, ['MimicNorm', 'MimicNorm'])
+
+
+def the_options_of_ddp(rank):
+    for norms in (['MimicNorm', 'MimicNorm'], ['psSyncBN', 'psBN']):
+        for option in ('find_unused_parameters', 'static_graph'):
+            train_as_one_process(rank, norms, **{option: True})
 
 
 class RandomBias(BaseModel):
@@ -230,7 +252,7 @@ SCENARIOS = dict(
     ],
     model=[
         ddp_trains_as_one_process, the_last_bn_of_the_whole_batch,
-        mimicnorm_trains_as_one_process,
+        mimicnorm_trains_as_one_process, the_options_of_ddp,
         initial_weights_are_broadcast_by_mmengine,
         a_channel_that_lives_in_one_process_is_alive
     ])

@@ -61,8 +61,8 @@ class MimicConv(SelfInitializedConv2d):
     In training the weight itself is centred, in place and without autograd,
     at the beginning of a forward: no copy of it is kept, and its trajectory
     is that of centring after each step of the optimizer, as published. In
-    evaluation, and where the weight is frozen, a centred copy is applied and
-    the weight is left alone. A state dict holds centred weights.
+    evaluation, where the weight is frozen, and under FSDP a centred copy is
+    applied and the weight is left alone. A state dict holds centred weights.
 
     It starts as published: w He-normal, of variance 2 / fan-in with fan-in =
     kh * kw * in / groups (in / groups at least 4 if grouped), and centred;
@@ -101,6 +101,8 @@ class MimicConv(SelfInitializedConv2d):
     branch: Optional[int] = None
     #: Where the scalar starts.
     start: float = 1.0
+    # By fully_shard.
+    _sharded: bool = False
 
     def __init__(self,
                  in_channels: int,
@@ -127,6 +129,11 @@ class MimicConv(SelfInitializedConv2d):
                 '1: centring would make its weight 0. Give the conv more '
                 'inputs, or set centre=False in its conv_cfg.')
         self.init_weights()
+
+    def __setattr__(self, name: str, value) -> None:
+        if name == 'weight' and hasattr(value, 'device_mesh'):
+            self._sharded = True
+        super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:
         """Left to init_weights; the constructor of Conv2d calls it early."""
@@ -180,17 +187,22 @@ class MimicConv(SelfInitializedConv2d):
         self.weight.data.sub_(filter_means(self.weight.data))
 
     def forward(self, input: Tensor) -> Tensor:
-        if not (self.training and self.weight.requires_grad):
+        weight = self.weight
+        # FSDP fills its weights anew for the backward; those of its first
+        # version are no parameters but views.
+        in_place = isinstance(weight, nn.Parameter) and not self._sharded
+        if not (self.training and weight.requires_grad and in_place):
             return self._conv_forward(input, self.applied_weight, self.bias)
         self.centre_()
-        weight = self.weight
         if self.scale is not None:
             weight = weight * self.scale
         return self._conv_forward(input, weight, self.bias)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
-        # The optimizer may have made the last change to the weight.
-        if self.weight.requires_grad:
+        # The optimizer may have made the last change to the weight. Under
+        # FSDP a process that saves nothing has at most a flat piece of it.
+        weight = self._parameters.get('weight')
+        if weight is not None and weight.requires_grad and weight.dim() > 1:
             self.centre_()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 

@@ -53,8 +53,11 @@ SHORTCUT = 'downsample'
 
 def wire(parent: nn.Module, name: str, child: Optional[nn.Module]) -> None:
     """Look at ``child``, which is about to become ``parent.name``."""
-    # MMEngine's revert_sync_batchnorm registers every child anew.
-    if child is None or parent._modules.get(name) is child:
+    if child is None:
+        return
+    # What is there is registered anew by MMEngine's revert_sync_batchnorm,
+    # and wrapped by FSDP and activation checkpointing.
+    if any(part is parent._modules.get(name) for part in child.modules()):
         return
     if isinstance(child, MimicNorm) or is_norm(child):
         check_pair(module_before(parent, name), child)

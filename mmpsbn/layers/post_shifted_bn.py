@@ -17,6 +17,12 @@ from .applied_bias import AppliedBias
 
 # Under this name beta itself travels in the metadata of a state dict.
 BETA = 'psbn_beta'
+# FSDP deletes a parameter and sets its pieces, and fully_shard sets a DTensor,
+# by the name under which psBN shows beta + alpha.
+NOT_SHARDED = (
+    'the bias of {} was deleted or sharded, as FSDP does it, but psBN keeps '
+    'its parameter whole; train it with DistributedDataParallel, or shard a '
+    'model of MimicNorm, GN or BN.')
 
 
 class PostShift:
@@ -92,6 +98,8 @@ class PostShift:
         if name == 'alpha':
             self._float_alpha = torch.tensor(
                 value, dtype=torch.float, device='cpu')
+        if name == 'bias' and hasattr(value, 'device_mesh'):
+            raise TypeError(NOT_SHARDED.format(type(self).__name__))
         if name == 'bias' and isinstance(value, nn.Parameter):
             # What is assigned is what is read back: the applied bias.
             self._parameters[name] = nn.Parameter(
@@ -99,12 +107,17 @@ class PostShift:
         else:
             super().__setattr__(name, value)
 
+    def __delattr__(self, name: str) -> None:
+        if name == 'bias':
+            raise TypeError(NOT_SHARDED.format(type(self).__name__))
+        super().__delattr__(name)
+
     def forward(self, input: Tensor) -> Tensor:
         # What BN's forward does. On small activations every look-up counts:
         # the tensors come from the dicts, past nn.Module's attributes; on the
         # CPU alpha is a tensor of beta's type, because a number is converted
         # for each forward; and evaluation leaves out the function whose part
-        # is to check the size of a training batch.
+        # is to check the size of a training batch, and eps.
         self._check_input_dim(input)
         parameters, buffers = self._parameters, self._buffers
         beta, alpha = parameters['bias'], self._float_alpha
@@ -115,6 +128,9 @@ class PostShift:
             mean, var, momentum = self._updated_statistics()
             return F.batch_norm(input, mean, var, parameters['weight'],
                                 beta + alpha, True, momentum, self.eps)
+        if self.eps < 0:
+            raise ValueError(
+                f'batch_norm eps must be non-negative, but got {self.eps}')
         return torch.batch_norm(input, parameters['weight'], beta + alpha,
                                 mean, var, False, 0.0, self.eps,
                                 torch.backends.cudnn.enabled)
@@ -146,8 +162,10 @@ class PostShift:
                               *args) -> None:
         key = prefix + 'bias'
         bias = state_dict.get(key)
-        # Loading by assignment goes through __setattr__.
-        assigned = local_metadata.get('assign_to_params_buffers', False)
+        # Loading by assignment goes through __setattr__, unless torch swaps
+        # tensors instead.
+        assigned = local_metadata.get('assign_to_params_buffers', False) and \
+            not torch.__future__.get_swap_module_params_on_conversion()
         if isinstance(bias, Tensor) and not assigned:
             state_dict = state_dict.copy()
             state_dict[key] = self._beta_of(bias, local_metadata.get(BETA))
