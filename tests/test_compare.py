@@ -21,6 +21,7 @@ from test_tools import run as tool
 
 from mmpsbn.compare import NORMS, Comparison, Cost, with_norm
 from mmpsbn.compare.report import Row, verdict
+from mmpsbn.compare.runs import shares_of_machine
 from mmpsbn.engine.config import read_config
 from mmpsbn.errors import InputError
 
@@ -163,17 +164,22 @@ def test_interrupted_gone_on_with_and_reported(digits, tmp_path):
     plan = ('--norms', 'BN', 'MimicNorm', '--seeds', '1')
     child = subprocess.Popen(
         [sys.executable, *COMPARE, '--work-dir', str(work_dir), '--rounds',
-         '1', *plan, '--cfg-options', *SHORT, 'train_cfg.max_epochs=2'],
+         '1', *plan, '--at-once', '2', '--cfg-options', *SHORT, 'train_cfg.max_epochs=2'],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=dict(os.environ, MMDET_DATASETS=str(digits), OMP_NUM_THREADS='1'))
-    first = work_dir / 'BN_lr0.04_seed0'
+        env=dict(os.environ, MMDET_DATASETS=str(digits), OMP_NUM_THREADS='1'),
+        # Those that run in the background of a shell ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    first, other = (work_dir / f'{norm}_lr0.04_seed0'
+                    for norm in ('BN', 'MimicNorm'))
     while not (first / 'last_checkpoint').exists() and child.poll() is None:
         time.sleep(0.1)
     child.send_signal(signal.SIGINT)
     output = child.communicate()[0]
     assert child.returncode == 130, output
     assert 'the same command goes on from here' in output
-    assert not (first / 'result.json').exists()
+    for folder in (first, other):
+        assert not (folder / 'result.json').exists()
+        assert float((folder / 'seconds.txt').read_text()) > 1
 
     status, output = compare(digits, work_dir, *plan)
     assert status == 0, output
@@ -205,6 +211,21 @@ def test_interrupted_gone_on_with_and_reported(digits, tmp_path):
     again = comparison(digits, tmp_path / 'new', seeds=(0, 1))
     again.work_dir = work_dir
     assert [again.done(run) for run in again.runs] == [1, 0, 0, 0]
+
+
+def test_runs_at_once_share_the_machine(monkeypatch):
+    assert shares_of_machine(1, 8) == [{}]
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: range(8))
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    assert shares_of_machine(2, 2) == [dict(OMP_NUM_THREADS='2')] * 2
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3,5,7')
+    assert shares_of_machine(2, 2) == [
+        dict(CUDA_VISIBLE_DEVICES='2,3'), dict(CUDA_VISIBLE_DEVICES='5,7')
+    ]
+    with pytest.raises(InputError, match='need 6 GPUs; there are 4'):
+        shares_of_machine(3, 2)
 
 
 def test_a_dry_run_writes_nothing(monkeypatch, capsys, digits, tmp_path):

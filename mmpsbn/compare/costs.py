@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 from mmpsbn.analysis import saved_bytes, turns
 from mmpsbn.convert.conversion import build
+from mmpsbn.engine.blame import blamed_on_config
 
 
 class Cost(NamedTuple):
@@ -65,7 +66,9 @@ def _training_batch(cfg: Config) -> dict:
     loader = dict(
         cfg.train_dataloader, num_workers=0, persistent_workers=False)
     with redirect_stdout(StringIO()):  # pycocotools tells what it does.
-        return next(iter(Runner.build_dataloader(loader, seed=0)))
+        with blamed_on_config():
+            loader = Runner.build_dataloader(loader, seed=0)
+        return next(iter(loader))
 
 
 def _actions(model, batch):

@@ -8,6 +8,7 @@ from mmengine.config import Config
 
 from mmpsbn.convert.conversion import build
 from mmpsbn.convert.stock_config import stock_model, type_of
+from mmpsbn.engine.blame import blamed_on_config
 from mmpsbn.engine.config import dicts_in
 from mmpsbn.errors import InputError
 
@@ -17,6 +18,7 @@ LAST_BN_HEADS = {'RPNHead': 'LastBNRPNHead', 'RetinaHead': 'LastBNRetinaHead'}
 LAST_BN_LINEAR = dict(type='LastBNLinear')
 
 
+@blamed_on_config()
 def with_norm(cfg: Config, norm: str) -> Config:
     """A config with a normalization wherever it had one.
 

@@ -8,12 +8,14 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 from markdown_it import MarkdownIt
 
 from mmpsbn.engine.filter_collapse_hook import shares
+from mmpsbn.engine.whole_files import whole_folder
 from .costs import Cost
 from .figures import draw_collapse, draw_costs, draw_curves, draw_scores
-from .runs import Comparison, Run, write_whole
+from .runs import Comparison, Run
 
 MAP, MAP50 = 'coco/bbox_mAP', 'coco/bbox_mAP_50'
-PAGE = '''<!doctype html>
+PAGE = 'report.html'
+LAYOUT = '''<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 16px/1.5 sans-serif; max-width: 54em; margin: 2em auto;
        padding: 0 1em; color: #222 }}
@@ -104,11 +106,21 @@ def write_report(comparison: Comparison, costs: Dict[str, Cost],
 
     Returns:
         Path: Of the page; None if no run has ended.
+
+    Raises:
+        InputError: If they cannot be written; an earlier report stays.
     """
     rows = rows_of(comparison)
     if not rows:
         return None
-    out, best = comparison.work_dir, best_rows(rows)
+    with whole_folder(str(comparison.work_dir)) as folder:
+        _write(comparison, rows, costs, command, Path(folder))
+    return comparison.work_dir / PAGE
+
+
+def _write(comparison: Comparison, rows: Sequence[Row],
+           costs: Dict[str, Cost], command: str, out: Path) -> None:
+    best = best_rows(rows)
     figures = {
         'scores.png': 'mAP of every seed, and its mean (bar)',
         'curves.png': 'mAP while training: mean, and range over the seeds',
@@ -155,15 +167,14 @@ is what autograd keeps of its forward.
 {command}
 ```
 '''
-    write_whole(out / 'report.md', text)
-    page = out / 'report.html'
+    (out / 'report.md').write_text(text, encoding='utf-8')
     body = MarkdownIt('commonmark').enable('table').render(text)
     for name in figures:
         data = base64.b64encode((out / name).read_bytes()).decode()
         body = body.replace(f'src="{name}"',
                             f'src="data:image/png;base64,{data}"')
-    write_whole(page, PAGE.format(title=title, body=body))
-    return page
+    (out / PAGE).write_text(
+        LAYOUT.format(title=title, body=body), encoding='utf-8')
 
 
 def _table(rows: Sequence[Row]) -> str:

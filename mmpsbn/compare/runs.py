@@ -1,4 +1,4 @@
-"""The runs of a comparison: planned, run one by one, gone on with."""
+"""The runs of a comparison: planned, run side by side, gone on with."""
 
 import copy
 import json
@@ -7,21 +7,25 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
+import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
 from mmpsbn.convert import convert_to_mimicnorm
 from mmpsbn.convert.stock_config import mimic_inside
+from mmpsbn.engine.blame import blamed_on_config
 from mmpsbn.engine.checkpoint import read_checkpoint
 from mmpsbn.engine.config import dicts_in
-from mmpsbn.engine.data import find_images
+from mmpsbn.engine.data import blamed_on_data, find_images
 from mmpsbn.engine.filter_collapse_hook import HISTORY, read_history
+from mmpsbn.engine.whole_files import write_whole
 from mmpsbn.errors import InputError
 from .costs import Cost
 from .placing import with_norm
@@ -84,6 +88,7 @@ class Comparison:
             another comparison.
     """
 
+    @blamed_on_config()
     def __init__(self, cfg: Config, norms: Sequence[str],
                  lrs: Sequence[float], seeds: Sequence[int], work_dir: str,
                  processes: int = 1) -> None:
@@ -101,6 +106,9 @@ class Comparison:
         self._check_folder()
         self.length = _length(cfg, processes)
         self.failures: Dict[Run, str] = {}
+        self._interrupted = threading.Event()
+        # Runs at once may start from the same converted weights.
+        self._preparing = threading.Lock()
 
     def folder(self, run: Run) -> Path:
         return self.work_dir / run.name
@@ -163,35 +171,45 @@ class Comparison:
     def write(self) -> None:
         """Make the folder, so that it is known as this comparison's."""
         self.work_dir.mkdir(parents=True, exist_ok=True)
-        write_whole(self.work_dir / PLAN, json.dumps(self._plan))
+        write_whole(self.work_dir / PLAN, json.dumps(self._plan).encode())
 
-    def run(self, run: Run, watch: Callable[[float], None]) -> bool:
+    def interrupt(self) -> None:
+        """Let the runs in progress end, as after Ctrl-C."""
+        self._interrupted.set()
+
+    def run(self, run: Run, watch: Callable[[float], None],
+            environment: Optional[Dict[str, str]] = None) -> bool:
         """Train a run to its end, from where it is.
 
         Args:
             run (Run): Of this comparison.
             watch (callable): Is called with the share that is done, about
                 once a second.
+            environment (dict, optional): Variables for its processes, see
+                :func:`shares_of_machine`.
 
         Returns:
             bool: Whether it ended well; if not, :attr:`failures` says why.
 
         Raises:
-            KeyboardInterrupt: If it was interrupted.
+            KeyboardInterrupt: If it was interrupted, by :meth:`interrupt` from
+                another thread.
         """
         folder, start = self.folder(run), time.monotonic()
         folder.mkdir(exist_ok=True)
         config = folder / 'config.py'
-        self._config(run).dump(config)
+        with self._preparing:
+            self._config(run).dump(config)
         before = self._seconds_before(run)
         with open(folder / OUTPUT, 'w') as output:
             child = subprocess.Popen([
                 sys.executable, *self._train(), str(config), '--work-dir',
                 str(folder), '--resume'
             ], stdout=output, stderr=subprocess.STDOUT,
-                                     start_new_session=True)
+                                     start_new_session=True,
+                                     env={**os.environ, **(environment or {})})
             try:
-                while child.poll() is None:
+                while child.poll() is None and not self._interrupted.is_set():
                     watch(self.done(run))
                     time.sleep(1)
             finally:
@@ -200,7 +218,7 @@ class Comparison:
                     child.send_signal(signal.SIGINT)
                     child.wait()
                 write_whole(folder / SECONDS,
-                            str(before + time.monotonic() - start))
+                            str(before + time.monotonic() - start).encode())
         if child.returncode == 130:
             raise KeyboardInterrupt
         if child.returncode:
@@ -214,7 +232,7 @@ class Comparison:
         result = dict(
             metrics=evaluations[-1] if evaluations else {},
             seconds=before + time.monotonic() - start)
-        write_whole(folder / RESULT, json.dumps(result))
+        write_whole(folder / RESULT, json.dumps(result).encode())
         return True
 
     def _seconds_before(self, run: Run) -> float:
@@ -231,6 +249,7 @@ class Comparison:
             f'--nproc_per_node={self.processes}', train, '--launcher=pytorch'
         ]
 
+    @blamed_on_config()
     def _config(self, run: Run) -> Config:
         cfg = copy.deepcopy(self.cfgs[run.norm])
         cfg.optim_wrapper.optimizer.lr = run.lr
@@ -289,11 +308,36 @@ class Comparison:
                 'different; choose another with --work-dir.')
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a file that is never seen half-written."""
-    partial = file.with_name(f'{file.name}.partial')
-    partial.write_text(text)
-    os.replace(partial, file)
+def shares_of_machine(at_once: int, processes: int) -> List[Dict[str, str]]:
+    """What each of several runs at once may use: GPUs of its own, or cores.
+
+    Args:
+        at_once (int): How many runs.
+        processes (int): Of each run.
+
+    Returns:
+        list[dict[str, str]]: Environment variables; those that the user has
+        set are left alone.
+
+    Raises:
+        InputError: If there are fewer GPUs than processes.
+    """
+    if at_once == 1:
+        return [{}]
+    gpus = torch.cuda.device_count()
+    if not gpus:
+        threads = max(1, len(os.sched_getaffinity(0)) // at_once // processes)
+        return [dict(OMP_NUM_THREADS=os.environ.get(
+            'OMP_NUM_THREADS', str(threads)))] * at_once
+    if gpus < at_once * processes:
+        raise InputError(f'--at-once {at_once} runs of --processes {processes} '
+                         f'need {at_once * processes} GPUs; there are {gpus}.')
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    names = visible.split(',') if visible else list(map(str, range(gpus)))
+    return [
+        dict(CUDA_VISIBLE_DEVICES=','.join(names[first:first + processes]))
+        for first in range(0, at_once * processes, processes)
+    ]
 
 
 def _check_evaluation(cfg: Config) -> None:
@@ -324,11 +368,11 @@ def _tools() -> Path:
 
 
 def _length(cfg: Config, processes: int) -> Length:
-    loaders = (cfg.train_dataloader, cfg.val_dataloader)
-    with DefaultScope.overwrite_default_scope(
+    loaders = ('train_dataloader', 'val_dataloader')
+    with blamed_on_data(cfg, loaders), DefaultScope.overwrite_default_scope(
             cfg.get('default_scope', 'mmdet')), redirect_stdout(StringIO()):
         train, val = (
-            len(DATASETS.build(copy.deepcopy(loader['dataset'])))
+            len(DATASETS.build(copy.deepcopy(cfg[loader]['dataset'])))
             for loader in loaders)
     train_cfg = cfg.train_cfg
     interval = train_cfg.get('val_interval', 1)
