@@ -143,6 +143,19 @@ def test_channel_means_are_restored_at_every_layer():
             means[1][name].mean, means[0][name].mean, rtol=1e-6, atol=1e-6)
 
 
+def test_frozen_stages_are_folded_as_others():
+    source = ResNet(18, base_channels=8)
+    randomized(source)
+    free, frozen = (ResNet(18, base_channels=8, frozen_stages=stages, **MIMIC)
+                    .double() for stages in (-1, 2))
+    assert not frozen.layer2[0].conv1.weight.requires_grad
+    for target in (free, frozen):
+        fold(source, target)
+    for one, other in zip(frozen.state_dict().values(),
+                          free.state_dict().values()):
+        torch.testing.assert_close(one, other)
+
+
 def test_channel_statistics():
     parts = [torch.randn(2, 3, 4, 5), torch.randn(1, 3, 7, 1)]
     found = ChannelStatistics()

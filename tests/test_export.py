@@ -1,6 +1,7 @@
 """Detectors as ONNX files."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -12,6 +13,7 @@ from mmcv.ops import batched_nms
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.structures import DetDataSample
 from test_convert import DETECTORS, build, demo_config, images, trained
+from test_docs import SESSION
 from test_tools import FASTER, refused  # noqa: F401  The fixture.
 
 from mmpsbn.convert.raw_outputs import same_detections
@@ -156,7 +158,8 @@ def assert_folded(file):
     ('faster-rcnn', 'mimicnorm', [(1, 160, 160), (3, 224, 64)]),
     ('retinanet', 'psbn', [(1, 96, 128)]),
 ])
-def test_a_trained_model_and_its_file(detector, norm, sizes, digits, tmp_path):
+def test_a_trained_model_and_its_file(detector, norm, sizes, digits, tmp_path,
+                                      monkeypatch):
     cfg, file = any_score(demo_config(detector, norm)), tmp_path / 'a.onnx'
     model, dynamic = trained(cfg), len(sizes) > 1
     exported = export(cfg, model, digits, file, sizes[0][1:], dynamic)
@@ -179,6 +182,21 @@ def test_a_trained_model_and_its_file(detector, norm, sizes, digits, tmp_path):
     }
     assert metadata['classes'] == ['a', 'b'] and metadata['bgr_to_rgb']
     np.testing.assert_allclose(metadata['mean'], [123.675, 116.28, 103.53])
+    if dynamic:
+        monkeypatch.chdir(tmp_path)
+        assert_session_of_the_docs_runs(file, images(digits)[0])
+
+
+def assert_session_of_the_docs_runs(file, image):
+    """With a file at its place, in the working directory."""
+    file.parent.joinpath('deploy').mkdir()
+    shutil.copy(file, file.parent / 'deploy' / 'model.onnx')
+    shutil.copy(image, file.parent / 'image.jpg')
+    names = {}
+    exec(compile(SESSION.code, str(SESSION), 'exec'), names)
+    assert names['image'].shape == (800, 800, 3)
+    assert names['dets'].shape[1:] == (len(names['labels'][0]), 5)
+    assert names['labels'].max() >= 0
 
 
 def test_raw_outputs_of_one_shape(digits, tmp_path):

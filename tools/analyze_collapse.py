@@ -28,7 +28,7 @@ from mmpsbn.engine.cli import (add_cfg_options, add_image_arguments,
 from mmpsbn.engine.config import read_config
 from mmpsbn.engine.data import find_images
 from mmpsbn.engine.filter_collapse_hook import HISTORY, read_history, shares
-from mmpsbn.errors import InputError
+from mmpsbn.engine.whole_files import whole_folder
 
 
 def parse_args():
@@ -73,13 +73,12 @@ def main():
         show(f'{path}, {len(images)} images', table(results[name]))
     if not args.out:
         return
-    try:
-        os.makedirs(args.out, exist_ok=True)
-        write(results, len(images), args.out)
-        draw_layers(results, osp.join(args.out, 'layers.png'))
+    with whole_folder(args.out) as out:
+        write(results, len(images), out)
+        draw_layers(results, osp.join(out, 'layers.png'))
         for name, layers in results.items():
             file = f'plane_{name.replace(os.sep, "_")}.png'
-            draw_plane(layers, name, osp.join(args.out, file))
+            draw_plane(layers, name, osp.join(out, file))
         folders = dict.fromkeys(osp.dirname(path) or '.' for path in paths)
         for index, folder in enumerate(folders):
             history = osp.join(folder, HISTORY)
@@ -87,11 +86,8 @@ def main():
             if lines:
                 draw_history(
                     [line['iter'] for line in lines], list(map(shares, lines)),
-                    osp.join(args.out, f'history_{index + 1}.png'
+                    osp.join(out, f'history_{index + 1}.png'
                              if index else 'history.png'))
-    except OSError as error:
-        raise InputError(f'--out {args.out} cannot be written: '
-                         f'{error.strerror or error}') from error
     print(f'\nFiles and figures: {args.out}')
 
 

@@ -1,14 +1,11 @@
 """Conversions of checkpoint files, proven before anything is kept."""
 
 import copy
-import os
 import os.path as osp
-import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
-from typing import Iterator, List, NamedTuple, Sequence
+from typing import NamedTuple, Sequence
 
 import torch
 from mmcv.transforms import Compose
@@ -18,7 +15,9 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from torch import nn
 
+from mmpsbn.engine.blame import blamed_on_config
 from mmpsbn.engine.checkpoint import check_fits, state_of
+from mmpsbn.engine.whole_files import replacing
 from mmpsbn.errors import InputError
 from mmpsbn.registry import MODELS
 from . import raw_outputs
@@ -149,6 +148,7 @@ def convert_to_psbn(cfg: Config, checkpoint: dict, name: str, out: str) -> None:
             file)
 
 
+@blamed_on_config()
 def build(cfg: Config, model: dict) -> nn.Module:
     with DefaultScope.overwrite_default_scope(
             cfg.get('default_scope', 'mmdet')):
@@ -178,10 +178,11 @@ def load_images(cfg: Config, files: Sequence[str], model: nn.Module) -> dict:
     """A batch of images, as the config's test pipeline prepares them."""
     with DefaultScope.overwrite_default_scope(
             cfg.get('default_scope', 'mmdet')):
-        pipeline = Compose([
-            step for step in get_test_pipeline_cfg(cfg)
-            if step['type'] != 'LoadAnnotations'
-        ])
+        with blamed_on_config():
+            pipeline = Compose([
+                step for step in get_test_pipeline_cfg(cfg)
+                if step['type'] != 'LoadAnnotations'
+            ])
         batch = pseudo_collate([
             pipeline(dict(img_path=file, img_id=index))
             for index, file in enumerate(files)
@@ -222,26 +223,3 @@ def save(content: dict, file: str) -> None:
         torch.save(content, file)
     except RuntimeError as error:  # Of torch's writer, on a full disk say.
         raise OSError(str(error)) from error
-
-
-@contextmanager
-def replacing(*files: str) -> Iterator[List[str]]:
-    """Names to write to, which become ``files`` if all goes well.
-
-    Raises:
-        InputError: If they cannot be written; nothing half-written is left.
-    """
-    folder = None
-    try:
-        parent = osp.dirname(osp.abspath(files[0]))
-        os.makedirs(parent, exist_ok=True)
-        folder = tempfile.mkdtemp(prefix='.converting-', dir=parent)
-        partial = [osp.join(folder, osp.basename(file)) for file in files]
-        yield partial
-        for source, file in zip(partial, files):
-            os.replace(source, file)
-    except OSError as error:
-        raise InputError(f'{files[0]} cannot be written: {error}') from error
-    finally:
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)

@@ -4,6 +4,7 @@ As a program, this file runs a stock model in a process that cannot import
 mmpsbn: ``python raw_outputs.py CONFIG CHECKPOINT INPUTS OUTPUTS``.
 """
 
+import os
 import sys
 from typing import List, Optional, Sequence
 
@@ -101,6 +102,7 @@ def main(config: str, checkpoint: str, inputs: str, outputs: str) -> None:
     model.load_state_dict(weights['state_dict'])
     model.eval()
     # Written by the parent, which made it: boxes and metainfo of images.
+    os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
     given = torch.load(inputs, weights_only=False)
     run = OutputsOf(given['data'], given['proposals'])
     torch.save(

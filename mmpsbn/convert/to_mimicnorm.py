@@ -72,7 +72,8 @@ def fold(source: nn.Module, target: nn.Module) -> None:
         mimic.bias.copy_(bias)
         if mimic.scale is not None:
             mimic.scale.fill_(1)
-        mimic.centre_()
+        # Stages may be frozen, and a frozen weight is not centred in place.
+        mimic.weight.copy_(mimic.applied_weight)
 
 
 class ChannelStatistics:

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmpsbn.convert.conversion import (TOLERANCE, build, load_images,
-                                       load_weights, replacing)
+                                       load_weights)
 from mmpsbn.convert.raw_outputs import (OutputsOf, largest_difference,
                                         same_detections)
 from mmpsbn.convert.stock_config import stock_model
 from mmpsbn.convert.to_stock import stock_state
+from mmpsbn.engine.blame import blamed_on_config
+from mmpsbn.engine.whole_files import replacing
 from mmpsbn.errors import InputError
 from mmpsbn.stack import check_packages
 from .exportable import Exportable
@@ -138,6 +140,7 @@ def folded_stock(cfg: Config, model: nn.Module) -> nn.Module:
     return fuse_conv_bn(stock)
 
 
+@blamed_on_config()
 def test_shape(cfg: Config) -> Tuple[int, int]:
     """Height and width that the config's test images fit in, if landscape.
 

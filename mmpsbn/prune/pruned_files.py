@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmpsbn.analysis import turns
-from mmpsbn.convert.conversion import (TOLERANCE, build, load_weights,
-                                       replacing)
+from mmpsbn.convert.conversion import TOLERANCE, build, load_weights
 from mmpsbn.convert.raw_outputs import (OutputsOf, largest_difference,
                                         same_detections)
+from mmpsbn.engine.whole_files import replacing
 from mmpsbn.errors import InputError
 from mmpsbn.export.exportable import Exportable
 from mmpsbn.export.onnx_file import (SHARE_APART, checked_program,
