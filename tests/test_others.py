@@ -1,0 +1,64 @@
+"""Other people's tests: torch's pass, and a difference is told."""
+
+import subprocess
+import sys
+
+from conftest import ROOT
+
+LAYERS = '''
+import pytest
+from mmcv.cnn import ConvModule
+from torch import nn
+
+
+def test_same():
+    layer = ConvModule(3, 4, 1, norm_cfg=dict(type='BN')).norm
+    assert isinstance(layer, nn.BatchNorm2d) and layer.num_features == 3 + 1
+
+
+def test_other():
+    assert ConvModule(3, 4, 1, norm_cfg=dict(type='BN')).norm.bias.sum() == 0
+
+
+def test_both_fail():
+    assert False
+'''
+
+
+def run(*args):
+    return subprocess.run(
+        [sys.executable, str(ROOT / 'tests/others/run.py'), *map(str, args)],
+        capture_output=True,
+        text=True)
+
+
+def test_torchs_tests_of_modules_pass_but_where_psbn_refuses():
+    done = run('--torch')
+    assert done.returncode == 0, done.stdout + done.stderr
+    row = next(line for line in done.stdout.splitlines()
+               if line.startswith('| torch'))
+    tests, built, bn, ps, explained, unexplained = map(
+        int, row.strip('| ').split(' | ')[1:])
+    assert tests == bn == ps + explained and not unexplained
+    assert built == ps > 0
+
+
+def test_a_difference_is_told(tmp_path):
+    folder = tmp_path / 'tests' / 'test_cnn'
+    folder.mkdir(parents=True)
+    (folder / 'test_layers.py').write_text(LAYERS)
+    (folder / 'test_broken.py').write_text('import no_such_package')
+    done = run('--mmcv', tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert '| mmcv | 4 | 2 | 2 | 1 | 0 | 1 |' in done.stdout
+    assert 'psBN only: tests.test_cnn.test_layers.test_other' in done.stdout
+    assert 'failure with BN: tests.test_cnn.test_layers.test_both_fail' \
+        in done.stdout
+
+
+def test_a_wrong_folder_is_told_in_a_sentence(tmp_path):
+    done = run('--mmdet', tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith('by --mmdet.')
+    assert 'has no tests/test_models' in done.stderr
+    assert 'Traceback' not in done.stderr
