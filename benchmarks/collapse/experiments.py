@@ -1,0 +1,139 @@
+"""What is trained: each experiment is variants of one base recipe.
+
+Variants that several experiments share are trained once.
+"""
+
+import json
+from itertools import product
+from typing import Dict, List, NamedTuple, Optional, Sequence
+
+
+class Settings(NamedTuple):
+    """One training; the defaults are the base recipe."""
+
+    seed: int
+    data: str = 'digits'
+    network: str = 'conv'
+    epochs: int = 30
+    optimizer: str = 'SGD'
+    weight_decay: float = 5e-4
+    slope: float = 0.
+    """Of the rectifier's negative side."""
+    gamma: float = 1.
+    """Where it starts."""
+    half: Optional[int] = None
+    """Of the classes."""
+    start: Optional['Settings'] = None
+    """The training whose weights this one starts from."""
+    lr: float = 0.4
+    """After an epoch of warm-up, and then to 0 by a cosine."""
+    norm_decay: float = 1.
+    """By which the weight decay is multiplied for gamma and beta."""
+    alpha: float = 0.
+    """Of psBN; 0 is BN."""
+    paths: bool = False
+    """Whether gamma and shift of every channel are recorded."""
+
+    @property
+    def key(self) -> str:
+        """What the result is found by."""
+        return json.dumps(self.tree(), sort_keys=True)
+
+    def tree(self) -> dict:
+        start = self.start and self.start.tree()
+        return dict(self._asdict(), start=start)
+
+    @property
+    def norm(self) -> str:
+        return 'psBN' if self.alpha else 'BN'
+
+
+class Experiment(NamedTuple):
+    """Some variants, and how they are shown."""
+
+    title: str
+    variants: Sequence[dict]
+    """What differs from the base recipe."""
+    x: str
+    """The setting that a figure has to the right."""
+    panels: Sequence[str] = ()
+    """Settings with a panel for each value."""
+
+    def jobs(self, seeds: int, **base) -> List[Settings]:
+        """Every variant with every seed, seed by seed."""
+        return [
+            settings(seed, base, variant) for seed in range(seeds)
+            for variant in self.variants
+        ]
+
+
+def settings(seed: int, base: dict, variant: dict) -> Settings:
+    start = variant.get('start')
+    if start is not None:
+        start = settings(seed, base, start)
+    return Settings(seed, **{**base, **variant, 'start': start})
+
+
+def with_starts(jobs: Sequence[Settings]) -> List[Settings]:
+    """Every training once, first those that others start from."""
+    return list(
+        dict.fromkeys([*(job.start for job in jobs if job.start), *jobs]))
+
+
+def grid(**axes: Sequence) -> List[dict]:
+    """Every combination of the values."""
+    return [dict(zip(axes, values)) for values in product(*axes.values())]
+
+
+BN, PSBN = 0., 0.1
+NORMS = (BN, PSBN)
+LRS = (0.04, 0.2, 0.4, 0.6, 0.8, 1.2, 1.6, 2.4, 4.)
+HIGH = (0.4, 1.6)
+# The first five classes, learned at a rate at which little collapses.
+PRETRAINED = dict(half=0, lr=0.1)
+COLLAPSED = dict(lr=1.6, paths=True)
+
+EXPERIMENTS: Dict[str, Experiment] = {
+    'lr':
+    Experiment('Learning rate',
+               grid(network=('conv', 'resnet'), lr=LRS, alpha=NORMS),
+               'lr', ('network', )),
+    'gamma':
+    Experiment('Where gamma starts',
+               grid(gamma=(0.125, 0.25, 0.5, 1., 2.), alpha=(BN, )), 'gamma'),
+    'optimizer':
+    Experiment(
+        'Optimizers with adaptive rates',
+        grid(optimizer=('Adam', 'RMSprop'), lr=(0.01, 0.03, 0.1),
+             alpha=NORMS) +
+        # Its decay is not divided by the gradient's size.
+        grid(optimizer=('AdamW', ), weight_decay=(0.05, ),
+             lr=(0.01, 0.03, 0.1), alpha=NORMS), 'lr', ('optimizer', )),
+    'finetune':
+    Experiment(
+        'Finetuning a BN network on the other five classes',
+        grid(start=(PRETRAINED, ), half=(1, ), lr=(0.04, 0.1, 0.4, 1.6, 4.),
+             alpha=NORMS), 'lr'),
+    'leaky':
+    Experiment('Leaky ReLU',
+               grid(slope=(0.01, 0.1), lr=HIGH, alpha=NORMS), 'lr',
+               ('slope', )),
+    'decay':
+    Experiment('Weight decay of gamma and beta',
+               grid(lr=HIGH, norm_decay=(0., 1., 4.), alpha=NORMS),
+               'norm_decay', ('lr', )),
+    'alpha':
+    Experiment('alpha (0 is BN)',
+               grid(lr=HIGH, alpha=(BN, 0.01, 0.03, PSBN, 0.2, 0.5)),
+               'alpha', ('lr', )),
+    'recovery':
+    Experiment(
+        'From scratch, and on from the collapsed BN network',
+        [
+            COLLAPSED,
+            dict(COLLAPSED, alpha=PSBN),
+            dict(COLLAPSED, start=COLLAPSED),
+            dict(COLLAPSED, start=COLLAPSED, alpha=PSBN),
+            dict(COLLAPSED, start=COLLAPSED, alpha=PSBN, norm_decay=0.),
+        ], 'step'),
+}

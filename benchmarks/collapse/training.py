@@ -1,0 +1,177 @@
+"""One training, from its settings to its result."""
+
+import copy
+import hashlib
+import math
+import time
+from pathlib import Path
+from typing import Dict, List, Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data import Data, load
+from experiments import Settings
+from mmpsbn.analysis import ChannelWatch
+from mmpsbn.analysis.collapse import gamma_and_shift, norm_layers
+from mmpsbn.analysis.report import LEAST_GAMMA
+from networks import Classifier
+
+BATCH, MOMENTUM = 32, 0.9
+CHECKS = 10  # Of the channels, in equal distances; and one at the start.
+PATH_POINTS = 40  # Of them where paths are recorded.
+EVALUATED = 512  # Images at once.
+
+
+def train(settings: Settings, root: Optional[str], weights: Path,
+          keep: bool, device: str = 'cpu') -> dict:
+    """Train a classifier on one thread.
+
+    Equal settings give equal results on one machine's CPU.
+
+    Args:
+        settings (Settings): Of the training.
+        root (str, optional): The folder of CIFAR-10.
+        weights (Path): The folder of weights that others start from.
+        keep (bool): Whether these are kept there.
+        device (str): To train on. Defaults to ``'cpu'``.
+
+    Returns:
+        dict: ``accuracy`` on the test images, ``loss`` of the last batch,
+        ``diverged``, ``seconds`` of CPU time, and of every check ``steps``,
+        ``dead``, ``died`` and ``came_back``: the numbers of channels that are
+        0 behind their ReLU on all training images, that have ever been at a
+        check, and that have been and are not. ``channels`` is the number of
+        those judged; ``sums`` has dead channels and all that are judged by a
+        residual sum, at the end; ``small_gamma`` the channels with a gamma
+        below 1e-3 in size, of all norm layers. Of paths, for every check
+        ``gamma``, ``shift`` and the indices ``dead_channels``.
+    """
+    torch.set_num_threads(1)
+    torch.manual_seed(settings.seed)
+    start = time.process_time()
+    data = load(settings.data, root, settings.half)
+    data = Data(*(t.to(device) for t in data[:4]), data.classes)
+    net = Classifier(settings.network, data.train_images.shape[1],
+                     data.classes, settings.alpha, settings.gamma,
+                     settings.slope).to(device)
+    if settings.start:
+        _load(net, settings, weights)
+    optimizer = _optimizer(net, settings)
+    per_epoch = len(data.train_labels) // BATCH
+    steps = settings.epochs * per_epoch
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1, (step + 1) / per_epoch) *
+        (1 + math.cos(math.pi * step / steps)) / 2)
+    times = PATH_POINTS if settings.paths else CHECKS
+    due = {round(steps * index / times) for index in range(1, times + 1)}
+    checks = Checks(net, data.train_images, settings.paths)
+    checks.take(0)
+    for step in range(steps):
+        if step % per_epoch == 0:
+            order = torch.randperm(len(data.train_labels)).to(device)
+            batches = order.split(BATCH)
+        batch = batches[step % per_epoch]
+        net.train()
+        loss = F.cross_entropy(net(data.train_images[batch]),
+                               data.train_labels[batch])
+        if not loss.isfinite():
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step + 1 in due:
+            checks.take(step + 1)
+    if keep:
+        torch.save(net.state_dict(), weights / file_of(settings))
+    return dict(
+        accuracy=_accuracy(net, data),
+        loss=loss.item() if loss.isfinite() else None,
+        diverged=not loss.isfinite().item(),
+        seconds=round(time.process_time() - start, 2),
+        small_gamma=sum(
+            int((gamma_and_shift(layer)[0].abs() < LEAST_GAMMA).sum())
+            for _, layer in norm_layers(net)),
+        **checks.found)
+
+
+class Checks:
+    """The channels of a network, looked at during its training."""
+
+    def __init__(self, net: nn.Module, images: Tensor, paths: bool) -> None:
+        self.net, self.images, self.paths = net, images, paths
+        self.found: Dict[str, object] = dict(
+            steps=[], dead=[], died=[], came_back=[])
+        if paths:
+            self.found.update(gamma=[], shift=[], dead_channels=[])
+        self._ever: Optional[Tensor] = None
+
+    def take(self, step: int) -> None:
+        # Normalized by these images, as in training: running statistics lag
+        # behind the weights, and are not to be moved by looking.
+        net = copy.deepcopy(self.net).train()
+        watch = ChannelWatch(net)
+        with torch.no_grad(), watch:
+            for images in self.images.split(EVALUATED):
+                net(images)
+        single, sums = [], []
+        for name, output in watch.outputs.items():
+            (sums if output.after_sum else single).append((name, output.dead))
+        dead = torch.cat([channels for _, channels in single])
+        ever = dead if self._ever is None else self._ever | dead
+        self._ever = ever
+        for name, value in dict(
+                steps=step, dead=int(dead.sum()), died=int(ever.sum()),
+                came_back=int((ever & ~dead).sum())).items():
+            self.found[name].append(value)
+        self.found['channels'] = len(dead)
+        self.found['sums'] = [
+            sum(int(channels.sum()) for _, channels in sums),
+            sum(len(channels) for _, channels in sums)
+        ]
+        if self.paths:
+            pairs = [gamma_and_shift(net.get_submodule(name))
+                     for name, _ in single]
+            for name, part in zip(('gamma', 'shift'), zip(*pairs)):
+                self.found[name].append(
+                    [round(value, 5) for value in torch.cat(part).tolist()])
+            self.found['dead_channels'].append(
+                dead.nonzero().flatten().tolist())
+
+
+def file_of(settings: Settings) -> str:
+    """Name of the file with a training's weights."""
+    return hashlib.sha256(settings.key.encode()).hexdigest()[:16] + '.pth'
+
+
+def _load(net: nn.Module, settings: Settings, weights: Path) -> None:
+    """Start from another training, except for a classifier of others."""
+    state = torch.load(weights / file_of(settings.start), weights_only=True)
+    if settings.half != settings.start.half:
+        state.update(net.fc.state_dict(prefix='fc.'))
+    net.load_state_dict(state)
+
+
+def _optimizer(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    norms = [p for _, layer in norm_layers(net) for p in layer.parameters()]
+    others = set(net.parameters()) - set(norms)
+    groups: List[dict] = [
+        dict(params=[p for p in net.parameters() if p in others]),
+        dict(params=norms,
+             weight_decay=settings.weight_decay * settings.norm_decay)
+    ]
+    more = dict(momentum=MOMENTUM) if settings.optimizer == 'SGD' else {}
+    return getattr(torch.optim, settings.optimizer)(
+        groups, settings.lr, weight_decay=settings.weight_decay, **more)
+
+
+@torch.no_grad()
+def _accuracy(net: nn.Module, data: Data) -> float:
+    net.eval()
+    right = sum(
+        int((net(images).argmax(1) == labels).sum()) for images, labels in zip(
+            data.test_images.split(EVALUATED),
+            data.test_labels.split(EVALUATED)))
+    return right / len(data.test_labels)

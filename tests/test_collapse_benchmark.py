@@ -1,0 +1,207 @@
+"""benchmarks/collapse: trained, gone on with, and reported as it was."""
+
+import importlib
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from mmpsbn.errors import InputError
+
+FOLDER = ROOT / 'benchmarks' / 'collapse'
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """A script of the benchmark as a module, which no other test sees."""
+    monkeypatch.syspath_prepend(FOLDER)
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(FOLDER) in str(getattr(sys.modules[name], '__file__', '')):
+            del sys.modules[name]
+
+
+def untimed(line):
+    """A line of results.jsonl without the time that it took."""
+    line['result'].pop('seconds')
+    return line
+
+
+def test_trained_gone_on_with_and_reported(tmp_path, module, monkeypatch,
+                                           capsys):
+    run, training = module('run'), module('training')
+    jobs = module('experiments').EXPERIMENTS['gamma'].jobs(1, epochs=1)
+    before = [
+        json.dumps(dict(settings=job.tree(), result=training.train(
+            job, None, tmp_path, keep=False))) + '\n' for job in jobs[:2]
+    ]
+    # The second training was killed while its line was written.
+    file = tmp_path / 'results.jsonl'
+    file.write_text(before[0] + before[1][:-100])
+    monkeypatch.setattr(sys, 'argv', [
+        'run.py', '--experiments', 'gamma', '--seeds', '1', '--epochs', '1',
+        '--processes', '1', '--out', str(tmp_path)
+    ])
+    run.main()
+    assert f'{len(jobs) - 1} trainings' in capsys.readouterr().out
+    lines = file.read_text().splitlines(keepends=True)
+    assert lines[0] == before[0]
+    # The same training gives the same.
+    found = [json.loads(line) for line in lines]
+    assert untimed(found[1]) == untimed(json.loads(before[1]))
+
+    report = (tmp_path / 'report.md').read_text()
+    rows = rows_of(report)
+    assert [row[0] for row in rows] == ['0.125', '0.25', '0.5', '1', '2']
+    for row, line in zip(rows, found):
+        result = line['result']
+        assert row[1:6] == [
+            'BN', f'{100 * result["accuracy"]:.2f}', '0.00',
+            f'{100 * result["dead"][-1] / 128:.1f}', '0.0'
+        ]
+
+    figures = ('gamma.png', 'law.png')
+    for name in figures:
+        (tmp_path / name).unlink()
+    run.main()
+    assert 'Every training has its result.' in capsys.readouterr().out
+    assert file.read_text() == ''.join(lines)
+    assert (tmp_path / 'report.md').read_text() == report
+    assert all((tmp_path / name).stat().st_size > 10000 for name in figures)
+
+
+def rows_of(report):
+    """Cells of a report's rows that begin with a number."""
+    return [[cell.strip() for cell in line.split('|')[1:-1]]
+            for line in report.splitlines()
+            if re.match(r'\| [\d.]+ \|', line)]
+
+
+def test_tables_have_means_spreads_and_differences(module):
+    experiments, report = module('experiments'), module('report')
+    jobs = [experiments.Settings(seed, lr=lr, alpha=alpha)
+            for seed in range(3) for lr in (0.1, 1.) for alpha in (0., 0.1)]
+
+    def result(job):
+        more = (job.seed + 1) * (job.alpha > 0) / 100
+        accuracy = 0.5 + 0.1 * job.seed + more
+        return dict(accuracy=accuracy, channels=40, sums=[0, 0],
+                    small_gamma=job.seed, dead=[0, 2 * job.seed],
+                    died=[0, 6], came_back=[0, 4],
+                    diverged=(job.seed, job.lr, job.alpha) == (2, 1., 0.))
+
+    rows = report.rows_of(jobs, {job.key: result(job) for job in jobs})
+    bn, psbn, diverged, _ = rows_of(report.table(rows, reference=0.))
+    # Seeds 50, 60 and 70 %; psBN has 1, 2 and 3 more; 0, 2 and 4 of 40 dead.
+    assert bn == ['0.1', 'BN', '60.00', '20.00', '', '5.0', '10.0', '15.0',
+                  '10.0', '1.0', '0']
+    assert psbn[:5] == ['0.1', 'psBN', '62.00', '22.00',
+                        '+2.00 (-0.48 to 4.48)']
+    # Its accuracy counts, its channels do not.
+    assert diverged[2] == '60.00' and diverged[5:7] == ['2.5', '5.0']
+    assert diverged[-1] == '1'
+
+
+def test_bn_goes_on_as_psbn_from_where_it_ended(tmp_path, module):
+    training, experiments = module('training'), module('experiments')
+    first = experiments.Settings(0, epochs=1, half=0)
+    net = module('networks').Classifier('conv', 1, 5, 0., 1., 0.)
+    for p in net.parameters():
+        training.nn.init.uniform_(p, -1, 1)
+    ended = net.state_dict()
+    training.torch.save(ended, tmp_path / training.file_of(first))
+    other = first._replace(half=1, alpha=0.1, start=first, paths=True)
+    result = training.train(other, None, tmp_path, keep=False)
+    for part, key in (('gamma', 'weight'), ('shift', 'bias')):
+        before = [value for index in (0, 2, 4, 6)
+                  for value in ended[f'body.{index}.bn.{key}'].tolist()]
+        assert np.allclose(result[part][0], before, atol=1e-5)
+    # It trains, and is looked at after each of its steps.
+    assert result['gamma'][-1] != result['gamma'][0]
+    assert len(result['steps']) == len(result['gamma']) == len(
+        result['dead_channels'])
+
+
+def test_channels_are_judged_as_in_training(module):
+    training = module('training')
+    net = module('networks').Classifier('conv', 1, 10, 0., 1., 0.)
+    norms = [net.body[index].bn for index in (0, 2, 4, 6)]
+    with training.torch.no_grad():
+        # Far from every image: in evaluation nothing would be above 0.
+        norms[0].running_mean.fill_(1e4)
+        norms[1].bias[:3] = -1e4
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    checks = training.Checks(net, training.torch.rand(600, 1, 8, 8), True)
+    checks.take(0)
+    assert checks.found['dead_channels'] == [[32, 33, 34]]
+    with training.torch.no_grad():
+        norms[1].bias[0] = norms[2].bias[1] = 0
+        norms[3].bias[31] = -1e4
+    checks.take(1)
+    assert checks.found['dead_channels'][1] == [33, 34, 127]
+    found = {
+        name: checks.found[name] for name in ('dead', 'died', 'came_back')
+    }
+    assert found == dict(dead=[3, 3], died=[3, 4], came_back=[0, 1])
+    assert all(value.equal(before[name])
+               for name, value in net.state_dict().items()
+               if 'running' in name or 'tracked' in name)
+
+
+def test_decay_of_norm_parameters_alone_is_changed(module):
+    training, experiments = module('training'), module('experiments')
+    settings = experiments.Settings(0, alpha=0.1, norm_decay=0.)
+    net = module('networks').Classifier('conv', 1, 10, 0.1, 1., 0.)
+    groups = training._optimizer(net, settings).param_groups
+    assert [group['weight_decay'] for group in groups] == [5e-4, 0]
+    names = {id(p): name for name, p in net.named_parameters()}
+    norms = {names[id(p)] for p in groups[1]['params']}
+    assert norms == {name for name in names.values() if '.bn.' in name}
+    assert len(groups[0]['params']) == len(names) - len(norms)
+
+
+def test_the_law_of_dead_channels_is_found(module):
+    fits, channels = module('fits'), 10**6
+    # 0.25 of x = 4 die, 1 of 10^6 at x = 0.01; below there is none.
+    points = [(x, round(channels * -np.expm1(-0.018 * x**2)), channels)
+              for x in (0.001, 0.01, 0.04, 0.1, 0.4, 1.6, 4, 20)]
+    assert points[0][1] == 0 and points[-1][1] > 0.99 * channels
+    law = fits.fit_law(points)
+    assert law.exponent == pytest.approx(2, abs=1e-3)
+    assert law.factor == pytest.approx(0.018, rel=1e-3)
+    assert fits.fit_law(points[:1]) is None
+    # Student's interval of 1, 2, 3: 2 +- 4.303 / sqrt(3).
+    assert fits.estimate([1, 2, 3]) == pytest.approx(
+        (2, 2 - 2.4841, 2 + 2.4841), abs=1e-4)
+
+
+def test_cifar10_is_read_from_plain_bytes(tmp_path, module):
+    data = module('data')
+    rng, written = np.random.default_rng(0), []
+    for name in (*(f'data_batch_{n}' for n in range(1, 6)), 'test_batch'):
+        labels = np.arange(10, dtype=np.uint8)
+        images = rng.integers(0, 256, (10, 3, 32, 32), dtype=np.uint8)
+        np.concatenate([labels[:, None], images.reshape(10, -1)],
+                       1).tofile(tmp_path / f'{name}.bin')
+        written.append(images)
+    train, test = data.cifar10(str(tmp_path))
+    assert train[1].tolist() == list(range(10)) * 5
+    assert (train[0].numpy() * 255).round().astype(np.uint8).tolist() == \
+        np.concatenate(written[:5]).tolist()
+    assert test[0].shape == (10, 3, 32, 32)
+
+    loaded = data.load('cifar10', str(tmp_path), 1)
+    assert loaded.classes == 5
+    assert loaded.test_labels.tolist() == list(range(5))
+    assert loaded.train_images.mean((0, 2, 3)).abs().max() < 1e-5
+
+    (tmp_path / 'test_batch.bin').write_bytes(b'\0' * 3000)
+    with pytest.raises(InputError, match='not a whole file'):
+        data.cifar10(str(tmp_path))
+    (tmp_path / 'test_batch.bin').unlink()
+    with pytest.raises(InputError, match='no test_batch.bin'):
+        data.cifar10(str(tmp_path))
