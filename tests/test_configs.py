@@ -78,6 +78,11 @@ def test_config_trains_a_step_and_predicts(path):
         assert_weights_and_schedule(path, cfg)
     # The weights are not at hand.
     cfg.model.backbone.init_cfg = None
+    if 'roi_head' in cfg.model:  # Few RoIs, to save time.
+        cfg.model.train_cfg.rcnn.sampler.num = 32
+        for proposals in (cfg.model.train_cfg.rpn_proposal,
+                          cfg.model.test_cfg.rpn):
+            proposals.max_per_img = 32
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = NORM_LAYERS.build(cfg.model)
         model.init_weights()

@@ -258,9 +258,8 @@ def test_demo_configs_run_on_coco(config, coco128, tmp_path):
                for key, value in state.items() if key.endswith('cls.bias'))
 
 
-@pytest.mark.parametrize('detector', ['faster-rcnn', 'retinanet'])
-def test_coco_configs_train_from_pretrained_bn(detector, coco128, tmp_path):
-    """The commands of a COCO user, on few images made small."""
+def test_a_coco_config_trains_from_pretrained_bn(coco128, tmp_path):
+    """The weights are those that it started from; docs/coco.md has more."""
     backbone = ResNet(50)
     for norm in (m for m in backbone.modules() if is_norm(m)):
         torch.nn.init.uniform_(norm.bias, 0.2, 0.4)
@@ -272,7 +271,7 @@ def test_coco_configs_train_from_pretrained_bn(detector, coco128, tmp_path):
         resize = 2 if loader == 'train' else 1
         few += [f'{dataset}.indices=2',
                 f'{dataset}.pipeline.{resize}.scale=(160,128)']
-    config = f'configs/psbn/{detector}_r50_fpn_psbn_1x_coco.py'
+    config = 'configs/psbn/retinanet_r50_fpn_psbn_1x_coco.py'
     status, output = run(
         'tools/train.py', config, '--work-dir', tmp_path, data=coco128,
         options=few + ANY_SCORE)
@@ -284,11 +283,6 @@ def test_coco_configs_train_from_pretrained_bn(detector, coco128, tmp_path):
     assert not torch.equal(trained, backbone.layer2[0].bn1.bias)
     torch.testing.assert_close(
         trained, backbone.layer2[0].bn1.bias.detach(), rtol=0, atol=0.02)
-    status, output = run(
-        'tools/test.py', config, tmp_path / 'epoch_1.pth', '--work-dir',
-        tmp_path, data=coco128, options=few + ANY_SCORE)
-    assert status == 0, output[-3000:]
-    assert 'coco/bbox_mAP' in metrics(tmp_path)
 
 
 def test_pretrained_weights_that_cannot_be_had(refused, digits, tmp_path,
@@ -311,11 +305,35 @@ def test_two_processes_train_pssyncbn_on_the_cpu(digits, tmp_path):
         options=['model.backbone.norm_cfg.type=psSyncBN'], PORT='29611')
     assert status == 0, output[-3000:]
     assert 'coco/bbox_mAP' in output
-    status, output = run(
-        'tools/dist_test.sh', FASTER, tmp_path / 'epoch_1.pth', 2,
-        '--work-dir', tmp_path, data=digits, launcher=['bash'],
-        options=[], PORT='29612')
-    assert status == 0, output[-3000:]
+    # Seven images: one of the processes sees one of them twice.
+    test = [FASTER, tmp_path / 'epoch_1.pth']
+    odd = [*ANY_SCORE, 'test_dataloader.dataset.indices=7']
+    found = []
+    for tool, launcher in (('dist_test.sh', 'bash'),
+                           ('test.py', sys.executable)):
+        processes = [2] if launcher == 'bash' else []
+        out = tmp_path / f'{tool}.pkl'
+        status, output = run(
+            f'tools/{tool}', *test, *processes, '--work-dir', tmp_path / tool,
+            '--out', out, data=digits, launcher=[launcher], options=odd,
+            PORT='29612')
+        assert status == 0, output[-3000:]
+        found.append(({
+            image['img_id']: image['pred_instances']
+            for image in pickle.loads(out.read_bytes())
+        }, {
+            key: value
+            for key, value in metrics(tmp_path / tool).items()
+            if key.startswith('coco/')
+        }))
+    (two, metrics_of_two), (one, metrics_of_one) = found
+    assert metrics_of_two == metrics_of_one
+    # After two steps mAP is 0, which says nothing; the detections do.
+    assert len(one) == 7 and set(one) == set(two)
+    for image, instances in one.items():
+        assert len(instances['scores']) == 100
+        for name, values in instances.items():
+            torch.testing.assert_close(values, two[image][name])
 
 
 def test_inferencer_computes_what_the_model_computes(trained, digits):
@@ -455,40 +473,6 @@ def test_sync_bn_and_psbn_do_not_go_together(refused, digits, tmp_path):
         'tools/train.py', FASTER, '--work-dir', tmp_path, '--launcher',
         'pytorch', data=digits, options=['sync_bn=torch'])
     assert "norm_cfg=dict(type='psSyncBN')" in message
-
-
-class Attack:
-    """Pickles to a call that leaves a file behind."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f'touch {self.path}', )
-
-
-class AttackByGetattr(Attack):
-    """Reaches for a function through the getattr that is let in."""
-
-    def __reduce__(self):
-        from mmengine.logging import HistoryBuffer
-        return getattr, (HistoryBuffer, '__init__')
-
-
-@pytest.mark.parametrize('attack', [Attack, AttackByGetattr])
-@pytest.mark.parametrize('tool', ['test', 'resume'])
-def test_a_malicious_checkpoint_is_refused(refused, attack, tool, trained, digits,
-                                           tmp_path):
-    checkpoint = torch.load(trained / 'epoch_1.pth')
-    checkpoint['meta']['more'] = attack(tmp_path / 'attacked')
-    file = tmp_path / 'epoch_1.pth'
-    torch.save(checkpoint, file)
-    command = ['tools/test.py', FASTER, file] if tool == 'test' else [
-        'tools/train.py', FASTER, '--resume', file
-    ]
-    message = refused(*command, '--work-dir', tmp_path, data=digits)
-    assert str(file) in message and 'was refused' in message
-    assert not (tmp_path / 'attacked').exists()
 
 
 @pytest.mark.parametrize('tool', ['test', 'resume'])
