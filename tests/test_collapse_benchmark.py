@@ -1,12 +1,16 @@
 """benchmarks/collapse: trained, gone on with, and reported as it was."""
 
 import json
+import os
 import re
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 from benchmarks.collapse import fits, report, training
 from benchmarks.collapse.__main__ import main
@@ -83,6 +87,48 @@ def test_earlier_results_are_found(tmp_path):
     assert [key_of(job) for job in jobs
             if key_of(job) in read_results(tmp_path / 'results.jsonl')
             ] == [json.dumps(line, sort_keys=True)]
+
+
+TRAINING_WITHOUT_END = """
+import os
+import time
+from pathlib import Path
+
+from benchmarks.shared.pool import train_all
+
+HERE = Path(__file__).parent
+
+
+def train(job):
+    (HERE / 'partial').write_text(str(os.getpid()))
+    (HERE / 'partial').rename(HERE / 'worker')
+    time.sleep(600)
+
+
+if __name__ == '__main__':
+    train_all([(train, [0])], {}, HERE / 'results.jsonl', 1, None)
+"""
+
+
+def test_a_killed_benchmark_leaves_no_process(tmp_path):
+    (tmp_path / 'endless.py').write_text(TRAINING_WITHOUT_END)
+    benchmark = subprocess.Popen(
+        [sys.executable, str(tmp_path / 'endless.py')],
+        env=dict(os.environ, PYTHONPATH=str(ROOT)))
+    try:
+        wait_for((tmp_path / 'worker').exists)
+    finally:
+        benchmark.kill()
+        benchmark.wait()
+    worker = int((tmp_path / 'worker').read_text())
+    wait_for(lambda: not os.path.exists(f'/proc/{worker}'))
+
+
+def wait_for(condition, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_tables_have_means_spreads_and_differences():

@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import os
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -51,8 +53,8 @@ def train_all(waves: Sequence[Tuple[Callable, Sequence[NamedTuple]]],
     print(f'{count} trainings, {processes} at a time', flush=True)
     begin, done = time.monotonic(), 0
     with ProcessPoolExecutor(
-            processes, multiprocessing.get_context('spawn')) as pool, open(
-                file, 'a') as lines:
+            processes, multiprocessing.get_context('spawn'),
+            _end_with_parent) as pool, open(file, 'a') as lines:
         for train, jobs in waves:
             futures = {pool.submit(train, job): job for job in jobs}
             try:
@@ -70,3 +72,12 @@ def train_all(waves: Sequence[Tuple[Callable, Sequence[NamedTuple]]],
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+def _end_with_parent() -> None:
+    """In a worker: do not wait for more if the parent has been killed."""
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
