@@ -46,6 +46,14 @@ def check_stack() -> None:
             f'setuptools 80.10.2 (below 81) beside {TESTED}.')
     # The version asked for above warns of this at every import.
     warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
+    # Imports MMCV, and with it MMEngine.
+    if find_spec('mmcv._ext') is None:
+        raise ImportError(
+            'MMDetection needs the compiled operators of MMCV, and the '
+            'installed MMCV has none; install one that was built with '
+            'MMCV_WITH_OPS=1, and a torch below 2.14 (2.14 asks for C++20, '
+            'MMCV 2.1.0 for C++17); versions that work together: '
+            f'{TESTED}.')
 
 
 def check_packages(purpose: str, requirements: str, *names: str) -> None:

@@ -45,7 +45,6 @@ def test_a_stack_that_is_not_known(setup_env, monkeypatch):
 
 @pytest.mark.parametrize('stack, mmcv', [('default', 'mmcv==2.1.0'),
                                          ('oldest', 'mmcv==2.1.0'),
-                                         ('newest', 'mmcv==2.1.0'),
                                          ('successors', 'onedl-mmcv==2.3.6')])
 def test_a_stack_pins_what_is_installed(setup_env, monkeypatch, stack, mmcv):
     monkeypatch.setattr(setup_env, 'STACK', stack)

@@ -58,3 +58,9 @@ def test_names_a_setuptools_without_pkg_resources(monkeypatch):
         monkeypatch, missing=['pkg_resources'], setuptools='82.0', **GOOD)
     with pytest.raises(ImportError, match='setuptools 82.0 no longer has'):
         stack.check_stack()
+
+
+def test_names_an_mmcv_without_operators(monkeypatch):
+    with_versions(monkeypatch, missing=['mmcv._ext'], **GOOD)
+    with pytest.raises(ImportError, match='the installed MMCV has none'):
+        stack.check_stack()

@@ -16,9 +16,12 @@ from conftest import ROOT
 from mmcv.cnn import is_norm
 from mmdet.models.backbones import ResNet
 from mmengine.config import Config
+from mmengine.hooks import LoggerHook
 
 import mmpsbn  # noqa: F401
 from mmpsbn.engine.cli import told_to_the_user
+from mmpsbn.engine.config import load_config
+from mmpsbn.engine.runner import build_runner
 
 FASTER = 'configs/demo/faster-rcnn_r18-half_fpn_psbn_digits.py'
 RETINA = 'configs/demo/retinanet_r18-half_fpn_psbn_digits.py'
@@ -334,6 +337,18 @@ def test_two_processes_train_pssyncbn_on_the_cpu(digits, tmp_path):
         assert len(instances['scores']) == 100
         for name, values in instances.items():
             torch.testing.assert_close(values, two[image][name])
+
+
+def test_one_process_writes_the_metrics(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv('MMDET_DATASETS', str(digits))
+    runner = build_runner(
+        load_config(str(ROOT / FASTER), None, str(tmp_path)))
+    logger, = (hook for hook in runner.hooks if isinstance(hook, LoggerHook))
+    logger.before_run(runner)
+    for rank in (1, 0):
+        monkeypatch.setattr('mmengine.dist.utils.get_rank', lambda *_: rank)
+        logger.after_test_epoch(runner, {})
+        assert bool(list(tmp_path.glob('*/*.json'))) == (rank == 0)
 
 
 def test_inferencer_computes_what_the_model_computes(trained, digits):
