@@ -9,7 +9,7 @@ import torch
 from conftest import full_disk
 from test_compare import comparison
 from test_convert import build, demo_config
-from test_tools import ANY_SCORE, FASTER, refused  # noqa: F401  The fixture.
+from test_tools import FASTER, refused  # noqa: F401  The fixture.
 
 from mmpsbn.compare import Cost, write_report
 from mmpsbn.datasets import make_digits
@@ -107,21 +107,6 @@ def test_what_a_tool_writes(tool, refused, tmp_path):  # noqa: F811
         message = refused(f'tools/{tool}.py', *arguments)
     assert f'{out} cannot be written: File too large' in message
     assert contents(out) == {old.relative_to(out): b'earlier'}
-
-
-def test_predictions_of_an_evaluation(refused, digits,  # noqa: F811
-                                      tmp_path):
-    weights, out = tmp_path / 'a.pth', tmp_path / 'out' / 'a.pkl'
-    torch.save(dict(state_dict=build(demo_config(
-        'faster-rcnn', 'psbn').model).state_dict()), weights)
-    out.parent.mkdir()
-    out.write_text('earlier')
-    with full_disk(CONFIGS):
-        message = refused('tools/test.py', FASTER, weights, '--work-dir',
-                          tmp_path / 'work', '--out', out, data=digits,
-                          options=ANY_SCORE)
-    assert f'{out.parent} cannot be written: File too large' in message
-    assert contents(out.parent) == {out.relative_to(out.parent): b'earlier'}
 
 
 def test_a_run_that_begins(refused, digits, tmp_path):  # noqa: F811

@@ -431,6 +431,16 @@ def test_infer_refuses(change, words, refused, trained, digits, tmp_path):
     assert words in message
 
 
+@pytest.mark.parametrize('out, words', [
+    ('a.txt', 'must end in .pkl or .pickle'),
+    ('file/a.pkl', 'file cannot be written'),
+])
+def test_predictions_that_cannot_be_written(out, words, refused, tmp_path):
+    (tmp_path / 'file').touch()
+    assert words in refused('tools/test.py', FASTER, 'not-read.pth', '--out',
+                            tmp_path / out)
+
+
 def test_missing_files_are_named(refused, digits, tmp_path):
     message = refused('tools/train.py', 'configs/none.py')
     assert 'configs/none.py does not exist' in message

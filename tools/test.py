@@ -49,6 +49,9 @@ def main():
     args = parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise InputError(f'--out {args.out} must end in .pkl or .pickle.')
+    if args.out:
+        with replacing(args.out):
+            pass  # Says now, not after the evaluation, if it cannot be.
     cfg = load_config(args.config, args.cfg_options, args.work_dir,
                       args.launcher)
     checkpoint = read_checkpoint(args.checkpoint)
