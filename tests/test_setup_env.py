@@ -51,7 +51,7 @@ def test_a_stack_pins_what_is_installed(setup_env, monkeypatch, stack, mmcv):
     pins = setup_env.pins()
     assert pins.pop('mmcv') == mmcv
     detection = 'mmdetection' if stack == 'successors' else 'mmdet'
-    assert set(pins) == {'torch', 'setuptools', 'mmengine', detection}
+    assert set(pins) >= {'torch', 'setuptools', 'mmengine', detection}
 
 
 def test_no_compiler(setup_env, monkeypatch):
