@@ -79,6 +79,8 @@ def without_code() -> Iterator[None]:
         TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='0')
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
+    # The MMEngine of the successors takes it back after each of its loads.
+    allow_mmengine_checkpoints()
     try:
         yield
     finally:
