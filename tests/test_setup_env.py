@@ -54,6 +54,16 @@ def test_a_stack_pins_what_is_installed(setup_env, monkeypatch, stack, mmcv):
     assert set(pins) >= {'torch', 'setuptools', 'mmengine', detection}
 
 
+def test_mmcv_is_optimized_as_python_is(setup_env, monkeypatch):
+    monkeypatch.delenv('CFLAGS', raising=False)
+    monkeypatch.setenv('CXXFLAGS', '-O1')
+    flags = setup_env.compiler_flags()
+    assert flags['CXXFLAGS'] == '-O1'
+    own = setup_env.sysconfig.get_config_var('CFLAGS').split()
+    assert flags['CFLAGS'].split() == [*own, '-g0']
+    assert any(flag.startswith('-O') for flag in own)
+
+
 def test_no_compiler(setup_env, monkeypatch):
     monkeypatch.setattr(setup_env.shutil, 'which', lambda name: None)
     assert 'No C++ compiler' in stopped(setup_env.check_compiler)
