@@ -1,12 +1,13 @@
 """What a normalization costs: bytes that autograd saves, and time.
 
     python benchmarks/memory.py [--rounds 15] [--size 800 1344]
-        [--norms BN MimicNorm]
+        [--norms BN MimicNorm] [--backbones ResNet-50] [--detectors RetinaNet]
 
-First the backbone, ResNet-50, then Faster R-CNN and RetinaNet R50-FPN as a
-whole, each with several normalizations of the backbone, all of it trained;
-MimicNorm has its last BN in the heads. On a CPU the detectors see images of
-480 x 800, for the sake of its memory.
+First MMDetection's backbones ResNet-18, 50, 101 and MobileNetV2, then Faster
+R-CNN and RetinaNet R50-FPN as a whole, each with several normalizations of the
+backbone, all of it trained; MimicNorm has its last BN in the heads. On a CPU
+the detectors see images of 480 x 800, for the sake of its memory. Without a
+name after it, --backbones or --detectors leaves all of them out.
 
 - Saved: MiB that autograd keeps from a training forward of two images for its
   backward, as distinct storages; the parameters themselves are left out,
@@ -23,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from mmdet.models.backbones import ResNet
+from mmdet.models.backbones import MobileNetV2, ResNet
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
@@ -35,7 +36,6 @@ from mmpsbn.layers import MimicConv
 from mmpsbn.registry import MODELS
 
 
-@MODELS.register_module()
 class PublishedMimicConv(MimicConv):
     """The scalar on the activation, as in [M]'s code."""
 
@@ -56,8 +56,16 @@ NORMS = {
     'psBN': dict(norm_cfg=dict(type='psBN')),
     'GN': dict(norm_cfg=dict(type='GN', num_groups=32)),
     'MimicNorm': MIMIC,
-    PUBLISHED: dict(MIMIC, conv_cfg=dict(type='PublishedMimicConv')),
+    PUBLISHED: dict(MIMIC, conv_cfg=dict(type=PublishedMimicConv)),
 }
+BACKBONES = {
+    'ResNet-18': partial(ResNet, 18),
+    'ResNet-50': partial(ResNet, 50),
+    'ResNet-101': partial(ResNet, 101),
+    'MobileNetV2': MobileNetV2,
+}
+# Its narrowest layers have 16 channels, 4 to a group.
+GROUPS = {'MobileNetV2': 4}
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'psbn'
 DETECTORS = {
     'Faster R-CNN':
@@ -72,15 +80,19 @@ DETECTORS = {
 
 
 class Backbone(torch.nn.Module):
-    """ResNet-50, with the mean of its features for a loss."""
+    """A backbone, with the mean of its features for a loss."""
 
-    def __init__(self, norm):
+    def __init__(self, name, norm):
         super().__init__()
-        self.net = ResNet(50, **{**TRAINED, **NORMS[norm]})
+        settings = {**TRAINED, **NORMS[norm]}
+        if norm == 'GN' and name in GROUPS:
+            settings['norm_cfg'] = dict(type='GN', num_groups=GROUPS[name])
+        self.net = BACKBONES[name](**settings)
         self.net.init_weights()
 
     def inputs(self, size):
-        return torch.randn(2, 3, *size, device=self.net.conv1.weight.device)
+        device = next(self.parameters()).device
+        return torch.randn(2, 3, *size, device=device)
 
     def loss(self, inputs):
         return sum(feature.mean() for feature in self.net(inputs))
@@ -191,6 +203,10 @@ def main():
         '--norms', nargs='+', choices=NORMS, default=list(NORMS),
         help='beside BN')
     parser.add_argument(
+        '--backbones', nargs='*', choices=BACKBONES, default=list(BACKBONES))
+    parser.add_argument(
+        '--detectors', nargs='*', choices=DETECTORS, default=list(DETECTORS))
+    parser.add_argument(
         '--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args()
     register_all_modules()
@@ -199,10 +215,11 @@ def main():
         f'CPU, {torch.get_num_threads()} threads'
     print(f'torch {torch.__version__}, {where}\n')
     norms = [norm for norm in NORMS if norm in ('BN', *args.norms)]
-    report('ResNet-50', {norm: partial(Backbone, norm)
-                         for norm in norms}, args.size, args)
+    for name in args.backbones:
+        report(name, {norm: partial(Backbone, name, norm)
+                      for norm in norms}, args.size, args)
     size = args.size if args.device == 'cuda' else [480, 800]
-    for name in DETECTORS:
+    for name in args.detectors:
         report(
             name, {
                 norm: partial(detector, name, norm)

@@ -1,28 +1,20 @@
 """benchmarks/collapse: trained, gone on with, and reported as it was."""
 
-import importlib
 import json
 import re
 import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+import torch
 
+from benchmarks.collapse import fits, report, training
+from benchmarks.collapse.__main__ import main
+from benchmarks.collapse.experiments import EXPERIMENTS, Settings, settings
+from benchmarks.shared import data
+from benchmarks.shared.pool import read_results
+from benchmarks.shared.settings import key_of, tree_of
 from mmpsbn.errors import InputError
-
-FOLDER = ROOT / 'benchmarks' / 'collapse'
-
-
-@pytest.fixture
-def module(monkeypatch):
-    """A script of the benchmark as a module, which no other test sees."""
-    monkeypatch.syspath_prepend(FOLDER)
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if str(FOLDER) in str(getattr(sys.modules[name], '__file__', '')):
-            del sys.modules[name]
 
 
 def untimed(line):
@@ -31,22 +23,20 @@ def untimed(line):
     return line
 
 
-def test_trained_gone_on_with_and_reported(tmp_path, module, monkeypatch,
-                                           capsys):
-    run, training = module('run'), module('training')
-    jobs = module('experiments').EXPERIMENTS['gamma'].jobs(1, epochs=1)
+def test_trained_gone_on_with_and_reported(tmp_path, monkeypatch, capsys):
+    jobs = EXPERIMENTS['gamma'].jobs(settings, 1, epochs=1)
     before = [
-        json.dumps(dict(settings=job.tree(), result=training.train(
+        json.dumps(dict(settings=tree_of(job), result=training.train(
             job, None, tmp_path, keep=False))) + '\n' for job in jobs[:2]
     ]
     # The second training was killed while its line was written.
     file = tmp_path / 'results.jsonl'
     file.write_text(before[0] + before[1][:-100])
     monkeypatch.setattr(sys, 'argv', [
-        'run.py', '--experiments', 'gamma', '--seeds', '1', '--epochs', '1',
+        'collapse', '--experiments', 'gamma', '--seeds', '1', '--epochs', '1',
         '--processes', '1', '--out', str(tmp_path)
     ])
-    run.main()
+    main()
     assert f'{len(jobs) - 1} trainings' in capsys.readouterr().out
     lines = file.read_text().splitlines(keepends=True)
     assert lines[0] == before[0]
@@ -54,8 +44,8 @@ def test_trained_gone_on_with_and_reported(tmp_path, module, monkeypatch,
     found = [json.loads(line) for line in lines]
     assert untimed(found[1]) == untimed(json.loads(before[1]))
 
-    report = (tmp_path / 'report.md').read_text()
-    rows = rows_of(report)
+    written = (tmp_path / 'report.md').read_text()
+    rows = rows_of(written)
     assert [row[0] for row in rows] == ['0.125', '0.25', '0.5', '1', '2']
     for row, line in zip(rows, found):
         result = line['result']
@@ -67,23 +57,36 @@ def test_trained_gone_on_with_and_reported(tmp_path, module, monkeypatch,
     figures = ('gamma.png', 'law.png')
     for name in figures:
         (tmp_path / name).unlink()
-    run.main()
+    main()
     assert 'Every training has its result.' in capsys.readouterr().out
     assert file.read_text() == ''.join(lines)
-    assert (tmp_path / 'report.md').read_text() == report
+    assert (tmp_path / 'report.md').read_text() == written
     assert all((tmp_path / name).stat().st_size > 10000 for name in figures)
 
 
-def rows_of(report):
+def rows_of(text):
     """Cells of a report's rows that begin with a number."""
     return [[cell.strip() for cell in line.split('|')[1:-1]]
-            for line in report.splitlines()
+            for line in text.splitlines()
             if re.match(r'\| [\d.]+ \|', line)]
 
 
-def test_tables_have_means_spreads_and_differences(module):
-    experiments, report = module('experiments'), module('report')
-    jobs = [experiments.Settings(seed, lr=lr, alpha=alpha)
+def test_earlier_results_are_found(tmp_path):
+    """As the first version of this benchmark wrote them."""
+    start = dict(data='digits', network='conv', epochs=30, optimizer='SGD',
+                 weight_decay=5e-4, slope=0., gamma=1., seed=3, half=0,
+                 start=None, lr=0.1, norm_decay=1., alpha=0., paths=False)
+    line = dict(start, half=1, start=start, lr=0.04, alpha=0.1)
+    (tmp_path / 'results.jsonl').write_text(
+        json.dumps(dict(settings=line, result=dict(accuracy=0.5))) + '\n')
+    jobs = EXPERIMENTS['finetune'].jobs(settings, 5, data='digits', epochs=30)
+    assert [key_of(job) for job in jobs
+            if key_of(job) in read_results(tmp_path / 'results.jsonl')
+            ] == [json.dumps(line, sort_keys=True)]
+
+
+def test_tables_have_means_spreads_and_differences():
+    jobs = [Settings(seed, lr=lr, alpha=alpha)
             for seed in range(3) for lr in (0.1, 1.) for alpha in (0., 0.1)]
 
     def result(job):
@@ -94,7 +97,8 @@ def test_tables_have_means_spreads_and_differences(module):
                     died=[0, 6], came_back=[0, 4],
                     diverged=(job.seed, job.lr, job.alpha) == (2, 1., 0.))
 
-    rows = report.rows_of(jobs, {job.key: result(job) for job in jobs})
+    rows = report.rows_of(jobs, {key_of(job): result(job) for job in jobs},
+                          report.Row)
     bn, psbn, diverged, _ = rows_of(report.table(rows, reference=0.))
     # Seeds 50, 60 and 70 %; psBN has 1, 2 and 3 more; 0, 2 and 4 of 40 dead.
     assert bn == ['0.1', 'BN', '60.00', '20.00', '', '5.0', '10.0', '15.0',
@@ -106,14 +110,13 @@ def test_tables_have_means_spreads_and_differences(module):
     assert diverged[-1] == '1'
 
 
-def test_bn_goes_on_as_psbn_from_where_it_ended(tmp_path, module):
-    training, experiments = module('training'), module('experiments')
-    first = experiments.Settings(0, epochs=1, half=0)
-    net = module('networks').Classifier('conv', 1, 5, 0., 1., 0.)
+def test_bn_goes_on_as_psbn_from_where_it_ended(tmp_path):
+    first = Settings(0, epochs=1, half=0)
+    net = training.classifier(first, 1, 5)
     for p in net.parameters():
-        training.nn.init.uniform_(p, -1, 1)
+        torch.nn.init.uniform_(p, -1, 1)
     ended = net.state_dict()
-    training.torch.save(ended, tmp_path / training.file_of(first))
+    torch.save(ended, tmp_path / training.file_of(first))
     other = first._replace(half=1, alpha=0.1, start=first, paths=True)
     result = training.train(other, None, tmp_path, keep=False)
     for part, key in (('gamma', 'weight'), ('shift', 'bias')):
@@ -126,19 +129,18 @@ def test_bn_goes_on_as_psbn_from_where_it_ended(tmp_path, module):
         result['dead_channels'])
 
 
-def test_channels_are_judged_as_in_training(module):
-    training = module('training')
-    net = module('networks').Classifier('conv', 1, 10, 0., 1., 0.)
+def test_channels_are_judged_as_in_training():
+    net = training.classifier(Settings(0), 1, 10)
     norms = [net.body[index].bn for index in (0, 2, 4, 6)]
-    with training.torch.no_grad():
+    with torch.no_grad():
         # Far from every image: in evaluation nothing would be above 0.
         norms[0].running_mean.fill_(1e4)
         norms[1].bias[:3] = -1e4
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    checks = training.Checks(net, training.torch.rand(600, 1, 8, 8), True)
+    checks = training.Checks(net, torch.rand(600, 1, 8, 8), True)
     checks.take(0)
     assert checks.found['dead_channels'] == [[32, 33, 34]]
-    with training.torch.no_grad():
+    with torch.no_grad():
         norms[1].bias[0] = norms[2].bias[1] = 0
         norms[3].bias[31] = -1e4
     checks.take(1)
@@ -152,11 +154,10 @@ def test_channels_are_judged_as_in_training(module):
                if 'running' in name or 'tracked' in name)
 
 
-def test_decay_of_norm_parameters_alone_is_changed(module):
-    training, experiments = module('training'), module('experiments')
-    settings = experiments.Settings(0, alpha=0.1, norm_decay=0.)
-    net = module('networks').Classifier('conv', 1, 10, 0.1, 1., 0.)
-    groups = training._optimizer(net, settings).param_groups
+def test_decay_of_norm_parameters_alone_is_changed():
+    job = Settings(0, alpha=0.1, norm_decay=0.)
+    net = training.classifier(job, 1, 10)
+    groups = training._optimizer(net, job).param_groups
     assert [group['weight_decay'] for group in groups] == [5e-4, 0]
     names = {id(p): name for name, p in net.named_parameters()}
     norms = {names[id(p)] for p in groups[1]['params']}
@@ -164,8 +165,8 @@ def test_decay_of_norm_parameters_alone_is_changed(module):
     assert len(groups[0]['params']) == len(names) - len(norms)
 
 
-def test_the_law_of_dead_channels_is_found(module):
-    fits, channels = module('fits'), 10**6
+def test_the_law_of_dead_channels_is_found():
+    channels = 10**6
     # 0.25 of x = 4 die, 1 of 10^6 at x = 0.01; below there is none.
     points = [(x, round(channels * -np.expm1(-0.018 * x**2)), channels)
               for x in (0.001, 0.01, 0.04, 0.1, 0.4, 1.6, 4, 20)]
@@ -179,8 +180,7 @@ def test_the_law_of_dead_channels_is_found(module):
         (2, 2 - 2.4841, 2 + 2.4841), abs=1e-4)
 
 
-def test_cifar10_is_read_from_plain_bytes(tmp_path, module):
-    data = module('data')
+def test_cifar10_is_read_from_plain_bytes(tmp_path):
     rng, written = np.random.default_rng(0), []
     for name in (*(f'data_batch_{n}' for n in range(1, 6)), 'test_batch'):
         labels = np.arange(10, dtype=np.uint8)

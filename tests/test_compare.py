@@ -84,6 +84,13 @@ def test_coco_configs_take_every_norm():
         assert 'norm_cfg' not in cfg.model.bbox_head
 
 
+def test_a_config_that_imports_nothing_gets_our_import():
+    cfg = read_config(
+        str(ROOT / 'configs/psbn/retinanet_r50_fpn_bn_1x_coco.py'))
+    assert 'custom_imports' not in cfg
+    assert with_norm(cfg, 'psBN').custom_imports.imports == ['mmpsbn']
+
+
 def comparison(digits, work_dir, norms=('BN', 'psBN'), seeds=(0, ), lrs=(),
                **changes):
     cfg = demo_config('faster-rcnn', 'psbn')

@@ -36,7 +36,8 @@ from mmpsbn.registry import MODELS
 
 PAGES = [
     ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md')),
-    *sorted(ROOT.glob('configs/*/README.md'))
+    *sorted(ROOT.glob('configs/*/README.md')),
+    *sorted(ROOT.glob('benchmarks/*/README.md'))
 ]
 OTHERS = {'curl', 'make', 'mkdir', 'pip', 'source', 'unzip'}
 FRAGMENT = re.compile('^(import|from) ', re.M)
@@ -163,7 +164,10 @@ def parse(monkeypatch, capsys):
     def parse(script, arguments):
         monkeypatch.setattr(sys, 'argv', [script, *arguments])
         try:
-            runpy.run_path(str(ROOT / script), run_name='__main__')
+            if script.endswith('.py'):
+                runpy.run_path(str(ROOT / script), run_name='__main__')
+            else:
+                runpy.run_module(script, run_name='__main__')
         except Parsed as parsed:
             return parsed.args[0]
         except SystemExit:
@@ -173,7 +177,9 @@ def parse(monkeypatch, capsys):
 
 
 def script_of(words):
-    """The Python script that a command runs, and its arguments."""
+    """The Python script or module that a command runs, and its arguments."""
+    if words[1] == '-m':
+        return words[2], words[3:]
     script, arguments = words[1], words[2:]
     if script.endswith('dist_train.sh'):
         return 'tools/train.py', [arguments[0], *arguments[2:]]
@@ -208,7 +214,7 @@ def test_commands_exist(block, parse, monkeypatch):
         if program == 'make':
             assert re.search(f'^{words[1]}:', (ROOT / 'Makefile').read_text(),
                              re.M)
-        if program in OTHERS or words[1] == '-m':
+        if program in OTHERS or words[1:3] == ['-m', 'pytest']:
             continue
         assert program in ('python', 'bash'), words
         script, arguments = script_of(words)

@@ -3,9 +3,9 @@
 Variants that several experiments share are trained once.
 """
 
-import json
-from itertools import product
 from typing import Dict, List, NamedTuple, Optional, Sequence
+
+from benchmarks.shared.settings import Experiment, grid
 
 
 class Settings(NamedTuple):
@@ -35,36 +35,8 @@ class Settings(NamedTuple):
     """Whether gamma and shift of every channel are recorded."""
 
     @property
-    def key(self) -> str:
-        """What the result is found by."""
-        return json.dumps(self.tree(), sort_keys=True)
-
-    def tree(self) -> dict:
-        start = self.start and self.start.tree()
-        return dict(self._asdict(), start=start)
-
-    @property
     def norm(self) -> str:
         return 'psBN' if self.alpha else 'BN'
-
-
-class Experiment(NamedTuple):
-    """Some variants, and how they are shown."""
-
-    title: str
-    variants: Sequence[dict]
-    """What differs from the base recipe."""
-    x: str
-    """The setting that a figure has to the right."""
-    panels: Sequence[str] = ()
-    """Settings with a panel for each value."""
-
-    def jobs(self, seeds: int, **base) -> List[Settings]:
-        """Every variant with every seed, seed by seed."""
-        return [
-            settings(seed, base, variant) for seed in range(seeds)
-            for variant in self.variants
-        ]
 
 
 def settings(seed: int, base: dict, variant: dict) -> Settings:
@@ -78,11 +50,6 @@ def with_starts(jobs: Sequence[Settings]) -> List[Settings]:
     """Every training once, first those that others start from."""
     return list(
         dict.fromkeys([*(job.start for job in jobs if job.start), *jobs]))
-
-
-def grid(**axes: Sequence) -> List[dict]:
-    """Every combination of the values."""
-    return [dict(zip(axes, values)) for values in product(*axes.values())]
 
 
 BN, PSBN = 0., 0.1

@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.shared.figures import draw_variants
 from mmpsbn.analysis.figures import COLOURS, STYLE
 
 NORMS = {'BN': (COLOURS[0], 'o'), 'psBN': (COLOURS[5], 's')}
@@ -18,8 +19,9 @@ NAMES = {
 }
 
 
-def draw_variants(rows, x: str, panels: Sequence[str], out: str) -> None:
-    """Dead channels and accuracy: seeds as points, mean and range.
+def draw_accuracy_and_dead(rows, x: str, panels: Sequence[str],
+                           out: str) -> None:
+    """Dead channels and accuracy over a setting.
 
     Args:
         rows (list[Row]): Of an experiment.
@@ -27,73 +29,14 @@ def draw_variants(rows, x: str, panels: Sequence[str], out: str) -> None:
         panels (list[str]): Settings with a panel for each value.
         out (str): The PNG to write.
     """
-    def panel_of(row):
-        return tuple(getattr(row.settings, name) for name in panels)
-
-    columns = list(dict.fromkeys(map(panel_of, rows)))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(
-            figsize=(max(4.5, 3.2 * len(columns)), 5), layout='constrained')
-        axes = figure.subplots(2, len(columns), sharex='col', sharey='row',
-                               squeeze=False)
-        for column, values in enumerate(columns):
-            own = [row for row in rows if panel_of(row) == values]
-            for axis, of in zip(axes[:, column],
-                                (lambda row: row.shares('dead'),
-                                 lambda row: row.accuracies)):
-                _draw_series(axis, own, x, of)
-            axes[0, column].set_title(
-                ', '.join(value if isinstance(value, str) else
-                          f'{NAMES.get(name, name)} {value:g}'
-                          for name, value in zip(panels, values)),
-                fontsize=9)
-            axes[1, column].set_xlabel(NAMES[x])
-        axes[0, 0].set_ylabel('dead channels, %')
-        axes[1, 0].set_ylabel('test accuracy, %')
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        if len(labels) > 1:
-            figure.legend(handles, labels, loc='outside upper right', ncols=2,
-                          frameon=False)
-        figure.savefig(out, dpi=150)
-
-
-def _draw_series(axis, rows, x, of) -> None:
-    places = _places(axis, rows, x)
-    series = {}
-    for row in rows:
-        # Along alpha BN is the first value, not a line of its own.
-        norm = 'psBN' if x == 'alpha' else row.settings.norm
-        values = of(row)
-        if values:
-            series.setdefault(norm, []).append(
-                (places[getattr(row.settings, x)], values))
-    for norm, points in series.items():
-        colour, marker = NORMS[norm]
-        at = [place for place, _ in points]
-        axis.plot(at, [np.mean(values) for _, values in points],
-                  color=colour, label=norm)
-        axis.fill_between(at, [min(values) for _, values in points],
-                          [max(values) for _, values in points], color=colour,
-                          alpha=0.15, lw=0)
-        for place, values in points:
-            axis.plot([place] * len(values), values, marker, color=colour,
-                      ms=3, alpha=0.6, mew=0)
-    axis.grid(lw=0.4)
-
-
-def _places(axis, rows, x) -> dict:
-    """Where values are drawn: by logarithm, or in turn if 0 is among them."""
-    values = sorted({getattr(row.settings, x) for row in rows})
-    if values[0] > 0:
-        axis.set_xscale('log')
-        axis.set_xticks(values, [f'{value:g}' for value in values])
-        axis.minorticks_off()
-        return {value: value for value in values}
-    names = [f'{value:g}' for value in values]
-    if x == 'alpha':
-        names[0] = 'BN'
-    axis.set_xticks(range(len(values)), names)
-    return {value: place for place, value in enumerate(values)}
+    # Along alpha BN is the first value, not a line of its own.
+    along = x == 'alpha'
+    draw_variants(
+        rows, x, panels,
+        {'dead channels, %': lambda row: row.shares('dead'),
+         'test accuracy, %': lambda row: row.accuracies},
+        lambda row: 'psBN' if along else row.settings.norm, NORMS, NAMES, out,
+        lambda value: 'BN' if along and not value else f'{value:g}')
 
 
 def draw_law(fits, out: str) -> None:

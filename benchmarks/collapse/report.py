@@ -1,16 +1,20 @@
 """Tables of what was found, beside their figures."""
 
 import statistics
-from itertools import compress
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from experiments import BN, EXPERIMENTS, PSBN, Settings, with_starts
-from figures import draw_law, draw_paths, draw_variants
-from fits import Law, estimate, exponents, fit_law
+from benchmarks.shared import settings as shared
+from benchmarks.shared.settings import rows_of, varied
+from benchmarks.shared.tables import (heading, markdown, mean_and_spread,
+                                      value_of)
 from mmpsbn.engine.whole_files import write_whole
+
+from .experiments import BN, EXPERIMENTS, PSBN, Settings, with_starts
+from .figures import draw_accuracy_and_dead, draw_law, draw_paths
+from .fits import Law, estimate, exponents, fit_law
 
 RARE = 0.25  # A share of channels, up to which a law of few may hold.
 # Of the checks of a training: where, and in words.
@@ -20,12 +24,8 @@ UNTOLD = ('seed', 'start', 'half', 'paths', 'data', 'epochs', 'alpha',
           'weight_decay')
 
 
-class Row(NamedTuple):
-    """A variant with its results, one for each seed."""
-
-    settings: Settings
-    """Of the first seed."""
-    results: List[dict]
+class Row(shared.Row):
+    """With the shares of its channels."""
 
     def shares(self, what: str, check: int = -1) -> List[float]:
         """Per cent of channels, of the seeds that have not diverged."""
@@ -33,10 +33,6 @@ class Row(NamedTuple):
             100 * result[what][check] / result['channels']
             for result in self.results if not result['diverged']
         ]
-
-    @property
-    def accuracies(self) -> List[float]:
-        return [100 * result['accuracy'] for result in self.results]
 
 
 class Fitted(NamedTuple):
@@ -50,21 +46,6 @@ class Fitted(NamedTuple):
     """Of all seeds together."""
     exponents: List[float]
     """Of each seed."""
-
-
-def rows_of(jobs: Sequence[Settings], results: Dict[str, dict]) -> List[Row]:
-    """Variants in their order, with the results of all seeds."""
-    rows: Dict[str, Row] = {}
-    for job in jobs:
-        variant = _of_seed(job, 0)
-        rows.setdefault(variant.key, Row(variant, []))
-        rows[variant.key].results.append(results[job.key])
-    return list(rows.values())
-
-
-def _of_seed(job: Settings, seed: int) -> Settings:
-    start = job.start and _of_seed(job.start, seed)
-    return job._replace(seed=seed, start=start)
 
 
 def write_report(jobs: Dict[str, List[Settings]], results: Dict[str, dict],
@@ -81,27 +62,20 @@ def write_report(jobs: Dict[str, List[Settings]], results: Dict[str, dict],
         Path: Of the report.
     """
     every = with_starts([job for own in jobs.values() for job in own])
-    first = every[0]
-    seconds = sum(results[job.key]['seconds'] for job in every)
-    parts = [
-        f'# Filter collapse on {first.data}',
-        f'{len(every)} trainings of {first.epochs} epochs, '
-        f'{len({job.seed for job in every})} seeds, {seconds / 60:.0f} '
-        f'minutes of one core; {versions}.'
-    ]
+    parts = [heading('Filter collapse', every, results, versions)]
     for name, own in jobs.items():
-        experiment, rows = EXPERIMENTS[name], rows_of(own, results)
+        experiment, rows = EXPERIMENTS[name], rows_of(own, results, Row)
         parts += [f'## {experiment.title}', table(rows, _reference(name))]
         if name == 'recovery':
             draw_paths(rows, str(out / 'recovery.png'))
         else:
-            draw_variants(rows, experiment.x, experiment.panels,
-                          str(out / f'{name}.png'))
+            draw_accuracy_and_dead(rows, experiment.x, experiment.panels,
+                                   str(out / f'{name}.png'))
         parts.append(f'![{experiment.title}]({name}.png)')
     fits = [
         fitted for name, x in (('lr', 'lr'), ('gamma', 'gamma'))
         if name in jobs
-        for fitted in fit_all(rows_of(jobs[name], results), x)
+        for fitted in fit_all(rows_of(jobs[name], results, Row), x)
     ]
     if fits:
         draw_law([f for f in fits if f.check == -1], str(out / 'law.png'))
@@ -124,7 +98,7 @@ def table(rows: Sequence[Row], reference: float) -> str:
         reference (float): The alpha of the variants that the others are
             compared with, seed by seed.
     """
-    told = _told(rows)
+    told = varied(rows, UNTOLD)
     started = any(row.settings.start for row in rows)
     summed = any(row.results[0]['sums'][1] for row in rows)
     against = f'psBN {reference}' if reference else 'BN'
@@ -142,32 +116,24 @@ def table(rows: Sequence[Row], reference: float) -> str:
         line = []
         if head[0] == 'start':
             line.append('BN, collapsed' if settings.start else 'scratch')
-        line += [_value(getattr(settings, name)) for name in told]
+        line += [value_of(getattr(settings, name)) for name in told]
         line.append(f'psBN {settings.alpha:g}' if many and settings.alpha
                     else settings.norm)
-        line += [*_mean_and_spread(row.accuracies, 2),
+        line += [*mean_and_spread(row.accuracies, 2),
                  _difference(row, rows, reference)]
         if started:
-            line.append(_mean_and_spread(row.shares('dead', 0), 1)[0])
-        line += _mean_and_spread(row.shares('dead'), 1)
-        line += [_mean_and_spread(row.shares(what), 1)[0]
+            line.append(mean_and_spread(row.shares('dead', 0), 1)[0])
+        line += mean_and_spread(row.shares('dead'), 1)
+        line += [mean_and_spread(row.shares(what), 1)[0]
                  for what in ('died', 'came_back')]
         if summed:
             line.append(_sums(row))
         line += [
             f'{statistics.mean(r["small_gamma"] for r in row.results):.1f}',
-            str(sum(r['diverged'] for r in row.results))
+            str(row.diverged)
         ]
         lines.append(line)
     return markdown(head, lines)
-
-
-def _told(rows: Sequence[Row]) -> List[str]:
-    """Names of the settings that differ between the rows."""
-    return [
-        name for name in Settings._fields if name not in UNTOLD
-        and len({getattr(row.settings, name) for row in rows}) > 1
-    ]
 
 
 def _difference(row: Row, rows: Sequence[Row], reference: float) -> str:
@@ -185,7 +151,7 @@ def _difference(row: Row, rows: Sequence[Row], reference: float) -> str:
 
 def _sums(row: Row) -> str:
     sums = [r['sums'] for r in row.results if not r['diverged']]
-    return _mean_and_spread(
+    return mean_and_spread(
         [100 * dead / channels for dead, channels in sums if channels], 1)[0]
 
 
@@ -243,27 +209,8 @@ def law_table(fits: Sequence[Fitted]) -> str:
     ], lines)
 
 
-def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table, without columns that are empty."""
-    rows = [head, ['---'] * len(head), *lines]
-    shown = [any(cells) for cells in zip(*lines)]
-    return '\n'.join(f'| {" | ".join(compress(row, shown))} |'
-                     for row in rows)
-
-
-def _value(value) -> str:
-    return f'{value:g}' if isinstance(value, float) else str(value)
-
-
 def _interval(found, digits: int, sign: str = '') -> str:
     text = f'{found.mean:{sign}.{digits}f}'
     if np.isnan(found.low):
         return text
     return f'{text} ({found.low:.{digits}f} to {found.high:.{digits}f})'
-
-
-def _mean_and_spread(values: Sequence[float], digits: int) -> List[str]:
-    if not values:
-        return ['-', '-']
-    return [f'{statistics.mean(values):.{digits}f}',
-            f'{max(values) - min(values):.{digits}f}']

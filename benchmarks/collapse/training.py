@@ -2,26 +2,27 @@
 
 import copy
 import hashlib
-import math
 import time
 from pathlib import Path
 from typing import Dict, List, Optional
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from data import Data, load
-from experiments import Settings
+from benchmarks.shared.data import load
+from benchmarks.shared.networks import Classifier
+from benchmarks.shared.settings import key_of
+from benchmarks.shared.training import (BATCH, EVALUATED, MOMENTUM, accuracy,
+                                        fit)
 from mmpsbn.analysis import ChannelWatch
 from mmpsbn.analysis.collapse import gamma_and_shift, norm_layers
 from mmpsbn.analysis.report import LEAST_GAMMA
-from networks import Classifier
 
-BATCH, MOMENTUM = 32, 0.9
+from .experiments import Settings
+
+DEPTHS = dict(conv=4, resnet=7)
 CHECKS = 10  # Of the channels, in equal distances; and one at the start.
 PATH_POINTS = 40  # Of them where paths are recorded.
-EVALUATED = 512  # Images at once.
 
 
 def train(settings: Settings, root: Optional[str], weights: Path,
@@ -51,50 +52,40 @@ def train(settings: Settings, root: Optional[str], weights: Path,
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
     start = time.process_time()
-    data = load(settings.data, root, settings.half)
-    data = Data(*(t.to(device) for t in data[:4]), data.classes)
-    net = Classifier(settings.network, data.train_images.shape[1],
-                     data.classes, settings.alpha, settings.gamma,
-                     settings.slope).to(device)
+    data = load(settings.data, root, settings.half).to(device)
+    net = classifier(settings, data.train_images.shape[1],
+                     data.classes).to(device)
     if settings.start:
         _load(net, settings, weights)
-    optimizer = _optimizer(net, settings)
-    per_epoch = len(data.train_labels) // BATCH
-    steps = settings.epochs * per_epoch
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1, (step + 1) / per_epoch) *
-        (1 + math.cos(math.pi * step / steps)) / 2)
+    steps = settings.epochs * (len(data.train_labels) // BATCH)
     times = PATH_POINTS if settings.paths else CHECKS
     due = {round(steps * index / times) for index in range(1, times + 1)}
     checks = Checks(net, data.train_images, settings.paths)
     checks.take(0)
-    for step in range(steps):
-        if step % per_epoch == 0:
-            order = torch.randperm(len(data.train_labels)).to(device)
-            batches = order.split(BATCH)
-        batch = batches[step % per_epoch]
-        net.train()
-        loss = F.cross_entropy(net(data.train_images[batch]),
-                               data.train_labels[batch])
-        if not loss.isfinite():
-            break
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step + 1 in due:
-            checks.take(step + 1)
+    loss = fit(net, data, _optimizer(net, settings), settings.epochs,
+               after_step=lambda step: step in due and checks.take(step))
     if keep:
         torch.save(net.state_dict(), weights / file_of(settings))
     return dict(
-        accuracy=_accuracy(net, data),
-        loss=loss.item() if loss.isfinite() else None,
-        diverged=not loss.isfinite().item(),
+        accuracy=accuracy(net, data),
+        loss=loss,
+        diverged=loss is None,
         seconds=round(time.process_time() - start, 2),
         small_gamma=sum(
             int((gamma_and_shift(layer)[0].abs() < LEAST_GAMMA).sum())
             for _, layer in norm_layers(net)),
         **checks.found)
+
+
+def classifier(settings: Settings, channels: int, classes: int) -> Classifier:
+    """The network of a training, as it starts from nothing."""
+    norm_cfg = dict(type='psBN', alpha=settings.alpha) if settings.alpha \
+        else dict(type='BN')
+    net = Classifier(settings.network, DEPTHS[settings.network], channels,
+                     classes, norm_cfg, slope=settings.slope)
+    for _, layer in norm_layers(net):
+        nn.init.constant_(layer.weight, settings.gamma)
+    return net
 
 
 class Checks:
@@ -143,7 +134,7 @@ class Checks:
 
 def file_of(settings: Settings) -> str:
     """Name of the file with a training's weights."""
-    return hashlib.sha256(settings.key.encode()).hexdigest()[:16] + '.pth'
+    return hashlib.sha256(key_of(settings).encode()).hexdigest()[:16] + '.pth'
 
 
 def _load(net: nn.Module, settings: Settings, weights: Path) -> None:
@@ -165,13 +156,3 @@ def _optimizer(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     more = dict(momentum=MOMENTUM) if settings.optimizer == 'SGD' else {}
     return getattr(torch.optim, settings.optimizer)(
         groups, settings.lr, weight_decay=settings.weight_decay, **more)
-
-
-@torch.no_grad()
-def _accuracy(net: nn.Module, data: Data) -> float:
-    net.eval()
-    right = sum(
-        int((net(images).argmax(1) == labels).sum()) for images, labels in zip(
-            data.test_images.split(EVALUATED),
-            data.test_labels.split(EVALUATED)))
-    return right / len(data.test_labels)

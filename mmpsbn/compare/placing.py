@@ -47,9 +47,9 @@ def with_norm(cfg: Config, norm: str) -> Config:
     if 'norm_eval' in backbone or norm == 'FrozenBN':
         backbone.norm_eval = norm == 'FrozenBN'
     NORMS[norm](cfg)
-    imports = cfg.setdefault('custom_imports', dict(imports=[])).imports
-    if 'mmpsbn' not in imports:
-        imports.append('mmpsbn')
+    cfg.setdefault('custom_imports', dict(imports=[]))
+    if 'mmpsbn' not in cfg.custom_imports.imports:
+        cfg.custom_imports.imports.append('mmpsbn')
     return cfg
 
 

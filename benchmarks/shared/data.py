@@ -31,6 +31,9 @@ class Data(NamedTuple):
     test_labels: Tensor
     classes: int
 
+    def to(self, device: str) -> 'Data':
+        return Data(*(part.to(device) for part in self[:4]), self.classes)
+
 
 @lru_cache(maxsize=4)
 def load(name: str, root: Optional[str], half: Optional[int]) -> Data:

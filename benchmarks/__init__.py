@@ -1,0 +1,1 @@
+"""Timings and comparisons, run from the root of the repository."""

@@ -1,0 +1,1 @@
+"""What arXiv:2001.11216 says of collapsed filters, tried on digits."""

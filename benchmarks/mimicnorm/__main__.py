@@ -1,0 +1,47 @@
+"""MimicNorm's two operations apart and together, against BN and GN.
+
+    python -m benchmarks.mimicnorm [--quick]
+
+Trains every variant of experiments.py with every seed, as many trainings at a
+time as there are cores, one thread each, and writes report.md with tables and
+figures. Each result is a line of results.jsonl: the same command goes on after
+an interruption, repeats nothing, and makes the report anew from the lines.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Dict, Optional, Sequence
+
+from benchmarks.shared.command import run
+from benchmarks.shared.pool import RESULTS, train_all
+from benchmarks.shared.settings import in_words, key_of
+
+from .experiments import EXPERIMENTS, Settings, settings
+from .report import write_report
+from .training import train
+
+EPOCHS = Settings._field_defaults['epochs']
+
+
+def train_missing(jobs: Sequence[Settings], results: Dict[str, dict],
+                  out: Path, root: Optional[str], processes: int,
+                  device: str) -> None:
+    """Train what has no result yet, once."""
+    missing = [job for job in dict.fromkeys(jobs)
+               if key_of(job) not in results]
+    train_all([(partial(train, root=root, device=device), missing)], results,
+              out / RESULTS, processes, _line)
+
+
+def _line(job: Settings, result: dict) -> str:
+    return (f'{job.norm}, {in_words(job, ("norm", ))}: accuracy '
+            f'{result["accuracy"]:.3f}{", diverged" * result["diverged"]}')
+
+
+def main() -> None:
+    run('mimicnorm', __doc__, EXPERIMENTS, settings, EPOCHS, train_missing,
+        write_report)
+
+
+if __name__ == '__main__':
+    main()

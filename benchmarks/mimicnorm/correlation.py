@@ -1,0 +1,77 @@
+"""How alike activations are, at every ReLU of a network.
+
+arXiv:2010.09278 has it that centred filters whiten the activations, and keep
+those of different images apart, as BN does.
+"""
+
+import copy
+from typing import Dict, List, Optional
+
+import torch
+from torch import Tensor, nn
+
+MEASURES = {
+    'channels': 'mean |correlation| of two channels',
+    'images': 'mean cosine of two images'
+}
+
+
+@torch.no_grad()
+def correlations(net: nn.Module,
+                 images: Tensor) -> Dict[str, List[Optional[float]]]:
+    """Of what enters each ReLU, normalized by these images as in training.
+
+    Args:
+        net (nn.Module): With modules of ``nn.ReLU``; it stays as it is.
+        images (Tensor): ``(N, C, H, W)``.
+
+    Returns:
+        dict: For each measure its value at each call of a ReLU, in their
+        order; None where it is not finite.
+    """
+    net, found = copy.deepcopy(net).train(), {name: [] for name in MEASURES}
+
+    def look(module, inputs):
+        x = inputs[0].double()
+        for name, measure in (('channels', between_channels),
+                              ('images', between_images)):
+            value = measure(x) if x.isfinite().all() else None
+            found[name].append(
+                None if value is None else round(value.item(), 5))
+
+    for module in net.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_pre_hook(look)
+    net(images)
+    return found
+
+
+def between_channels(x: Tensor) -> Optional[Tensor]:
+    """Mean absolute correlation of two channels over images and positions.
+
+    Channels that are constant have none, and are left out.
+
+    Args:
+        x (Tensor): ``(N, C, H, W)``.
+    """
+    channels = x.transpose(0, 1).flatten(1)
+    channels = channels[channels.std(1) > 0]
+    if len(channels) < 2:
+        return None
+    return _mean_of_pairs(torch.corrcoef(channels).abs())
+
+
+def between_images(x: Tensor) -> Tensor:
+    """Mean cosine of two images' activations.
+
+    Args:
+        x (Tensor): ``(N, C, H, W)``.
+    """
+    images = nn.functional.normalize(x.flatten(1))
+    return _mean_of_pairs(images @ images.T)
+
+
+def _mean_of_pairs(matrix: Tensor) -> Tensor:
+    """Without the diagonal."""
+    count = len(matrix)
+    return (matrix.sum() - matrix.trace()) / (count * (count - 1))

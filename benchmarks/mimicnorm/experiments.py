@@ -1,0 +1,50 @@
+"""What is trained: each experiment is variants of one base recipe.
+
+Variants that several experiments share are trained once.
+"""
+
+from typing import Dict, NamedTuple
+
+from benchmarks.shared.settings import Experiment, grid
+from benchmarks.shared.training import BATCH
+
+
+class Settings(NamedTuple):
+    """One training; the defaults are the base recipe."""
+
+    seed: int
+    data: str = 'digits'
+    network: str = 'conv'
+    depth: int = 4
+    norm: str = 'BN'
+    epochs: int = 12
+    batch: int = BATCH
+    lr: float = 0.2
+    """For a batch of 32, and in proportion to it for others."""
+
+
+def settings(seed: int, base: dict, variant: dict) -> Settings:
+    return Settings(seed, **{**base, **variant})
+
+
+ABLATION = ('BN', 'none', 'weight mean', 'last BN', 'MimicNorm')
+LRS = (0.01, 0.05, 0.2, 0.8)
+
+EXPERIMENTS: Dict[str, Experiment] = {
+    'ablation':
+    Experiment(
+        'Which of the two operations trains what',
+        grid(network=('conv', ), depth=(4, 16, 32), lr=LRS, norm=ABLATION) +
+        grid(network=('resnet', ), depth=(7, 19), lr=LRS, norm=ABLATION),
+        'lr', ('network', 'depth')),
+    'micro-batch':
+    Experiment(
+        'Micro-batches',
+        grid(batch=(1, 2, 4, 8, 32), norm=('BN', 'GN', 'MimicNorm')),
+        'batch'),
+    'correlation':
+    Experiment(
+        'Correlation through depth',
+        grid(network=('conv', ), depth=(16, ), lr=(0.05, ),
+             norm=('BN', 'none', 'weight mean', 'MimicNorm')), 'layer'),
+}

@@ -1,0 +1,19 @@
+"""The normalizations that are compared, as arguments of the classifier.
+
+"none" has the convs of MimicNorm, their start, biases and scalars, without
+its two operations; "weight mean" and "last BN" have one each.
+"""
+
+from mmpsbn.layers import LastBNLinear
+
+CENTRED = dict(
+    conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
+PLAIN = dict(CENTRED, conv_cfg=dict(type='MimicConv', centre=False))
+NORMS = {
+    'BN': dict(norm_cfg=dict(type='BN')),
+    'GN': dict(norm_cfg=dict(type='GN', num_groups=8)),
+    'none': PLAIN,
+    'weight mean': CENTRED,
+    'last BN': dict(PLAIN, linear=LastBNLinear),
+    'MimicNorm': dict(CENTRED, linear=LastBNLinear),
+}

@@ -1,0 +1,1 @@
+"""What the benchmarks that train classifiers have in common."""

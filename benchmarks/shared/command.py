@@ -1,0 +1,80 @@
+"""The command line of a benchmark: train what is missing, then report."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Callable, Dict
+
+import torch
+
+from mmpsbn.errors import InputError
+
+from .data import DATA, load
+from .pool import RESULTS, read_results
+from .settings import Experiment
+
+QUICK = dict(seeds=2, epochs=5)
+
+
+def run(name: str, about: str, experiments: Dict[str, Experiment],
+        make: Callable, epochs: int, train: Callable,
+        report: Callable) -> None:
+    """The one command.
+
+    Args:
+        name (str): Of the benchmark, and of its folder in work_dirs.
+        about (str): What ``--help`` begins with.
+        experiments (dict): By their names.
+        make (callable): See :meth:`Experiment.jobs`.
+        epochs (int): Of a training, where nothing is said.
+        train (callable): Trains what has no result yet; of jobs, results,
+            the folder, ``--data-root``, ``--processes`` and ``--device``.
+        report (callable): Writes the report; of the jobs of each experiment,
+            results, the folder and versions. It gives its path.
+    """
+    args = _parse(name, about, experiments, epochs)
+    try:
+        load(args.data, args.data_root, None)
+    except InputError as error:
+        raise SystemExit(str(error)) from None
+    jobs = {
+        name: experiments[name].jobs(
+            make, args.seeds, data=args.data, epochs=args.epochs)
+        for name in args.experiments
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = read_results(args.out / RESULTS)
+    train([job for own in jobs.values() for job in own], results, args.out,
+          args.data_root, args.processes, args.device)
+    print(report(jobs, results, args.out, f'torch {torch.__version__}'))
+
+
+def _parse(name, about, experiments, epochs) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=f'python -m benchmarks.{name}',
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        '--experiments', nargs='+', choices=experiments,
+        default=list(experiments))
+    parser.add_argument('--seeds', type=int, default=5, help='how many')
+    parser.add_argument('--epochs', type=int, default=epochs)
+    parser.add_argument(
+        '--quick', action='store_true',
+        help='{seeds} seeds and {epochs} epochs'.format(**QUICK))
+    parser.add_argument('--data', choices=DATA, default='digits')
+    parser.add_argument(
+        '--data-root', help="folder of CIFAR-10's binary version")
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--processes', type=int, default=os.cpu_count())
+    parser.add_argument(
+        '--out', type=Path, help=f'by default work_dirs/{name}, and '
+        f'work_dirs/{name}-quick with --quick')
+    args = parser.parse_args()
+    if args.quick:
+        vars(args).update(QUICK)
+    if min(args.seeds, args.epochs, args.processes) < 1:
+        parser.error('--seeds, --epochs and --processes are at least 1.')
+    args.out = args.out or Path('work_dirs') / (
+        f'{name}-quick' if args.quick else name)
+    return args

@@ -1,0 +1,72 @@
+"""Trainings in several processes, gone on with after an interruption."""
+
+import json
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Callable, Dict, NamedTuple, Sequence, Tuple
+
+from mmpsbn.engine.whole_files import write_whole
+
+from .settings import key_of, tree_of
+
+RESULTS = 'results.jsonl'
+
+
+def read_results(file: Path) -> Dict[str, dict]:
+    """Results by the key of their settings.
+
+    A line that a kill has cut short is taken out.
+    """
+    text = file.read_text() if file.exists() else ''
+    whole = text[:text.rfind('\n') + 1]
+    if whole != text:
+        write_whole(file, whole.encode())
+    lines = [json.loads(line) for line in whole.splitlines()]
+    return {
+        json.dumps(line['settings'], sort_keys=True): line['result']
+        for line in lines
+    }
+
+
+def train_all(waves: Sequence[Tuple[Callable, Sequence[NamedTuple]]],
+              results: Dict[str, dict], file: Path, processes: int,
+              told: Callable[[NamedTuple, dict], str]) -> None:
+    """Run trainings, and add a line to the file as each one ends.
+
+    Args:
+        waves (list[tuple]): A function from settings to a result, and the
+            settings that it is called with. Each wave begins when the one
+            before it has ended.
+        results (dict): By the key of the settings; the new ones are added.
+        file (Path): With a line for each result.
+        processes (int): How many trainings at a time.
+        told (callable): What is printed of settings and their result.
+    """
+    count = sum(len(jobs) for _, jobs in waves)
+    if not count:
+        print('Every training has its result.')
+        return
+    print(f'{count} trainings, {processes} at a time', flush=True)
+    begin, done = time.monotonic(), 0
+    with ProcessPoolExecutor(
+            processes, multiprocessing.get_context('spawn')) as pool, open(
+                file, 'a') as lines:
+        for train, jobs in waves:
+            futures = {pool.submit(train, job): job for job in jobs}
+            try:
+                for future in as_completed(futures):
+                    job, result = futures[future], future.result()
+                    lines.write(json.dumps(
+                        dict(settings=tree_of(job), result=result)) + '\n')
+                    lines.flush()
+                    results[key_of(job)] = result
+                    done += 1
+                    left = (time.monotonic() - begin) * (count / done - 1)
+                    print(f'{done}/{count}: {told(job, result)}, '
+                          f'{result["seconds"]:.0f} s; {left / 60:.1f} min '
+                          'left', flush=True)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
