@@ -2,8 +2,8 @@
 
     python benchmarks/finetuning.py [--quick]
 
-Two tasks of tools/make_demo_data.py: other scenes, the second seen at 128 x
-128 in the place of 160 x 160. Each detector learns the first with BN and goes
+Two tasks of tools/make_demo_data.py: the demo's, and half as many other scenes,
+seen at 128 x 128 in the place of 160 x 160. Each detector learns the first with BN and goes
 on on the second with frozen BN, BN, psBN, GN and MimicNorm, at three learning
 rates, with three seeds. Then BN and psBN, at learning rates up to divergence:
 finetuned, longer, from scratch, with more weight decay, with norm layers in
@@ -57,11 +57,16 @@ PARTS = {
 FINETUNED = ('FrozenBN', 'BN', 'psBN', 'GN', 'MimicNorm')
 LRS = (0.25, 1, 4)  # Of the config's.
 SCAN = (1, 2, 4, 8, 16)
-EPOCHS = 3
+EPOCHS = 4
 SCALE = (128, 128)
 BEGINS = 0.01  # The share of channels whose death counts as collapse.
-# Scenes for training and for validation, and epochs of learning the first.
-QUICK = dict(train=160, val=40, epochs=2)
+TASKS = {
+    'data/digits': dict(),
+    'data/digits-finetuning': dict(train=400, seed=1),
+}
+# Scenes of both, and epochs on the first.
+QUICK = dict(train=160, val=40)
+QUICK_EPOCHS = 2
 EVERYWHERE = {
     'model.neck.norm_cfg': dict(type='BN'),
     'model.roi_head.bbox_head.type': 'Shared4Conv1FCBBoxHead',
@@ -86,8 +91,8 @@ class Trainings(NamedTuple):
 COLLAPSE = {
     'faster-rcnn': [
         Trainings('finetuned', SCAN),
-        Trainings('from scratch', (4, 16), 6, False),
-        Trainings('from scratch, norm everywhere', (4, 16), 6, False,
+        Trainings('from scratch', (4, 16), 2 * EPOCHS, False),
+        Trainings('from scratch, norm everywhere', (4, 16), 2 * EPOCHS, False,
                   EVERYWHERE),
     ],
     # The faster one; its head has norm layers anyway.
@@ -160,14 +165,13 @@ def tasks_of(args) -> Sequence[str]:
     """The folders of both tasks, generated where they are not given."""
     if args.data:
         return args.data
-    folders = ['data/digits', 'data/digits-2']
-    sizes = {}
-    if args.quick:
-        folders = [f'{folder}-quick' for folder in folders]
-        sizes = {name: QUICK[name] for name in ('train', 'val')}
-    for seed, folder in enumerate(folders):
+    folders = []
+    for folder, options in TASKS.items():
+        if args.quick:
+            folder, options = f'{folder}-quick', {**options, **QUICK}
+        folders.append(folder)
         if not os.path.isdir(folder):
-            make_digits(folder, seed=seed, **sizes)
+            make_digits(folder, **options)
     return folders
 
 
@@ -213,7 +217,7 @@ def second_task(args, trainings: Trainings) -> dict:
 
 def pretrained(args, detector: str, command: str) -> Tuple[Row, str]:
     """The training on the first task, and its checkpoint."""
-    options = schedule(QUICK['epochs']) if args.quick and detector in CONFIGS \
+    options = schedule(QUICK_EPOCHS) if args.quick and detector in CONFIGS \
         else {}
     comparison = comparison_of(
         args, detector, 'pretraining',

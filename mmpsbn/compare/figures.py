@@ -54,6 +54,7 @@ def draw_lrs(panels: Dict[str, Sequence], out: str) -> None:
     """
     norms = list(dict.fromkeys(
         row.norm for rows in panels.values() for row in rows))
+    middle = (len(norms) - 1) / 2
     styles = {
         norm: dict(color=COLOURS[index % len(COLOURS)],
                    marker=MARKERS[index % len(MARKERS)], lw=1.2, ms=4)
@@ -68,7 +69,7 @@ def draw_lrs(panels: Dict[str, Sequence], out: str) -> None:
         for (above, below), (title, rows) in zip(axes.T, panels.items()):
             for index, norm in enumerate(norms):
                 own = [row for row in rows if row.norm == norm]
-                places = [row.lr * (1 + ASIDE * (index - len(norms) / 2))
+                places = [row.lr * (1 + ASIDE * (index - middle))
                           for row in own]
                 _draw_ranges(above, places, [row.scores for row in own],
                              styles[norm])
