@@ -2,14 +2,13 @@
 
     python benchmarks/finetuning.py [--quick]
 
-Two tasks of tools/make_demo_data.py: the demo's, and half as many other scenes,
-seen at 128 x 128 in the place of 160 x 160. Each detector learns the first with BN and goes
-on on the second with frozen BN, BN, psBN, GN and MimicNorm, at three learning
-rates, with three seeds. Then BN and psBN, at learning rates up to divergence:
-finetuned, longer, from scratch, with more weight decay, with norm layers in
-neck and head too. Every training belongs to a comparison as that of
-tools/compare_norms.py, and starts with the same schedule and batches whatever
-its normalization.
+There are two tasks of tools/make_demo_data.py, the demo's, and half as many
+other scenes, seen at 128 x 128 in the place of 160 x 160. Each detector learns
+the first with BN and goes on on the second with frozen BN, BN, psBN, GN and
+MimicNorm, at three learning rates, with three seeds. Then BN and psBN, at
+learning rates up to divergence: finetuned, longer, from scratch, with more
+weight decay, with norm layers in neck and head too. Every training belongs to
+a comparison as tools/compare_norms.py makes it.
 
 The same command goes on after an interruption and repeats nothing. It writes
 report.md with figures after each comparison, and into the folder of each
@@ -155,7 +154,6 @@ def parse_args():
                              f'{", ".join(CONFIGS)}, and no config file.')
     if args.quick:
         args.seeds = args.collapse_seeds = 1
-        args.lrs = args.lrs[-1:]
     args.out = args.out or Path('work_dirs') / (
         'finetuning-quick' if args.quick else 'finetuning')
     return args
@@ -316,8 +314,8 @@ def main():
     for number, (one, cost) in enumerate(zip(plan, costs)):
         seconds = sum(left(later.comparison, its, args.at_once)
                       for later, its in zip(plan[number:], costs[number:]))
-        print(f'\n[{number + 1}/{len(plan)}] {one.detector}, {one.title}; with '
-              f'all that follows about {in_words(seconds)}:', flush=True)
+        print(f'\n[{number + 1}/{len(plan)}] {one.detector}, {one.title}; '
+              f'with all that follows about {in_words(seconds)}:', flush=True)
         try:
             carry_out(one.comparison, cost, environments, command)
         except InputError as error:

@@ -249,7 +249,8 @@ def test_interrupted_gone_on_with_and_reported(compare, capsys, digits,
 
     assert compare(*plan) == 0
     output = capsys.readouterr().out
-    assert '50% done' in output and '[2/2] MimicNorm' in output
+    assert re.search('(50|75)% done', output)
+    assert output.count(': done, ') == 2
     resumed = (first / 'output.txt').read_text()
     assert 'Epoch(train) [2]' in resumed
     assert 'Epoch(train) [1]' not in resumed

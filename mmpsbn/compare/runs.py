@@ -196,8 +196,8 @@ class Comparison:
             self.work_dir.mkdir(parents=True, exist_ok=True)
             write_whole(self.work_dir / PLAN, json.dumps(self._plan).encode())
         except OSError as error:
-            raise InputError(f'the work dir {self.work_dir} cannot be written: '
-                             f'{error.strerror}') from error
+            raise InputError(f'the work dir {self.work_dir} cannot be '
+                             f'written: {error.strerror}') from error
 
     def interrupt(self) -> None:
         """Let the runs in progress end, as after Ctrl-C."""
@@ -238,7 +238,7 @@ class Comparison:
             try:
                 while child.poll() is None and not self._interrupted.is_set():
                     watch(self.done(run))
-                    time.sleep(1)
+                    self._interrupted.wait(1)
             finally:
                 # Ctrl-C reaches it only from here, and once.
                 if child.poll() is None:

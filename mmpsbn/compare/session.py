@@ -139,9 +139,10 @@ def _train(comparison: Comparison, costs: Dict[str, Cost],
         if not well:
             state = f'failed: {comparison.failures[run]}'
         else:
-            ended = 'diverged' if comparison.result(run)['diverged'] else 'done'
+            diverged = comparison.result(run)['diverged']
             seconds = left(comparison, costs, at_once, dict(shares))
-            state = f'{ended}, {in_words(seconds)} left'
+            state = (f'{"diverged" if diverged else "done"}, '
+                     f'{in_words(seconds)} left')
         print(f'[{number}/{len(runs)}] {run}: {state}', flush=True)
 
     with Progress(*columns, console=console, transient=True,
