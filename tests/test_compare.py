@@ -99,6 +99,8 @@ def comparison(digits, work_dir, norms=('BN', 'psBN'), seeds=(0, ), lrs=(),
     cfg.merge_from_dict(changes)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.data_root = f'{digits}/'
+    cfg.val_evaluator.ann_file = str(
+        digits / 'annotations' / 'instances_val2017.json')
     return Comparison(cfg, norms, lrs, seeds, str(work_dir))
 
 
