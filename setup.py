@@ -26,6 +26,6 @@ setup(
     # MMCV, MMEngine and MMDetection are left to the environment: each has
     # two distributions that install the same import names, and MMCV has to
     # be compiled for the torch at hand. `import mmpsbn` checks what it finds.
-    install_requires=['torch>=2.4'],
+    install_requires=['torch>=2.4,<2.14'],
     extras_require={'demo': ['scikit-learn']},
 )

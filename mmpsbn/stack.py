@@ -9,10 +9,11 @@ from importlib.util import find_spec
 from .errors import InputError
 
 # From the first version that works up to, without, the first that does not:
-# the bounds that MMDetection 3 itself sets, and the first torch that can read
-# MMEngine's checkpoints without running code.
+# the bounds that MMDetection 3 itself sets, the first torch that can read
+# MMEngine's checkpoints without running code, and the first that asks for
+# C++20, where MMCV's sources ask for C++17.
 RANGES = dict(
-    torch=((2, 4), (3, 0)),
+    torch=((2, 4), (2, 14)),
     mmengine=((0, 7, 1), (1, 0)),
     mmcv=((2, 0), (2, 2)),
     mmdet=((3, 0), (4, 0)),
@@ -46,6 +47,12 @@ def check_stack() -> None:
             f'setuptools 80.10.2 (below 81) beside {TESTED}.')
     # The version asked for above warns of this at every import.
     warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
+    # Imports MMCV, and with it MMEngine.
+    if find_spec('mmcv._ext') is None:
+        raise ImportError(
+            'MMDetection needs the compiled operators of MMCV, and the '
+            'installed MMCV has none; install one that was built with '
+            f'MMCV_WITH_OPS=1; versions that work together: {TESTED}.')
 
 
 def check_packages(purpose: str, requirements: str, *names: str) -> None:

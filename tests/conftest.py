@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from mmengine.utils import digit_version
 
 from mmpsbn.datasets import make_digits
 
@@ -20,6 +21,11 @@ settings.register_profile(
     'long', settings.get_profile('short'), max_examples=1000,
     derandomize=False, print_blob=True)
 settings.load_profile('short')
+
+
+needs_onnx = pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version('2.5'),
+    reason='the exporter is older')
 
 
 def cases(number):

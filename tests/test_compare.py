@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 
@@ -15,12 +16,13 @@ import mmcv
 import pytest
 import torch
 from conftest import ROOT
+from mmengine.runner import load_checkpoint
 from test_convert import build, demo_config
 from test_tools import FASTER, SHORT, refused  # noqa: F401  The fixture.
-from test_tools import run as tool
 
-from mmpsbn.compare import NORMS, Comparison, Cost, with_norm
-from mmpsbn.compare.report import Row, verdict
+from mmpsbn.compare import (NORMS, Comparison, Cost, with_norm,
+                            write_report)
+from mmpsbn.compare.report import Row, rows_of, verdict
 from mmpsbn.compare.runs import shares_of_machine
 from mmpsbn.engine.config import read_config
 from mmpsbn.errors import InputError
@@ -97,6 +99,8 @@ def comparison(digits, work_dir, norms=('BN', 'psBN'), seeds=(0, ), lrs=(),
     cfg.merge_from_dict(changes)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.data_root = f'{digits}/'
+    cfg.val_evaluator.ann_file = str(
+        digits / 'annotations' / 'instances_val2017.json')
     return Comparison(cfg, norms, lrs, seeds, str(work_dir))
 
 
@@ -146,8 +150,52 @@ def test_mimicnorm_starts_from_converted_weights(digits, tmp_path):
     assert 'tools/convert.py' in plan.remarks()[0]
 
 
+def test_a_detector_of_other_classes_starts_them_anew(digits, tmp_path):
+    bn = tmp_path / 'bn.pth'
+    cfg = demo_config('faster-rcnn', 'psbn')
+    cfg.model.roi_head.bbox_head.num_classes = 4
+    state = build(with_norm(cfg, 'BN').model).state_dict()
+    torch.save(dict(state_dict=state), bn)
+    plan = comparison(digits, tmp_path / 'work', ('GN', 'MimicNorm'),
+                      load_from=str(bn))
+    plan.write()
+    anew = ['roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg']
+    assert plan.remarks()[-1].startswith(f'{", ".join(anew)} start anew')
+    # MMEngine loads what fits.
+    gn, mimic = plan.runs
+    model = build(plan.cfgs['GN'].model)
+    model.roi_head.bbox_head.fc_cls.weight.data.fill_(7)
+    load_checkpoint(model, str(bn), 'cpu', logger='silent')
+    assert (model.roi_head.bbox_head.fc_cls.weight == 7).all()
+    assert torch.equal(model.state_dict()['backbone.conv1.weight'],
+                       state['backbone.conv1.weight'])
+    assert (model.backbone.gn1.weight == 1).all()
+    converted = torch.load(plan._config(mimic).load_from)['state_dict']
+    missing = set(build(plan.cfgs['MimicNorm'].model).state_dict()) - set(
+        converted)
+    assert {key.rpartition('.')[0] for key in missing} == set(anew)
+
+
+def test_what_is_no_start_for_all(digits, tmp_path):
+    other = tmp_path / 'other.pth'
+    cfg = demo_config('faster-rcnn', 'psbn')
+    cfg.model.roi_head.bbox_head.fc_out_channels = 128
+    torch.save(dict(state_dict=build(cfg.model).state_dict()), other)
+    with pytest.raises(InputError, match='does not fit the model'):
+        comparison(digits, tmp_path / 'work', load_from=str(other))
+    mimic = tmp_path / 'mimic.pth'
+    torch.save(build(demo_config('faster-rcnn', 'mimicnorm').model
+                     ).state_dict(), mimic)
+    with pytest.raises(InputError, match='nothing else can start from it'):
+        comparison(digits, tmp_path / 'work', ('psBN', 'MimicNorm'),
+                   load_from=str(mimic))
+    plan = comparison(digits, tmp_path / 'work', ('MimicNorm', ),
+                      load_from=str(mimic))
+    assert plan._config(plan.runs[0]).load_from == str(mimic)
+
+
 def row(norm, *scores):
-    return Row(norm, 0.1, [], list(scores), list(scores), [])
+    return Row(norm, 0.1, [], [], list(scores), list(scores), [], [])
 
 
 def test_the_verdict_claims_no_more_than_the_seeds():
@@ -160,42 +208,64 @@ def test_the_verdict_claims_no_more_than_the_seeds():
     assert 'No run detected anything' in verdict([row('BN', 0.), row('GN', 0.)])
 
 
-def compare(digits, work_dir, *arguments, options=()):
-    return tool(*COMPARE, '--work-dir', work_dir, '--rounds', 1, *arguments,
-                data=digits, options=['train_cfg.max_epochs=2', *options],
-                OMP_NUM_THREADS='1')
+@pytest.fixture
+def compare(monkeypatch, digits, tmp_path):
+    """The tool in this process, in which it takes Ctrl-C; its exit status."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv('MMDET_DATASETS', str(digits))
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    before = {name: signal.getsignal(name)
+              for name in (signal.SIGINT, signal.SIGTERM)}
+    # Those that run in the background of a shell ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def compare(*arguments):
+        monkeypatch.setattr(sys, 'argv', [*COMPARE, *arguments])
+        try:
+            runpy.run_path(COMPARE[0], run_name='__main__')
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    yield compare
+    for name, handler in before.items():
+        signal.signal(name, handler)
 
 
-def test_interrupted_gone_on_with_and_reported(digits, tmp_path):
+def test_interrupted_gone_on_with_and_reported(compare, capsys, digits,
+                                               tmp_path):
     work_dir = tmp_path / 'work'
-    plan = ('--norms', 'BN', 'MimicNorm', '--seeds', '1')
-    child = subprocess.Popen(
-        [sys.executable, *COMPARE, '--work-dir', str(work_dir), '--rounds',
-         '1', *plan, '--at-once', '2', '--cfg-options', *SHORT, 'train_cfg.max_epochs=2'],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=dict(os.environ, MMDET_DATASETS=str(digits), OMP_NUM_THREADS='1'),
-        # Those that run in the background of a shell ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    first, other = (work_dir / f'{norm}_lr0.04_seed0'
-                    for norm in ('BN', 'MimicNorm'))
-    while not (first / 'last_checkpoint').exists() and child.poll() is None:
-        time.sleep(0.1)
-    child.send_signal(signal.SIGINT)
-    output = child.communicate()[0]
-    assert child.returncode == 130, output
-    assert 'the same command goes on from here' in output
-    for folder in (first, other):
+    plan = ('--work-dir', str(work_dir), '--norms', 'BN', 'MimicNorm',
+            '--seeds', '1', '--rounds', '1', '--at-once', '2',
+            '--cfg-options', *SHORT, 'train_cfg.max_epochs=2')
+    folders = [work_dir / f'{norm}_lr0.04_seed0'
+               for norm in ('BN', 'MimicNorm')]
+
+    def interrupt():
+        while not any((folder / 'last_checkpoint').exists()
+                      for folder in folders):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert compare(*plan) == 130
+    assert 'the same command goes on from here' in capsys.readouterr().err
+    for folder in folders:
         assert not (folder / 'result.json').exists()
         assert float((folder / 'seconds.txt').read_text()) > 1
+    first = next(folder for folder in folders
+                 if (folder / 'last_checkpoint').exists())
 
-    status, output = compare(digits, work_dir, *plan)
-    assert status == 0, output
-    assert '50% done' in output and '[2/2] MimicNorm' in output
+    assert compare(*plan) == 0
+    output = capsys.readouterr().out
+    assert re.search('(50|75)% done', output)
+    assert output.count(': done, ') == 2
     resumed = (first / 'output.txt').read_text()
     assert 'Epoch(train) [2]' in resumed
     assert 'Epoch(train) [1]' not in resumed
-    ended = (first / 'result.json').read_text()
-    assert json.loads(ended)['metrics']['step'] == 2
+    for folder in folders:
+        ended = json.loads((folder / 'result.json').read_text())
+        assert ended['metrics']['step'] == 2 and not ended['diverged']
 
     report = (work_dir / 'report.md').read_text()
     for norm in ('BN', 'MimicNorm'):
@@ -235,14 +305,9 @@ def test_runs_at_once_share_the_machine(monkeypatch):
         shares_of_machine(3, 2)
 
 
-def test_a_dry_run_writes_nothing(monkeypatch, capsys, digits, tmp_path):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv('MMDET_DATASETS', str(digits))
-    monkeypatch.setattr(sys, 'argv', [
-        *COMPARE, '--norms', 'psBN', '--seeds', '2', '--rounds', '1',
-        '--work-dir', str(tmp_path / 'new'), '--dry-run'
-    ])
-    runpy.run_path(COMPARE[0], run_name='__main__')
+def test_a_dry_run_writes_nothing(compare, capsys, tmp_path):
+    assert compare('--norms', 'psBN', '--seeds', '2', '--rounds', '1',
+                   '--work-dir', str(tmp_path / 'new'), '--dry-run') == 0
     output = capsys.readouterr().out
     assert re.search(r'psBN, lr 0.04, seed 0 +\d+ ', output)
     assert re.search(r'psBN, lr 0.04, seed 1 +\d+ ', output)
@@ -259,6 +324,28 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(digits, tmp_path):
     assert not plan.run(run, lambda share: None)
     assert 'NoSuchHook' in plan.failures[run]
     assert plan.result(run) is None
+
+
+def test_a_run_that_diverges_has_ended(digits, tmp_path):
+    plan = comparison(digits, tmp_path / 'work', ('BN', ), lrs=(.04, 1e30),
+                      **{'optim_wrapper.clip_grad': None})
+    plan.write()
+    good, bad = plan.runs
+    assert plan.run(bad, lambda share: None), plan.failures
+    assert plan.done(bad) == 1
+    plan.folder(good).mkdir()
+    (plan.folder(good) / 'result.json').write_text(
+        json.dumps(dict(metrics={'coco/bbox_mAP': .5}, seconds=366.)))
+    first, second = rows_of(plan)
+    assert (first.scores, first.well) == ([.5], [good])
+    assert (second.scores, second.well, second.dead) == ([0], [], [])
+    # It says nothing of how long one takes.
+    assert plan.estimate(bad, {}) == 366
+    write_report(plan, {'BN': Cost(1., 1., 1., 1., None, 8)}, 'command')
+    assert (tmp_path / 'work' / 'lrs.png').exists()
+    report = (tmp_path / 'work' / 'report.md').read_text()
+    assert re.search(r'^\| BN \| 1e\+30 \| 1 \| 0.000 .*\| - \| - \| 1 \|$',
+                     report, re.M)
 
 
 @pytest.mark.parametrize('arguments, words', [

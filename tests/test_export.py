@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import needs_onnx
 from mmcv.ops import batched_nms
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.structures import DetDataSample
@@ -154,6 +155,7 @@ def assert_folded(file):
                         constants & set(node.input)), node
 
 
+@needs_onnx
 @pytest.mark.parametrize('detector, norm, sizes', [
     ('faster-rcnn', 'mimicnorm', [(1, 160, 160), (3, 224, 64)]),
     ('retinanet', 'psbn', [(1, 96, 128)]),
@@ -199,6 +201,7 @@ def assert_session_of_the_docs_runs(file, image):
     assert names['labels'].max() >= 0
 
 
+@needs_onnx
 def test_raw_outputs_of_one_shape(digits, tmp_path):
     cfg, file = demo_config('retinanet'), tmp_path / 'a.onnx'
     model = trained(cfg).eval()
@@ -224,6 +227,7 @@ def no_export(monkeypatch):
     monkeypatch.setattr(onnx_file, '_program', None)
 
 
+@needs_onnx
 def test_a_file_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
     cfg = demo_config('retinanet', 'psbn')
 
@@ -236,6 +240,7 @@ def test_a_file_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@needs_onnx
 def test_what_the_exporter_cannot_follow(digits, tmp_path):
     cfg = demo_config('retinanet', 'psbn')
     model = build(cfg.model)
@@ -251,6 +256,7 @@ def test_what_the_exporter_cannot_follow(digits, tmp_path):
         onnx_file._program(Exportable(model), (96, 96))
 
 
+@needs_onnx
 def test_other_post_processing_is_refused(digits, tmp_path, no_export):
     cfg = demo_config('retinanet', 'psbn')
     cfg.model.test_cfg.nms = dict(type='soft_nms', iou_threshold=0.5)
@@ -258,6 +264,7 @@ def test_other_post_processing_is_refused(digits, tmp_path, no_export):
         export(cfg, build(cfg.model), digits, tmp_path / 'a.onnx')
 
 
+@needs_onnx
 def test_another_detector_is_refused(digits, tmp_path, no_export):
     cfg = demo_config('retinanet', 'psbn')
     head = cfg.model.bbox_head
@@ -274,6 +281,7 @@ def test_another_detector_is_refused(digits, tmp_path, no_export):
         export(cfg, build(cfg.model), digits, tmp_path / 'a.onnx')
 
 
+@needs_onnx
 @pytest.mark.parametrize('change, words', [
     (dict(out='a.pth'), 'must end in .onnx'),
     (dict(out='there.onnx'), '--force replaces'),
@@ -295,6 +303,12 @@ def test_the_command_refuses(change, words, refused, digits,  # noqa: F811
         '--images', given['images'], data=digits)
     assert words in message
     assert not (tmp_path / 'a.onnx').exists()
+
+
+def test_a_torch_that_is_too_old_is_named(monkeypatch):
+    monkeypatch.setattr(torch, '__version__', '2.4.0+cpu')
+    with pytest.raises(InputError, match='from 2.5 on, and this is torch 2.4'):
+        export_onnx(None, {}, '', [], '', None, False, False)
 
 
 def test_missing_packages_are_named(monkeypatch):

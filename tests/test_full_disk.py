@@ -6,7 +6,7 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from conftest import full_disk
+from conftest import full_disk, needs_onnx
 from test_compare import comparison
 from test_convert import build, demo_config
 from test_tools import FASTER, refused  # noqa: F401  The fixture.
@@ -78,6 +78,7 @@ def test_a_report(digits, tmp_path):
     assert changed.keys() == before.keys() and changed != before
 
 
+@needs_onnx
 def test_an_onnx_file(old):
     pytest.importorskip('onnxscript')
     program = torch.onnx.export(

@@ -8,7 +8,7 @@ import sys
 import onnxruntime
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, needs_onnx
 from mmcv.cnn import is_norm
 from test_convert import build, demo_config, images
 from test_tools import FASTER, refused  # noqa: F401  The fixture.
@@ -318,6 +318,7 @@ def command(monkeypatch, *arguments):
     runpy.run_path('tools/prune.py', run_name='__main__')
 
 
+@needs_onnx
 def test_the_command_writes_files_that_agree(faster, digits, tmp_path, capsys,
                                              monkeypatch):
     cfg, model = faster
@@ -363,6 +364,7 @@ def prune(cfg, model, digits, out):
                               files[:1], files[1:2], str(out), SHAPE)
 
 
+@needs_onnx
 def test_nothing_to_prune_is_no_failure(faster, digits, tmp_path, capsys,
                                         monkeypatch):
     cfg, model = faster
@@ -376,6 +378,7 @@ def test_nothing_to_prune_is_no_failure(faster, digits, tmp_path, capsys,
     assert not (tmp_path / 'out').exists()
 
 
+@needs_onnx
 def test_a_model_that_differs_is_not_kept(retina, digits, tmp_path,
                                           monkeypatch):
     cfg, model = retina
@@ -391,6 +394,7 @@ def test_a_model_that_differs_is_not_kept(retina, digits, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+@needs_onnx
 def test_files_of_a_retinanet(retina, digits, tmp_path):
     cfg, model = retina
     planted_retina(model)
@@ -405,6 +409,7 @@ def test_files_of_a_retinanet(retina, digits, tmp_path):
             program(inputs)[2:], Exportable(model)(inputs)[2:]) < 1e-5
 
 
+@needs_onnx
 def test_a_folder_that_cannot_be_written(retina, digits, tmp_path,
                                          monkeypatch):
     cfg, model = retina
@@ -416,6 +421,7 @@ def test_a_folder_that_cannot_be_written(retina, digits, tmp_path,
         prune(cfg, model, digits, tmp_path / 'file' / 'out')
 
 
+@needs_onnx
 @pytest.mark.parametrize('change, words', [
     (dict(out='file'), 'is a file; name a folder'),
     (dict(out='there'), 'pruned.pt2 exists; --force replaces'),

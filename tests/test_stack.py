@@ -36,7 +36,8 @@ def test_accepts(versions, monkeypatch):
 
 @pytest.mark.parametrize('name, version', [
     ('mmcv', '2.2.0'), ('mmcv', '1.7.2'), ('mmdet', '2.28.2'),
-    ('mmengine', '0.6.0'), ('torch', '2.3.1')
+    ('mmengine', '0.6.0'), ('torch', '2.3.1'),
+    ('torch', '2.14.1')
 ])
 def test_refuses_versions_that_do_not_work(name, version, monkeypatch):
     with_versions(monkeypatch, **dict(GOOD, **{name: version}))
@@ -57,4 +58,10 @@ def test_names_a_setuptools_without_pkg_resources(monkeypatch):
     with_versions(
         monkeypatch, missing=['pkg_resources'], setuptools='82.0', **GOOD)
     with pytest.raises(ImportError, match='setuptools 82.0 no longer has'):
+        stack.check_stack()
+
+
+def test_names_an_mmcv_without_operators(monkeypatch):
+    with_versions(monkeypatch, missing=['mmcv._ext'], **GOOD)
+    with pytest.raises(ImportError, match='the installed MMCV has none'):
         stack.check_stack()

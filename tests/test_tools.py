@@ -16,9 +16,13 @@ from conftest import ROOT
 from mmcv.cnn import is_norm
 from mmdet.models.backbones import ResNet
 from mmengine.config import Config
+from mmengine.hooks import LoggerHook
 
 import mmpsbn  # noqa: F401
+from mmpsbn.engine.checkpoint import read_checkpoint
 from mmpsbn.engine.cli import told_to_the_user
+from mmpsbn.engine.config import load_config
+from mmpsbn.engine.runner import build_runner
 
 FASTER = 'configs/demo/faster-rcnn_r18-half_fpn_psbn_digits.py'
 RETINA = 'configs/demo/retinanet_r18-half_fpn_psbn_digits.py'
@@ -139,7 +143,7 @@ def test_resume_goes_on_after_the_last_checkpoint(trained, digits, tmp_path):
     assert status == 0, output[-3000:]
     assert 'resumed epoch: 1, iter: 2' in output
     assert 'Epoch(train) [2]' in output and 'Epoch(train) [1]' not in output
-    optimizer = torch.load(work_dir / 'epoch_2.pth')['optimizer']
+    optimizer = read_checkpoint(str(work_dir / 'epoch_2.pth'))['optimizer']
     assert all('momentum_buffer' in s for s in optimizer['state'].values())
 
 
@@ -192,7 +196,7 @@ def mimic(digits, tmp_path_factory):
 
 def test_mimicnorm_trains_in_two_processes_and_resumes_in_one(
         mimic, digits, tmp_path):
-    saved = torch.load(mimic / 'epoch_1.pth')
+    saved = read_checkpoint(str(mimic / 'epoch_1.pth'))
     for name, value in saved['state_dict'].items():
         if name.startswith('backbone.') and name.endswith('weight'):
             assert value.mean((1, 2, 3)).abs().max() < 1e-6, name
@@ -253,7 +257,7 @@ def test_demo_configs_run_on_coco(config, coco128, tmp_path):
         tmp_path, data=coco128, options=few + ANY_SCORE)
     assert status == 0, output[-3000:]
     assert 'coco/bbox_mAP' in metrics(tmp_path)
-    state = torch.load(tmp_path / 'epoch_1.pth')['state_dict']
+    state = read_checkpoint(str(tmp_path / 'epoch_1.pth'))['state_dict']
     assert any(len(value) in (81, 80 * 9)
                for key, value in state.items() if key.endswith('cls.bias'))
 
@@ -276,7 +280,7 @@ def test_a_coco_config_trains_from_pretrained_bn(coco128, tmp_path):
         'tools/train.py', config, '--work-dir', tmp_path, data=coco128,
         options=few + ANY_SCORE)
     assert status == 0, output[-3000:]
-    state = torch.load(tmp_path / 'epoch_1.pth')['state_dict']
+    state = read_checkpoint(str(tmp_path / 'epoch_1.pth'))['state_dict']
     # The stem is frozen (frozen_stages=1), so its bias is BN's.
     torch.testing.assert_close(state['backbone.bn1.bias'], backbone.bn1.bias)
     trained = state['backbone.layer2.0.bn1.bias']
@@ -336,6 +340,18 @@ def test_two_processes_train_pssyncbn_on_the_cpu(digits, tmp_path):
             torch.testing.assert_close(values, two[image][name])
 
 
+def test_one_process_writes_the_metrics(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv('MMDET_DATASETS', str(digits))
+    runner = build_runner(
+        load_config(str(ROOT / FASTER), None, str(tmp_path)))
+    logger, = (hook for hook in runner.hooks if isinstance(hook, LoggerHook))
+    logger.before_run(runner)
+    for rank in (1, 0):
+        monkeypatch.setattr('mmengine.dist.utils.get_rank', lambda *_: rank)
+        logger.after_test_epoch(runner, {})
+        assert bool(list(tmp_path.glob('*/*.json'))) == (rank == 0)
+
+
 def test_inferencer_computes_what_the_model_computes(trained, digits):
     from mmdet.apis import DetInferencer, init_detector
     config = Config.fromfile(ROOT / FASTER)
@@ -345,7 +361,7 @@ def test_inferencer_computes_what_the_model_computes(trained, digits):
     result = inferencer(image, no_save_vis=True)['predictions'][0]
     assert set(result) == {'labels', 'scores', 'bboxes'}
     loaded = init_detector(config, weights, device='cpu')
-    state = torch.load(weights)['state_dict']
+    state = read_checkpoint(weights)['state_dict']
     for model in (inferencer.model, loaded):
         assert type(model.backbone.bn1).__name__ == 'PSBatchNorm2d'
         for key, value in model.state_dict().items():
@@ -414,6 +430,16 @@ def test_infer_refuses(change, words, refused, trained, digits, tmp_path):
                       tmp_path / given['checkpoint'], '--out-dir',
                       tmp_path / given['out'], '--device', given['device'])
     assert words in message
+
+
+@pytest.mark.parametrize('out, words', [
+    ('a.txt', 'must end in .pkl or .pickle'),
+    ('file/a.pkl', 'file cannot be written'),
+])
+def test_predictions_that_cannot_be_written(out, words, refused, tmp_path):
+    (tmp_path / 'file').touch()
+    assert words in refused('tools/test.py', FASTER, 'not-read.pth', '--out',
+                            tmp_path / out)
 
 
 def test_missing_files_are_named(refused, digits, tmp_path):

@@ -83,6 +83,9 @@ def main():
         print(f'{args.out}: outputs moved by {moved.before:.3f} of their norm '
               f'when the filters were centred, and by {moved.after:.3f} after '
               f'the biases were calibrated on {len(images)} images.')
+        if moved.anew:
+            print('The checkpoint is of another number of classes; without '
+                  f'weights, to start anew: {", ".join(moved.anew)}.')
         return
     proof = convert_to_stock(cfg, args.config, checkpoint, args.checkpoint,
                              images, args.out, args.fuse, args.keep_optimizer)

@@ -15,8 +15,17 @@ from mmpsbn.engine.config import load_config
 from mmpsbn.engine.data import blamed_on_data, check_data
 from mmpsbn.errors import InputError
 from mmpsbn.engine.runner import build_runner
+from mmpsbn.engine.whole_files import replacing
 
 LOADERS = ('test_dataloader', )
+
+
+class WholeDetResults(DumpDetResults):
+    """Predictions in a file that is never seen half-written."""
+
+    def compute_metrics(self, results: list) -> dict:
+        with replacing(self.out_file_path) as (self.out_file_path, ):
+            return super().compute_metrics(results)
 
 
 def parse_args():
@@ -40,6 +49,9 @@ def main():
     args = parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise InputError(f'--out {args.out} must end in .pkl or .pickle.')
+    if args.out:
+        with replacing(args.out):
+            pass  # Says now, not after the evaluation, if it cannot be.
     cfg = load_config(args.config, args.cfg_options, args.work_dir,
                       args.launcher)
     checkpoint = read_checkpoint(args.checkpoint)
@@ -54,7 +66,7 @@ def main():
         check_fits(runner.model, checkpoint, args.checkpoint)
         if args.out:
             runner.test_evaluator.metrics.append(
-                DumpDetResults(out_file_path=args.out))
+                WholeDetResults(out_file_path=args.out))
         runner.test()
 
 

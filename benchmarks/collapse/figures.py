@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.shared.figures import draw_variants
+from benchmarks.shared.figures import by_logarithm, draw_variants
 from mmpsbn.analysis.figures import COLOURS, STYLE
 
 NORMS = {'BN': (COLOURS[0], 'o'), 'psBN': (COLOURS[5], 's')}
@@ -88,9 +88,7 @@ def _draw_fits(axis, fits, x) -> None:
                   color='#000000', lw=1, label=f'slope {slope}')
         axis.set_ylim(rates.min() / 4, max(rates.max() * 2, 1))
         axis.set_yscale('log')
-    axis.set_xscale('log')
-    axis.set_xticks(at, [f'{value:g}' for value in at])
-    axis.minorticks_off()
+    by_logarithm(axis, at)
     axis.grid(lw=0.4)
 
 
@@ -118,13 +116,13 @@ def draw_paths(rows, out: str) -> None:
             dead = np.array([
                 100 * np.array(r['dead']) / r['channels'] for r in runs])
             steps = runs[0]['steps']
-            axis.plot(steps, dead.mean(0), color=COLOURS[index],
-                      label=letter)
+            axis.plot(steps, dead.mean(0), color=COLOURS[index])
+            axis.annotate(letter, (steps[-1], dead.mean(0)[-1]), (4, 0),
+                          textcoords='offset points', va='center', fontsize=7)
             axis.fill_between(steps, dead.min(0), dead.max(0), lw=0,
                               color=COLOURS[index], alpha=0.15)
         axis.set(xlabel='step', ylabel='dead channels, %', ylim=(0, None))
         axis.set_title('all seeds: mean and range', fontsize=9)
-        axis.legend(frameon=False, ncols=2)
         handles = [
             matplotlib.lines.Line2D([], [], color=colour, marker=marker,
                                     label=label)

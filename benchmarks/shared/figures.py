@@ -83,13 +83,24 @@ def draw_series(axis, points: Sequence[Tuple[float, List[float]]], label: str,
     axis.grid(lw=0.4)
 
 
+def by_logarithm(axis, values: Sequence[float],
+                 tick: Callable[[float], str] = '{:g}'.format) -> None:
+    """A tick at each value, written where there is room for it."""
+    labels, last = [], 0
+    for value in values:
+        room = value > 1.4 * last
+        labels.append(tick(value) if room else '')
+        last = value if room else last
+    axis.set_xscale('log')
+    axis.set_xticks(values, labels)
+    axis.minorticks_off()
+
+
 def _places(axis, rows, x, tick) -> dict:
     """Where values are drawn: by logarithm, or in turn if 0 is among them."""
     values = sorted({getattr(row.settings, x) for row in rows})
     if values[0] > 0:
-        axis.set_xscale('log')
-        axis.set_xticks(values, [tick(value) for value in values])
-        axis.minorticks_off()
+        by_logarithm(axis, values, tick)
         return {value: value for value in values}
     axis.set_xticks(range(len(values)), [tick(value) for value in values])
     return {value: place for place, value in enumerate(values)}

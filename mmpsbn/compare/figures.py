@@ -5,9 +5,13 @@ from typing import Dict, Sequence
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from mmpsbn.analysis.figures import COLOURS, STYLE
 from .costs import Cost
+
+MARKERS = 'os^Dv<>'
+ASIDE = 0.08  # Of a learning rate, from a normalization to the next.
 
 
 def draw_scores(rows, out: str) -> None:
@@ -36,6 +40,65 @@ def draw_scores(rows, out: str) -> None:
         axis.set_xlabel('mAP')
         axis.grid(axis='x', lw=0.4)
         figure.savefig(out, dpi=150)
+
+
+def draw_lrs(panels: Dict[str, Sequence], out: str) -> None:
+    """mAP and dead channels by learning rate, a column for each panel.
+
+    Means as points that a line joins, and the range of the seeds as a bar;
+    normalizations stand a little aside of one another.
+
+    Args:
+        panels (dict): For each title some rows of the report.
+        out (str): The PNG to write.
+    """
+    norms = list(dict.fromkeys(
+        row.norm for rows in panels.values() for row in rows))
+    middle = (len(norms) - 1) / 2
+    styles = {
+        norm: dict(color=COLOURS[index % len(COLOURS)],
+                   marker=MARKERS[index % len(MARKERS)], lw=1.2, ms=4)
+        for index, norm in enumerate(norms)
+    }
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(
+            figsize=(max(4.5, 0.6 + 2.9 * len(panels)), 4.8),
+            layout='constrained')
+        axes = figure.subplots(2, len(panels), sharex='col', sharey='row',
+                               squeeze=False)
+        for (above, below), (title, rows) in zip(axes.T, panels.items()):
+            for index, norm in enumerate(norms):
+                own = [row for row in rows if row.norm == norm]
+                places = [row.lr * (1 + ASIDE * (index - middle))
+                          for row in own]
+                _draw_ranges(above, places, [row.scores for row in own],
+                             styles[norm])
+                _draw_ranges(below, places,
+                             [[100 * x for x in row.dead] for row in own],
+                             styles[norm])
+            lrs = sorted({row.lr for row in rows})
+            above.set_title(title, fontsize=9)
+            below.set(xlabel='learning rate', xscale='log')
+            below.set_xticks(lrs, [f'{lr:g}' for lr in lrs])
+            below.minorticks_off()
+        for axis, label in zip(axes[:, 0], ('mAP', 'dead channels, %')):
+            axis.set_ylabel(label)
+            axis.set_ylim(bottom=0)
+        for axis in axes.flat:
+            axis.grid(lw=0.4)
+        figure.legend([Line2D([], [], **style) for style in styles.values()],
+                      norms, loc='outside right upper', frameon=False)
+        figure.savefig(out, dpi=150)
+
+
+def _draw_ranges(axis, places, values, style) -> None:
+    """Means, joined, and ranges; a place may have no values."""
+    points = [(place, own) for place, own in zip(places, values) if own]
+    axis.plot([place for place, _ in points],
+              [np.mean(own) for _, own in points], clip_on=False, **style)
+    for place, own in points:
+        axis.plot([place] * 2, [min(own), max(own)], lw=1.2,
+                  color=style['color'])
 
 
 def draw_curves(curves: Dict[str, Sequence[Dict[int, float]]], unit: str,
@@ -69,7 +132,8 @@ def _draw_lines(lines: Dict[str, Sequence[Dict[int, float]]], xlabel: str,
         axis.set(xlabel=xlabel, ylabel=ylabel)
         axis.set_ylim(bottom=0)
         axis.grid(lw=0.4)
-        figure.legend(loc='outside right upper', frameon=False)
+        if lines:
+            figure.legend(loc='outside right upper', frameon=False)
         figure.savefig(out, dpi=150)
 
 

@@ -10,7 +10,8 @@ from markdown_it import MarkdownIt
 from mmpsbn.engine.filter_collapse_hook import shares
 from mmpsbn.engine.whole_files import whole_folder
 from .costs import Cost
-from .figures import draw_collapse, draw_costs, draw_curves, draw_scores
+from .figures import (draw_collapse, draw_costs, draw_curves, draw_lrs,
+                      draw_scores)
 from .runs import Comparison, Run
 
 MAP, MAP50 = 'coco/bbox_mAP', 'coco/bbox_mAP_50'
@@ -36,11 +37,16 @@ class Row(NamedTuple):
     norm: str
     lr: float
     runs: List[Run]
+    well: List[Run]
+    """Those that have not diverged."""
     scores: List[float]
-    """mAP of each run; 0 where nothing was detected."""
+    """mAP of each run; 0 where nothing was detected, or it diverged."""
     scores50: List[float]
+    before: List[float]
+    """Share of channels that are dead in the first steps of each run that has
+    not diverged, sums left out."""
     dead: List[float]
-    """Share of dead channels at the end of each run, sums left out."""
+    """And in the last steps."""
 
     @property
     def mean(self) -> float:
@@ -55,12 +61,16 @@ def rows_of(comparison: Comparison) -> List[Row]:
             groups.setdefault((run.norm, run.lr), []).append(run)
     rows = []
     for (norm, lr), runs in groups.items():
-        metrics = [comparison.result(run)['metrics'] for run in runs]
-        ends = [comparison.history(run)[-1:] for run in runs]
+        results = [comparison.result(run) for run in runs]
+        well = [run for run, result in zip(runs, results)
+                if not result.get('diverged')]
+        histories = list(filter(None, map(comparison.history, well)))
         rows.append(
-            Row(norm, lr, runs, [m.get(MAP, 0) for m in metrics],
-                [m.get(MAP50, 0) for m in metrics],
-                [shares(end[0]).get('dead', 0) for end in ends if end]))
+            Row(norm, lr, runs, well,
+                *([result['metrics'].get(name, 0) for result in results]
+                  for name in (MAP, MAP50)),
+                *([shares(history[at]).get('dead', 0) for history in histories]
+                  for at in (0, -1))))
     order = list(comparison.cfgs)
     return sorted(rows, key=lambda row: (order.index(row.norm), row.lr))
 
@@ -120,7 +130,7 @@ def write_report(comparison: Comparison, costs: Dict[str, Cost],
 
 def _write(comparison: Comparison, rows: Sequence[Row],
            costs: Dict[str, Cost], command: str, out: Path) -> None:
-    best = best_rows(rows)
+    best = [row for row in best_rows(rows) if row.well]
     figures = {
         'scores.png': 'mAP of every seed, and its mean (bar)',
         'curves.png': 'mAP while training: mean, and range over the seeds',
@@ -128,15 +138,19 @@ def _write(comparison: Comparison, rows: Sequence[Row],
         'costs.png': 'What a training step costs',
     }
     draw_scores(rows, str(out / 'scores.png'))
+    if len({row.lr for row in rows}) > 1:
+        figures = {'lrs.png': 'By learning rate: mean, and range of the seeds',
+                   **figures}
+        draw_lrs({'': rows}, str(out / 'lrs.png'))
     draw_curves({
-        row.norm: [comparison.curve(run, MAP) for run in row.runs]
+        row.norm: [comparison.curve(run, MAP) for run in row.well]
         for row in best
     }, comparison.length.unit, str(out / 'curves.png'))
     histories = {
         row.norm: [{
             line['iter']: 100 * shares(line).get('dead', 0)
             for line in comparison.history(run)
-        } for run in row.runs]
+        } for run in row.well]
         for row in best
     }
     draw_collapse(histories, str(out / 'collapse.png'))
@@ -149,11 +163,12 @@ def _write(comparison: Comparison, rows: Sequence[Row],
 
 {verdict(rows)}
 
-{_table(rows)}
+{table(rows)}
 
 Spread is the largest minus the smallest of the seeds. Dead is the mean share
-of the channels before a ReLU that no image of the last training steps opened;
-residual sums are left out.
+of the channels before a ReLU that no image of the last training steps opened,
+dead before that of the first steps; residual sums are left out. A run that
+diverged has mAP 0, and its channels are not counted.
 
 {_cost_table(comparison, costs)}
 
@@ -177,14 +192,18 @@ is what autograd keeps of its forward.
         LAYOUT.format(title=title, body=body), encoding='utf-8')
 
 
-def _table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Row]) -> str:
+    """mAP and dead channels of some rows, in Markdown."""
     return _markdown([[
-        'Norm', 'lr', 'seeds', 'mAP', 'spread', 'mAP50', 'spread', 'dead'
+        'Norm', 'lr', 'seeds', 'mAP', 'spread', 'mAP50', 'spread',
+        'dead before', 'dead', 'diverged'
     ]] + [[
         row.norm, f'{row.lr:g}',
         str(len(row.runs)), *_mean_and_spread(row.scores),
         *_mean_and_spread(row.scores50),
-        f'{statistics.mean(row.dead):.1%}' if row.dead else '-'
+        *(f'{statistics.mean(shares):.2%}' if shares else '-'
+          for shares in (row.before, row.dead)),
+        str(len(row.runs) - len(row.well))
     ] for row in rows])
 
 

@@ -19,9 +19,11 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 
 from mmpsbn.convert import convert_to_mimicnorm
-from mmpsbn.convert.stock_config import mimic_inside
+from mmpsbn.convert.conversion import build
 from mmpsbn.engine.blame import blamed_on_config
-from mmpsbn.engine.checkpoint import read_checkpoint
+from mmpsbn.engine.checkpoint import (check_fits, is_of_mimicnorm,
+                                      read_checkpoint, state_of,
+                                      with_own_classes)
 from mmpsbn.engine.config import dicts_in
 from mmpsbn.engine.data import blamed_on_data, find_images
 from mmpsbn.engine.filter_collapse_hook import HISTORY, read_history
@@ -30,6 +32,7 @@ from mmpsbn.errors import InputError
 from .costs import Cost
 from .placing import with_norm
 
+LOADERS = ('train_dataloader', 'val_dataloader')
 PLAN = 'comparison.json'
 # Of a run, in its folder.
 RESULT, OUTPUT, SECONDS = 'result.json', 'output.txt', 'seconds.txt'
@@ -38,6 +41,8 @@ RESULT, OUTPUT, SECONDS = 'result.json', 'output.txt', 'seconds.txt'
 OVERHEAD, START = 1.2, 15
 MEASUREMENTS = 20  # Of filter collapse in a run.
 CALIBRATION = 16  # Images for weights of MimicNorm.
+# Of NonFiniteHook, when a run has diverged.
+DIVERGED = 'Training stopped before the step'
 
 
 class Run(NamedTuple):
@@ -74,6 +79,11 @@ class Comparison:
     other goes on from its last checkpoint. The same work dir takes more
     normalizations, learning rates and seeds later.
 
+    All start from the config's ``load_from``, a detector with BN, or from the
+    pretrained weights that its model names: as they are where the layers are
+    those of BN, without the norm layers for GN, converted for MimicNorm.
+    Layers that predict classes start anew if the detector has others.
+
     Args:
         cfg (Config): Of the detector, with any normalization.
         norms (list[str]): Names of ``NORMS``.
@@ -84,8 +94,8 @@ class Comparison:
 
     Raises:
         InputError: If a normalization is not known or has no place in the
-            model, if the config measures no mAP, or if the folder is of
-            another comparison.
+            model, if the config measures no mAP, if what it starts from is
+            another detector, or if the folder is of another comparison.
     """
 
     @blamed_on_config()
@@ -101,6 +111,8 @@ class Comparison:
             Run(norm, lr, seed) for seed in seeds for lr in lrs
             for norm in norms
         ]
+        # Layers for which what all start from has no weights.
+        self._anew = _check_load_from(cfg, norms)
         self.work_dir = Path(work_dir)
         self._plan = dict(config=cfg.pretty_text, processes=processes)
         self._check_folder()
@@ -114,7 +126,7 @@ class Comparison:
         return self.work_dir / run.name
 
     def result(self, run: Run) -> Optional[dict]:
-        """Of a run that has ended: ``metrics`` and ``seconds``."""
+        """Of a run that has ended: ``metrics``, ``seconds``, ``diverged``."""
         file = self.folder(run) / RESULT
         return json.loads(file.read_text()) if file.exists() else None
 
@@ -141,7 +153,8 @@ class Comparison:
         """Seconds that a run takes: as others of its norm took, or as its
         steps and evaluations take, corrected by what has been seen."""
         seen = [(other, self.result(other)) for other in self.runs]
-        seen = [(other, found['seconds']) for other, found in seen if found]
+        seen = [(other, found['seconds']) for other, found in seen
+                if found and not found.get('diverged')]
         same = [seconds for other, seconds in seen if other.norm == run.norm]
         if same:
             return sum(same) / len(same)
@@ -161,17 +174,30 @@ class Comparison:
                 'from, and the config starts from no weights: it is the '
                 'identity here.')
         if 'GN' in self.cfgs and sources:
-            remarks.append(f'GN takes the convs of {", ".join(sources)} '
-                           'alone, and not what belongs to their BN.')
+            remarks.append(f'GN takes {", ".join(sources)} without the norm '
+                           'layers; its own start anew.')
         if 'MimicNorm' in self.cfgs and sources:
-            remarks.append('MimicNorm starts from weights that '
-                           f'tools/convert.py makes of {", ".join(sources)}.')
+            remarks.append(f'MimicNorm starts from {", ".join(sources)}, '
+                           'converted as by tools/convert.py where it is of '
+                           'BN.')
+        if self._anew:
+            remarks.append(f'{", ".join(self._anew)} start anew: '
+                           f'{self.cfg.load_from} is of another number of '
+                           'classes.')
         return remarks
 
     def write(self) -> None:
-        """Make the folder, so that it is known as this comparison's."""
-        self.work_dir.mkdir(parents=True, exist_ok=True)
-        write_whole(self.work_dir / PLAN, json.dumps(self._plan).encode())
+        """Make the folder, so that it is known as this comparison's.
+
+        Raises:
+            InputError: If it cannot be written.
+        """
+        try:
+            self.work_dir.mkdir(parents=True, exist_ok=True)
+            write_whole(self.work_dir / PLAN, json.dumps(self._plan).encode())
+        except OSError as error:
+            raise InputError(f'the work dir {self.work_dir} cannot be '
+                             f'written: {error.strerror}') from error
 
     def interrupt(self) -> None:
         """Let the runs in progress end, as after Ctrl-C."""
@@ -189,7 +215,8 @@ class Comparison:
                 :func:`shares_of_machine`.
 
         Returns:
-            bool: Whether it ended well; if not, :attr:`failures` says why.
+            bool: Whether it ended, be it by divergence; if not,
+            :attr:`failures` says why.
 
         Raises:
             KeyboardInterrupt: If it was interrupted, by :meth:`interrupt` from
@@ -211,7 +238,7 @@ class Comparison:
             try:
                 while child.poll() is None and not self._interrupted.is_set():
                     watch(self.done(run))
-                    time.sleep(1)
+                    self._interrupted.wait(1)
             finally:
                 # Ctrl-C reaches it only from here, and once.
                 if child.poll() is None:
@@ -221,17 +248,22 @@ class Comparison:
                             str(before + time.monotonic() - start).encode())
         if child.returncode == 130:
             raise KeyboardInterrupt
+        diverged = False
         if child.returncode:
             lines = (folder / OUTPUT).read_text().strip().splitlines()
-            self.failures[run] = lines[-1] if lines else 'no output'
-            return False
-        evaluations = [
+            last = lines[-1] if lines else 'no output'
+            diverged = DIVERGED in last
+            if not diverged:
+                self.failures[run] = last
+                return False
+        evaluations = [] if diverged else [
             line for line in self._scalars(run)
             if 'step' in line and 'iter' not in line
         ]
         result = dict(
             metrics=evaluations[-1] if evaluations else {},
-            seconds=before + time.monotonic() - start)
+            seconds=before + time.monotonic() - start,
+            diverged=diverged)
         write_whole(folder / RESULT, json.dumps(result).encode())
         return True
 
@@ -268,14 +300,17 @@ class Comparison:
 
     def _convert_start(self, norm: str, cfg: Config) -> None:
         """Weights of BN that training starts from, made to fit MimicNorm."""
-        if norm != 'MimicNorm' or mimic_inside(self.cfg.model):
+        if norm != 'MimicNorm':
             return
         for node, key in _starts(cfg):
             source = node[key]
             out = self.work_dir / f'mimicnorm_{Path(source).stem}.pth'
             if not out.exists():
+                checkpoint = read_checkpoint(source)
+                if is_of_mimicnorm(state_of(checkpoint)):
+                    continue
                 convert_to_mimicnorm(
-                    cfg, read_checkpoint(source), source,
+                    cfg, checkpoint, source,
                     find_images(cfg, None, CALIBRATION), str(out))
             node[key] = str(out)
 
@@ -349,6 +384,30 @@ def _check_evaluation(cfg: Config) -> None:
                          'CocoMetric as val_evaluator.')
 
 
+def _check_load_from(cfg: Config, norms: Sequence[str]) -> List[str]:
+    """Raise unless a comparison can start from the config's detector.
+
+    MMEngine loads what fits, so that from another detector training starts at
+    random weights.
+
+    Returns:
+        list[str]: Layers that start anew, since it is of other classes.
+    """
+    path = cfg.get('load_from')
+    if not path:
+        return []
+    state = state_of(read_checkpoint(path))
+    mimic = is_of_mimicnorm(state)
+    if mimic and set(norms) != {'MimicNorm'}:
+        raise InputError(f'the checkpoint {path} is of MimicNorm, and nothing '
+                         'else can start from it; name the one with BN that '
+                         'it was made from, or compare MimicNorm alone.')
+    model = build(cfg, with_norm(cfg, 'MimicNorm' if mimic else 'BN').model)
+    state, anew = with_own_classes(model, state)
+    check_fits(model, state, path)
+    return anew
+
+
 def _starts(cfg: Config):
     """Where a config names weights to start from: dicts and keys."""
     for node in dicts_in(cfg.model):
@@ -368,12 +427,11 @@ def _tools() -> Path:
 
 
 def _length(cfg: Config, processes: int) -> Length:
-    loaders = ('train_dataloader', 'val_dataloader')
-    with blamed_on_data(cfg, loaders), DefaultScope.overwrite_default_scope(
+    with blamed_on_data(cfg, LOADERS), DefaultScope.overwrite_default_scope(
             cfg.get('default_scope', 'mmdet')), redirect_stdout(StringIO()):
         train, val = (
             len(DATASETS.build(copy.deepcopy(cfg[loader]['dataset'])))
-            for loader in loaders)
+            for loader in LOADERS)
     train_cfg = cfg.train_cfg
     interval = train_cfg.get('val_interval', 1)
     if 'max_iters' in train_cfg:

@@ -16,7 +16,8 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmpsbn.engine.blame import blamed_on_config
-from mmpsbn.engine.checkpoint import check_fits, state_of
+from mmpsbn.engine.checkpoint import (check_fits, layer_of, state_of,
+                                      with_own_classes)
 from mmpsbn.engine.whole_files import replacing
 from mmpsbn.errors import InputError
 from mmpsbn.registry import MODELS
@@ -101,6 +102,9 @@ def convert_to_mimicnorm(cfg: Config, checkpoint: dict, name: str,
                          images: Sequence[str], out: str) -> Converted:
     """Write a MimicNorm checkpoint, made from one of the same model with BN.
 
+    If that is of another number of classes, the layers that predict them are
+    left out.
+
     Args:
         cfg (Config): Of the model with MimicNorm.
         checkpoint (dict): Of the detector with BN or psBN, or of its
@@ -119,13 +123,18 @@ def convert_to_mimicnorm(cfg: Config, checkpoint: dict, name: str,
                          "norm_cfg=dict(type='MimicNorm') where BN was.")
     source, target = build(cfg, stock_model(cfg.model)), build(cfg, cfg.model)
     data = load_images(cfg, images, target)
-    state = checkpoint.get('state_dict', checkpoint)
+    state = state_of(checkpoint)
     if not any('backbone.' in key for key in state):
         source, target = source.backbone, target.backbone
         # The classifier that the backbone was trained with.
-        checkpoint = {k: v for k, v in state.items() if k[:3] != 'fc.'}
-    load_weights(source, checkpoint, name)
+        state = {k: v for k, v in state.items() if k[:3] != 'fc.'}
+    state, anew = with_own_classes(source, state)
+    load_weights(source, state, name)
     converted = to_mimicnorm(source, target, data)
+    converted = converted._replace(
+        anew=anew,
+        state_dict={key: value for key, value in converted.state_dict.items()
+                    if layer_of(key) not in anew})
     with replacing(out) as (file, ):
         save(
             dict(

@@ -212,6 +212,8 @@ class Converted(NamedTuple):
     """Relative distance of the outputs before the biases are calibrated."""
     after: float
     """And after."""
+    anew: Sequence[str] = ()
+    """Layers left out, since the detector was one of other classes."""
 
 
 def to_mimicnorm(source: nn.Module, target: nn.Module,

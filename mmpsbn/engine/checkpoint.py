@@ -6,7 +6,7 @@ import pickle
 import re
 import zipfile
 from contextlib import contextmanager
-from typing import Iterator, List, Optional
+from typing import Dict, Iterator, List, Optional, Tuple
 from urllib.error import URLError
 
 import numpy as np
@@ -79,6 +79,8 @@ def without_code() -> Iterator[None]:
         TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='0')
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
+    # The MMEngine of the successors takes it back after each of its loads.
+    allow_mmengine_checkpoints()
     try:
         yield
     finally:
@@ -197,6 +199,50 @@ def state_of(checkpoint: dict) -> dict:
         key.removeprefix('module.') if isinstance(key, str) else key: value
         for key, value in checkpoint.get('state_dict', checkpoint).items()
     }
+
+
+def is_of_mimicnorm(state: dict) -> bool:
+    """Whether a state dict has the scalars of MimicNorm."""
+    return any(
+        isinstance(key, str) and key.endswith('.scale')
+        and f'{key[:-len("scale")]}weight' in state for key in state)
+
+
+def layer_of(key: str) -> str:
+    """The layer that a key of a state dict belongs to."""
+    return key.rpartition('.')[0]
+
+
+def with_own_classes(model: nn.Module, state: dict) -> Tuple[dict, List[str]]:
+    """A detector's state dict, for the same detector of other classes.
+
+    Layers that differ in the number of their outputs alone predict classes,
+    or boxes by class: they stay as the model has them. An inner layer of
+    another width differs in its inputs too, or another does.
+
+    Args:
+        model (nn.Module): That is to start from it.
+        state (dict): Of the detector.
+
+    Returns:
+        tuple: The state dict, and the names of those layers.
+    """
+    layers: Dict[str, dict] = {}
+    for key, value in model.state_dict().items():
+        layers.setdefault(layer_of(key), {})[key] = value
+    anew = {
+        layer: own for layer, own in layers.items()
+        if any(value.dim() > 1 for value in own.values()) and all(
+            _of_other_outputs(value, state.get(key))
+            for key, value in own.items())
+    }
+    kept = {key: value for own in anew.values() for key, value in own.items()}
+    return {**state, **kept}, list(anew)
+
+
+def _of_other_outputs(own: Tensor, value) -> bool:
+    return _has_numbers(value) and own.dim() == value.dim() > 0 and len(
+        own) != len(value) and own.shape[1:] == value.shape[1:]
 
 
 def _has_numbers(value) -> bool:

@@ -16,7 +16,7 @@ from mmpsbn.layers import MimicNorm
 from mmpsbn.layers.post_shifted_bn import PostShift
 from mmpsbn.registry import NORM_LAYERS
 from .blame import blamed_on_config, in_a_sentence, is_full
-from .checkpoint import find_resumable, read_checkpoint
+from .checkpoint import find_resumable, is_of_mimicnorm, read_checkpoint
 from mmpsbn.errors import InputError
 
 NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, MimicNorm)
@@ -263,10 +263,7 @@ def _check_weights(cfg: Config, path: str) -> None:
                 f'{error} Make it from BN weights by tools/convert.py '
                 '--to mimicnorm, see configs/mimicnorm/README.md.') from error
         raise
-    state = state.get('state_dict', state)
-    if not mimic and any(
-            key.endswith('.scale') and f'{key[:-len("scale")]}weight' in state
-            for key in state):
+    if not mimic and is_of_mimicnorm(state.get('state_dict', state)):
         raise InputError(
             f'the checkpoint {path} is of MimicNorm, and the model has norm '
             "layers; set conv_cfg=dict(type='MimicConv') and "

@@ -3,6 +3,8 @@
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.dist import master_only
+from mmengine.hooks import LoggerHook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -32,7 +34,16 @@ def build_runner(cfg: Config) -> Runner:
         if not any(isinstance(hook, check) for hook in runner.hooks):
             runner.register_hook(check())
     write_whole_checkpoints(runner)
+    _write_metrics_once(runner)
     return runner
+
+
+def _write_metrics_once(runner: Runner) -> None:
+    # MMEngine's hook writes a test's metrics from every process to one file,
+    # which is torn when two of them write at once.
+    for hook in runner.hooks:
+        if isinstance(hook, LoggerHook):
+            hook.after_test_epoch = master_only(hook.after_test_epoch)
 
 
 def _distribute_on_cpu(cfg: Config) -> None:

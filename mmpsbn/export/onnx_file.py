@@ -14,6 +14,7 @@ from mmcv.cnn import fuse_conv_bn
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.structures import InstanceData
+from mmengine.utils import digit_version
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -78,7 +79,7 @@ def export_onnx(cfg: Config, checkpoint: dict, name: str,
             exported, if the file cannot be written, or if onnxruntime and
             PyTorch differ; nothing is written then.
     """
-    check_packages('ONNX', 'onnx', 'onnxruntime', 'onnxscript')
+    check_onnx()
     shape = shape or test_shape(cfg)
     model = build(cfg, cfg.model)
     load_weights(model, checkpoint, name)
@@ -89,6 +90,19 @@ def export_onnx(cfg: Config, checkpoint: dict, name: str,
     with replacing(out) as (file, ):
         program.save(file)
     return Exported(*agreement, before, _count(program))
+
+
+def check_onnx() -> None:
+    """Raise if ONNX files cannot be made here.
+
+    Raises:
+        InputError: With what is missing, or too old.
+    """
+    check_packages('ONNX', 'onnx', 'onnxruntime', 'onnxscript')
+    if digit_version(torch.__version__) < digit_version('2.5'):
+        raise InputError('ONNX files are made by an exporter that torch has '
+                         f'from 2.5 on, and this is torch {torch.__version__}'
+                         '.')
 
 
 def checked_program(cfg: Config, checkpoint: dict, model: nn.Module,

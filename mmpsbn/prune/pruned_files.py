@@ -19,7 +19,7 @@ from mmpsbn.convert.raw_outputs import (OutputsOf, largest_difference,
 from mmpsbn.engine.whole_files import replacing
 from mmpsbn.errors import InputError
 from mmpsbn.export.exportable import Exportable
-from mmpsbn.export.onnx_file import (SHARE_APART, checked_program,
+from mmpsbn.export.onnx_file import (SHARE_APART, check_onnx, checked_program,
                                      folded_stock, prepared, test_shape)
 from mmpsbn.stack import check_packages
 from .constant_inputs import InputWatch
@@ -89,7 +89,7 @@ def prune(cfg: Config, checkpoint: dict, name: str, images: Sequence[str],
             compute something else on the images; nothing is written then.
     """
     check_packages('pruning', 'prune', 'torch_pruning')
-    check_packages('ONNX', 'onnx', 'onnxruntime', 'onnxscript')
+    check_onnx()
     shape = shape or test_shape(cfg)
     model = build(cfg, cfg.model)
     load_weights(model, checkpoint, name)
