@@ -116,12 +116,21 @@ def test_a_killed_benchmark_leaves_no_process(tmp_path):
         [sys.executable, str(tmp_path / 'endless.py')],
         env=dict(os.environ, PYTHONPATH=str(ROOT)))
     try:
-        wait_for((tmp_path / 'worker').exists)
+        wait_for(lambda: (tmp_path / 'worker').exists()
+                 and (tmp_path / 'worker').read_text())
     finally:
         benchmark.kill()
         benchmark.wait()
     worker = int((tmp_path / 'worker').read_text())
-    wait_for(lambda: not os.path.exists(f'/proc/{worker}'))
+    wait_for(lambda: has_ended(worker))
+
+
+def has_ended(process):
+    try:
+        with open(f'/proc/{process}/stat') as file:
+            return file.read().rpartition(')')[2].split()[0] == 'Z'
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def wait_for(condition, seconds=300):
