@@ -7,8 +7,10 @@ other scenes, seen at 128 x 128 in the place of 160 x 160. Each detector learns
 the first with BN and goes on on the second with frozen BN, BN, psBN, GN and
 MimicNorm, at three learning rates, with three seeds. Then BN and psBN, at
 learning rates up to divergence: finetuned, longer, from scratch, with more
-weight decay, with norm layers in neck and head too. Every training belongs to
-a comparison as tools/compare_norms.py makes it.
+weight decay, with norm layers in neck and head too. Last, finetuning in parts
+of a batch, whose gradients are summed before a step: what each of several
+processes with so few images sees. Every training belongs to a comparison as
+tools/compare_norms.py makes it.
 
 The same command goes on after an interruption and repeats nothing. It writes
 report.md with figures after each comparison, and into the folder of each
@@ -20,10 +22,9 @@ import os
 import shlex
 import signal
 import sys
-from itertools import product
 from pathlib import Path
 from statistics import mean
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import mmpsbn  # noqa: F401  First: it checks the stack.
 
@@ -36,6 +37,7 @@ from mmpsbn.compare.placing import check_norms
 from mmpsbn.compare.report import Row, rows_of, table, verdict
 from mmpsbn.compare.runs import LOADERS, shares_of_machine
 from mmpsbn.compare.session import costs_of, in_words, left
+from mmpsbn.compare.tables import markdown, mean_and_spread
 from mmpsbn.datasets import make_digits
 from mmpsbn.engine.checkpoint import find_resumable
 from mmpsbn.engine.cli import add_cfg_options, told_to_the_user
@@ -52,10 +54,13 @@ CONFIGS = {
 PARTS = {
     'finetuning': 'Finetuning',
     'collapse': 'Where collapse begins',
+    'micro-batch': 'Few images at a time',
 }
 FINETUNED = ('FrozenBN', 'BN', 'psBN', 'GN', 'MimicNorm')
 LRS = (0.25, 1, 4)  # Of the config's.
 SCAN = (1, 2, 4, 8, 16)
+MICRO_BATCHES = (1, 2, 4)
+MICRO_NORMS = ('FrozenBN', 'BN', 'GN', 'MimicNorm')
 EPOCHS = 4
 SCALE = (128, 128)
 BEGINS = 0.01  # The share of channels whose death counts as collapse.
@@ -85,6 +90,8 @@ class Trainings(NamedTuple):
     finetuned: bool = True
     options: dict = {}
     norms: Sequence[str] = ('BN', 'psBN')
+    batch: Optional[int] = None
+    """Images at a time, of the config's batch."""
 
 
 COLLAPSE = {
@@ -187,11 +194,30 @@ def comparison_of(args, detector: str, part: str, trainings: Trainings,
     """A comparison, on the task that MMDET_DATASETS names."""
     cfg = read_config(CONFIGS.get(detector, detector), options)
     check_data(cfg, LOADERS)
+    if trainings.batch:
+        in_parts(cfg, trainings.batch)
     lr = cfg.optim_wrapper.optimizer.lr
     name = trainings.title.replace(',', '').replace(' ', '-')
     return Comparison(cfg, trainings.norms, [lr * x for x in trainings.lrs],
                       range(seeds),
                       args.out / Path(detector).stem / part / name)
+
+
+def in_parts(cfg: Config, images: int) -> None:
+    """Let each step of a config see its batch so many images at a time.
+
+    The gradients of the parts are averaged before the step, as those of
+    several processes are.
+    """
+    if 'max_epochs' not in cfg.train_cfg:
+        raise InputError('--parts micro-batch takes configs that count '
+                         'epochs; leave it out for this one.')
+    parts = cfg.train_dataloader.batch_size // images
+    cfg.train_dataloader.batch_size = images
+    cfg.optim_wrapper.accumulative_counts = parts
+    for scheduler in cfg.param_scheduler:
+        if not scheduler.get('by_epoch', True):
+            scheduler.end *= parts
 
 
 def schedule(epochs: int) -> dict:
@@ -232,9 +258,15 @@ def planned(args, part: str, detector: str, checkpoint: str) -> List[Planned]:
     """The comparisons of a part, for a detector pretrained with BN."""
     every, seeds = COLLAPSE.get(detector, COLLAPSE_OF_CONFIG), \
         args.collapse_seeds
-    if part == 'finetuning':
-        every = [Trainings('finetuned', args.lrs, norms=args.norms)]
+    if part != 'collapse':
         seeds = args.seeds
+        every = [Trainings('finetuned', args.lrs, norms=args.norms)]
+    if part == 'micro-batch':
+        whole = read_config(CONFIGS.get(detector, detector),
+                            args.cfg_options).train_dataloader.batch_size
+        every = [Trainings(f'{images} at a time', (1, ), norms=MICRO_NORMS,
+                           batch=images) for images in MICRO_BATCHES
+                 if images < whole and whole % images == 0]
     found = []
     for trainings in every:
         if args.quick:
@@ -263,20 +295,41 @@ def begins(rows: Sequence[Row], norm: str) -> str:
     return f'{norm}: not up to lr {own[-1].lr:g}'
 
 
+def by_batch(panels: Dict[str, List[Row]], whole: Sequence[Row]) -> str:
+    """mAP, and its spread, by images at a time, in Markdown.
+
+    Args:
+        panels (dict): For each number of images its rows.
+        whole (list[Row]): Of finetuning with whole batches.
+    """
+    seen = {(row.norm, row.lr) for rows in panels.values() for row in rows}
+    same = [row for row in whole if (row.norm, row.lr) in seen]
+    columns = {**panels, **({'whole batches': same} if same else {})}
+    cells = {(row.norm, title): '{} ({})'.format(*mean_and_spread(row.scores))
+             for title, rows in columns.items() for row in rows}
+    return markdown(['Norm', *columns], [
+        [norm, *(cells.get((norm, title), '-') for title in columns)]
+        for norm in dict.fromkeys(norm for norm, _ in cells)
+    ])
+
+
 def write_report(args, first: Dict[str, Row], plan: Sequence[Planned],
                  command: str) -> None:
     """Write report.md and figures, of what has ended."""
     text = ['# Finetuning, and filter collapse in detection']
     text += [f'{detector}, on the first task with BN: mAP {row.mean:.3f} at '
              f'lr {row.lr:g}.' for detector, row in first.items()]
+    ended: Dict[Tuple[str, str], Dict[str, List[Row]]] = {}
+    for one in plan:
+        rows = rows_of(one.comparison)
+        if rows:
+            ended.setdefault((one.part, one.detector), {})[one.title] = rows
     with whole_folder(str(args.out)) as folder:
-        for part, detector in product(args.parts, args.detectors):
-            panels = {one.title: rows_of(one.comparison) for one in plan
-                      if (one.part, one.detector) == (part, detector)}
-            panels = {title: rows for title, rows in panels.items() if rows}
-            if not panels:
-                continue
+        for (part, detector), panels in ended.items():
             text.append(f'## {PARTS[part]}: {detector}')
+            if part == 'micro-batch':
+                whole = ended.get(('finetuning', detector), {})
+                text.append(by_batch(panels, whole.get('finetuned', [])))
             for title, rows in panels.items():
                 told = verdict(rows)
                 if part == 'collapse':

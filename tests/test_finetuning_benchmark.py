@@ -10,6 +10,7 @@ from mmengine.config import Config
 from test_tools import SHORT
 
 from mmpsbn.compare.report import Row
+from mmpsbn.errors import InputError
 
 
 @pytest.fixture
@@ -50,8 +51,8 @@ def test_finetuned_from_what_was_pretrained(finetuning, digits, tmp_path,
     assert [file.stat().st_mtime_ns for file in (bn, psbn)] == before
 
 
-def row(lr, before, dead, well=(None, )):
-    return Row('BN', lr, [None], list(well), [], [], before, dead)
+def row(lr, before, dead, well=(None, ), norm='BN', scores=()):
+    return Row(norm, lr, [None], list(well), list(scores), [], before, dead)
 
 
 def test_where_collapse_begins(finetuning):
@@ -61,3 +62,29 @@ def test_where_collapse_begins(finetuning):
         'BN: from lr 0.2 on, where 3.0% of the channels have died')
     assert finetuning.begins(rows[1:2], 'BN') == 'BN: not up to lr 0.1'
     assert finetuning.begins(rows[3:], 'BN') == 'BN: every run diverged'
+
+
+def test_a_step_sees_its_batch_in_parts(finetuning):
+    cfg = Config.fromfile(finetuning.CONFIGS['faster-rcnn'])
+    batch, warm_up = cfg.train_dataloader.batch_size, cfg.param_scheduler[0].end
+    finetuning.in_parts(cfg, 2)
+    assert cfg.train_dataloader.batch_size == 2
+    assert cfg.optim_wrapper.accumulative_counts == batch // 2
+    # Of iterations, which are now shorter; the other one counts epochs.
+    assert cfg.param_scheduler[0].end == warm_up * batch // 2
+    assert cfg.param_scheduler[1].T_max == 8
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=10)
+    with pytest.raises(InputError, match='--parts micro-batch'):
+        finetuning.in_parts(cfg, 1)
+
+
+def test_table_by_images_at_a_time(finetuning):
+    panels = {'1 at a time': [row(.1, [], [], scores=(.2, .4)),
+                              row(.1, [], [], norm='GN', scores=(.5, .5))]}
+    whole = [row(.1, [], [], scores=(.6, .7)),
+             row(.4, [], [], scores=(.9, .9)),  # Another lr, and norm.
+             row(.1, [], [], norm='psBN', scores=(.8, .8))]
+    lines = finetuning.by_batch(panels, whole).splitlines()
+    assert lines[0] == '| Norm | 1 at a time | whole batches |'
+    assert lines[2:] == ['| BN | 0.300 (0.200) | 0.650 (0.100) |',
+                         '| GN | 0.500 (0.000) | - |']

@@ -8,8 +8,8 @@ import numpy as np
 
 from benchmarks.shared import settings as shared
 from benchmarks.shared.settings import rows_of, varied
-from benchmarks.shared.tables import (heading, markdown, mean_and_spread,
-                                      value_of)
+from benchmarks.shared.tables import heading, value_of
+from mmpsbn.compare.tables import markdown, mean_and_spread
 from mmpsbn.engine.whole_files import write_whole
 
 from .experiments import BN, EXPERIMENTS, PSBN, Settings, with_starts

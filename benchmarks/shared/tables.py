@@ -1,30 +1,12 @@
-"""Tables and headings of a report."""
+"""Values and headings of a report."""
 
-import statistics
-from itertools import compress
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Dict, NamedTuple, Sequence
 
 from .settings import key_of
 
 
-def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table, without columns that are empty."""
-    rows = [head, ['---'] * len(head), *lines]
-    shown = [any(cells) for cells in zip(*lines)]
-    return '\n'.join(f'| {" | ".join(compress(row, shown))} |'
-                     for row in rows)
-
-
 def value_of(value) -> str:
     return f'{value:g}' if isinstance(value, float) else str(value)
-
-
-def mean_and_spread(values: Sequence[float], digits: int) -> List[str]:
-    """Mean, and largest minus smallest."""
-    if not values:
-        return ['-', '-']
-    return [f'{statistics.mean(values):.{digits}f}',
-            f'{max(values) - min(values):.{digits}f}']
 
 
 def heading(title: str, jobs: Sequence[NamedTuple],

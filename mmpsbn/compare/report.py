@@ -13,6 +13,7 @@ from .costs import Cost
 from .figures import (draw_collapse, draw_costs, draw_curves, draw_lrs,
                       draw_scores)
 from .runs import Comparison, Run
+from .tables import markdown, mean_and_spread
 
 MAP, MAP50 = 'coco/bbox_mAP', 'coco/bbox_mAP_50'
 PAGE = 'report.html'
@@ -194,13 +195,13 @@ is what autograd keeps of its forward.
 
 def table(rows: Sequence[Row]) -> str:
     """mAP and dead channels of some rows, in Markdown."""
-    return _markdown([[
+    return markdown([
         'Norm', 'lr', 'seeds', 'mAP', 'spread', 'mAP50', 'spread',
         'dead before', 'dead', 'diverged'
-    ]] + [[
+    ], [[
         row.norm, f'{row.lr:g}',
-        str(len(row.runs)), *_mean_and_spread(row.scores),
-        *_mean_and_spread(row.scores50),
+        str(len(row.runs)), *mean_and_spread(row.scores),
+        *mean_and_spread(row.scores50),
         *(f'{statistics.mean(shares):.2%}' if shares else '-'
           for shares in (row.before, row.dead)),
         str(len(row.runs) - len(row.well))
@@ -209,9 +210,9 @@ def table(rows: Sequence[Row]) -> str:
 
 def _cost_table(comparison: Comparison, costs: Dict[str, Cost]) -> str:
     first = next(iter(comparison.cfgs))
-    return _markdown([[
+    return markdown([
         'Norm', 'step, ms', f'of {first}', 'saved, MiB', 'peak, MiB'
-    ]] + [[
+    ], [[
         norm, f'{1e3 * cost.step:.0f}', f'{cost.ratio:.2f}',
         f'{cost.saved:.1f}', '-' if cost.peak is None else f'{cost.peak:.0f}'
     ] for norm, cost in costs.items() if norm in comparison.cfgs])
@@ -229,14 +230,3 @@ def _list(title: str, items: Sequence[str]) -> str:
         return ''
     return '\n'.join([title, '', *(f'- {item}' for item in items), '', ''])
 
-
-def _mean_and_spread(values: Sequence[float]) -> List[str]:
-    return [
-        f'{statistics.mean(values):.3f}', f'{max(values) - min(values):.3f}'
-    ]
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    rule = ['---', *['---:'] * (len(head) - 1)]
-    return '\n'.join(f'| {" | ".join(row)} |' for row in [head, rule, *body])
