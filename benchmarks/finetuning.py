@@ -29,6 +29,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 import mmpsbn  # noqa: F401  First: it checks the stack.
 
 import torch
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from mmpsbn.compare import NORMS, Comparison, carry_out
