@@ -59,9 +59,9 @@ PARTS = {
 }
 FINETUNED = ('FrozenBN', 'BN', 'psBN', 'GN', 'MimicNorm')
 LRS = (0.25, 1, 4)  # Of the config's.
-SCAN = (1, 2, 4, 8, 16)
+HIGH = (8, 16)
 MICRO_BATCHES = (1, 2, 4)
-MICRO_NORMS = ('FrozenBN', 'BN', 'GN', 'MimicNorm')
+MICRO_NORMS = ('BN', 'GN', 'MimicNorm')
 EPOCHS = 4
 SCALE = (128, 128)
 BEGINS = 0.01  # The share of channels whose death counts as collapse.
@@ -95,25 +95,27 @@ class Trainings(NamedTuple):
     """Images at a time, of the config's batch."""
 
 
+# Beside the rows of the part before.
+FINETUNED_HIGH = Trainings('finetuned', HIGH)
 COLLAPSE = {
     'faster-rcnn': [
-        Trainings('finetuned', SCAN),
+        FINETUNED_HIGH,
         Trainings('from scratch', (4, 16), 2 * EPOCHS, False),
         Trainings('from scratch, norm everywhere', (4, 16), 2 * EPOCHS, False,
                   EVERYWHERE),
     ],
     # The faster one; its head has norm layers anyway.
     'retinanet': [
-        Trainings('finetuned', SCAN),
-        Trainings('finetuned, longer', (1, 4, 16), 4 * EPOCHS),
-        Trainings('from scratch', SCAN, 4 * EPOCHS, False),
-        Trainings('from scratch, decay x 10', (1, 4, 16), 4 * EPOCHS, False,
+        FINETUNED_HIGH,
+        Trainings('finetuned, longer', (4, 16), 4 * EPOCHS),
+        Trainings('from scratch', (1, 4, 16), 4 * EPOCHS, False),
+        Trainings('from scratch, decay x 10', (4, 16), 4 * EPOCHS, False,
                   {'optim_wrapper.optimizer.weight_decay': 1e-3}),
     ],
 }
 COLLAPSE_OF_CONFIG = [
-    Trainings('finetuned', SCAN),
-    Trainings('from scratch', SCAN, finetuned=False),
+    FINETUNED_HIGH,
+    Trainings('from scratch', (1, 4, 16), finetuned=False),
 ]
 
 
@@ -328,9 +330,15 @@ def write_report(args, first: Dict[str, Row], plan: Sequence[Planned],
     with whole_folder(str(args.out)) as folder:
         for (part, detector), panels in ended.items():
             text.append(f'## {PARTS[part]}: {detector}')
+            finetuned = ended.get(('finetuning', detector), {}).get(
+                'finetuned', [])
             if part == 'micro-batch':
-                whole = ended.get(('finetuning', detector), {})
-                text.append(by_batch(panels, whole.get('finetuned', [])))
+                text.append(by_batch(panels, finetuned))
+            if part == 'collapse' and 'finetuned' in panels:
+                norms = {row.norm for row in panels['finetuned']}
+                panels['finetuned'] = sorted(
+                    [row for row in finetuned if row.norm in norms] +
+                    panels['finetuned'], key=lambda row: (row.norm, row.lr))
             for title, rows in panels.items():
                 told = verdict(rows)
                 if part == 'collapse':
