@@ -11,7 +11,7 @@ watches 4 steps of every 500, so that its cost is that share of it.
 import argparse
 import inspect
 
-from demo_norms import BODIES, CONFIG
+from demo_norms import CONFIGS
 from memory import Detector, side_by_side
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
@@ -40,10 +40,9 @@ def main():
     options = inspect.signature(FilterCollapseHook).parameters
     share = options['sample'].default / options['interval'].default
     print('| Detector | watched / not | over a run |\n|---|---|---|')
-    for detector in BODIES:
+    for detector, config in CONFIGS.items():
         models = {
-            kind: kind(
-                Config.fromfile(CONFIG.format(detector)), batch=8, classes=10)
+            kind: kind(Config.fromfile(config), batch=8, classes=10)
             for kind in (Detector, Watched)
         }
         ratio = side_by_side(models, (160, 160), args.rounds, True)[Watched]

@@ -29,10 +29,11 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 import mmpsbn  # noqa: F401  First: it checks the stack.
 
 import torch
+from demo_norms import CONFIGS
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
-from mmpsbn.compare import NORMS, Comparison, carry_out
+from mmpsbn.compare import NORMS, Comparison, carry_out, with_norm
 from mmpsbn.compare.figures import draw_lrs
 from mmpsbn.compare.placing import check_norms
 from mmpsbn.compare.report import Row, rows_of, table, verdict
@@ -47,11 +48,6 @@ from mmpsbn.engine.data import check_data
 from mmpsbn.engine.whole_files import whole_folder
 from mmpsbn.errors import InputError
 
-CONFIGS = {
-    name: str(Path(__file__).resolve().parent.parent / 'configs' / 'demo' /
-              f'{name}_r18-half_fpn_psbn_digits.py')
-    for name in ('faster-rcnn', 'retinanet')
-}
 PARTS = {
     'finetuning': 'Finetuning',
     'collapse': 'Where collapse begins',
@@ -201,8 +197,9 @@ def comparison_of(args, detector: str, part: str, trainings: Trainings,
         in_parts(cfg, trainings.batch)
     lr = cfg.optim_wrapper.optimizer.lr
     name = trainings.title.replace(',', '').replace(' ', '-')
-    return Comparison(cfg, trainings.norms, [lr * x for x in trainings.lrs],
-                      range(seeds),
+    return Comparison(cfg,
+                      {norm: with_norm(cfg, norm) for norm in trainings.norms},
+                      [lr * x for x in trainings.lrs], range(seeds),
                       args.out / Path(detector).stem / part / name)
 
 

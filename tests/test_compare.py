@@ -101,7 +101,8 @@ def comparison(digits, work_dir, norms=('BN', 'psBN'), seeds=(0, ), lrs=(),
         loader.dataset.data_root = f'{digits}/'
     cfg.val_evaluator.ann_file = str(
         digits / 'annotations' / 'instances_val2017.json')
-    return Comparison(cfg, norms, lrs, seeds, str(work_dir))
+    cfgs = {norm: with_norm(cfg, norm) for norm in norms}
+    return Comparison(cfg, cfgs, lrs, seeds, str(work_dir))
 
 
 def test_the_plan_is_every_norm_lr_and_seed(digits, tmp_path):
@@ -386,4 +387,4 @@ def test_a_config_that_measures_no_map(change, digits, tmp_path):
     cfg = demo_config('faster-rcnn', 'psbn')
     cfg.merge_from_dict(change)
     with pytest.raises(InputError, match='by coco/bbox_mAP'):
-        Comparison(cfg, ['BN'], [], [0], str(tmp_path / 'work'))
+        Comparison(cfg, {'BN': cfg}, [], [0], str(tmp_path / 'work'))

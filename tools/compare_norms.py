@@ -19,7 +19,7 @@ import mmpsbn  # noqa: F401  First: it checks the stack.
 
 from mmengine.logging import MMLogger
 
-from mmpsbn.compare import NORMS, Comparison, carry_out
+from mmpsbn.compare import NORMS, Comparison, carry_out, with_norm
 from mmpsbn.compare.placing import check_norms
 from mmpsbn.compare.runs import LOADERS, shares_of_machine
 from mmpsbn.compare.session import costs_of, print_plan
@@ -91,8 +91,10 @@ def main():
     check_start(cfg)
     name = osp.splitext(osp.basename(args.config))[0]
     work_dir = args.work_dir or osp.join('work_dirs', f'compare_{name}')
-    comparison = Comparison(cfg, list(dict.fromkeys(args.norms)), args.lrs,
-                            range(args.seeds), work_dir, args.processes)
+    comparison = Comparison(cfg,
+                            {norm: with_norm(cfg, norm) for norm in args.norms},
+                            args.lrs, range(args.seeds), work_dir,
+                            args.processes)
     if args.dry_run:
         print_plan(comparison, costs_of(comparison, args.rounds, keep=False),
                    args.at_once)

@@ -20,6 +20,7 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from mmpsbn.convert import convert_to_mimicnorm
 from mmpsbn.convert.conversion import build
+from mmpsbn.convert.stock_config import mimic_inside
 from mmpsbn.engine.blame import blamed_on_config
 from mmpsbn.engine.checkpoint import (check_fits, is_of_mimicnorm,
                                       read_checkpoint, state_of,
@@ -72,7 +73,7 @@ class Length(NamedTuple):
 
 
 class Comparison:
-    """One detector's config, trained with several normalizations.
+    """One detector, trained with several normalizations.
 
     Each run has a folder with its config, logs, last checkpoint and, once it
     has ended, ``result.json``; a run that has this is not repeated, and any
@@ -86,33 +87,33 @@ class Comparison:
 
     Args:
         cfg (Config): Of the detector, with any normalization.
-        norms (list[str]): Names of ``NORMS``.
+        cfgs (dict[str, Config]): For each normalization, by the name that it
+            has in reports, the config with it; see
+            :func:`~mmpsbn.compare.with_norm`.
         lrs (list[float]): Learning rates; empty for the config's.
         seeds (list[int]): Random seeds.
         work_dir (str): The folder.
         processes (int): Of each run, over torch's launcher if more than 1.
 
     Raises:
-        InputError: If a normalization is not known or has no place in the
-            model, if the config measures no mAP, if what it starts from is
+        InputError: If the config measures no mAP, if what it starts from is
             another detector, or if the folder is of another comparison.
     """
 
     @blamed_on_config()
-    def __init__(self, cfg: Config, norms: Sequence[str],
+    def __init__(self, cfg: Config, cfgs: Dict[str, Config],
                  lrs: Sequence[float], seeds: Sequence[int], work_dir: str,
                  processes: int = 1) -> None:
         _check_evaluation(cfg)
-        self.cfg, self.processes = cfg, processes
-        self.cfgs = {norm: with_norm(cfg, norm) for norm in norms}
+        self.cfg, self.cfgs, self.processes = cfg, cfgs, processes
         lrs = list(lrs) or [cfg.optim_wrapper.optimizer.lr]
         # Seed by seed, so that an early end has something of everything.
         self.runs = [
             Run(norm, lr, seed) for seed in seeds for lr in lrs
-            for norm in norms
+            for norm in cfgs
         ]
         # Layers for which what all start from has no weights.
-        self._anew = _check_load_from(cfg, norms)
+        self._anew = _check_load_from(cfg, cfgs)
         self.work_dir = Path(work_dir)
         self._plan = dict(config=cfg.pretty_text, processes=processes)
         self._check_folder()
@@ -176,7 +177,8 @@ class Comparison:
         if 'GN' in self.cfgs and sources:
             remarks.append(f'GN takes {", ".join(sources)} without the norm '
                            'layers; its own start anew.')
-        if 'MimicNorm' in self.cfgs and sources:
+        if sources and any(
+                mimic_inside(cfg.model) for cfg in self.cfgs.values()):
             remarks.append(f'MimicNorm starts from {", ".join(sources)}, '
                            'converted as by tools/convert.py where it is of '
                            'BN.')
@@ -295,12 +297,12 @@ class Comparison:
             custom.append(
                 dict(type='mmpsbn.FilterCollapseHook', interval=interval))
         cfg.custom_hooks = custom
-        self._convert_start(run.norm, cfg)
+        self._convert_start(cfg)
         return cfg
 
-    def _convert_start(self, norm: str, cfg: Config) -> None:
+    def _convert_start(self, cfg: Config) -> None:
         """Weights of BN that training starts from, made to fit MimicNorm."""
-        if norm != 'MimicNorm':
+        if not mimic_inside(cfg.model):
             return
         for node, key in _starts(cfg):
             source = node[key]
@@ -384,7 +386,7 @@ def _check_evaluation(cfg: Config) -> None:
                          'CocoMetric as val_evaluator.')
 
 
-def _check_load_from(cfg: Config, norms: Sequence[str]) -> List[str]:
+def _check_load_from(cfg: Config, cfgs: Dict[str, Config]) -> List[str]:
     """Raise unless a comparison can start from the config's detector.
 
     MMEngine loads what fits, so that from another detector training starts at
@@ -398,7 +400,8 @@ def _check_load_from(cfg: Config, norms: Sequence[str]) -> List[str]:
         return []
     state = state_of(read_checkpoint(path))
     mimic = is_of_mimicnorm(state)
-    if mimic and set(norms) != {'MimicNorm'}:
+    if mimic and not all(
+            mimic_inside(other.model) for other in cfgs.values()):
         raise InputError(f'the checkpoint {path} is of MimicNorm, and nothing '
                          'else can start from it; name the one with BN that '
                          'it was made from, or compare MimicNorm alone.')

@@ -1,24 +1,36 @@
-"""benchmarks/finetuning.py: pretrained, finetuned, and reported as it was."""
+"""benchmarks/finetuning.py and demo_norms.py: what they compare, and report."""
 
 import importlib
 import re
 import sys
+from collections import Counter
 
 import pytest
 from conftest import ROOT
 from mmengine.config import Config
+from test_convert import build
 from test_tools import SHORT
 
 from mmpsbn.compare.report import Row
+from mmpsbn.engine.config import read_config
 from mmpsbn.errors import InputError
+from mmpsbn.layers import MimicConv
 
 
 @pytest.fixture
-def finetuning(monkeypatch):
-    """The script as a module, which no other test sees."""
+def script(monkeypatch):
+    """Imports a script of benchmarks/, which no other test sees."""
     monkeypatch.syspath_prepend(ROOT / 'benchmarks')
-    yield importlib.import_module('finetuning')
-    del sys.modules['finetuning']
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if name in ('demo_norms', 'finetuning'):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def finetuning(script):
+    return script('finetuning')
 
 
 def test_finetuned_from_what_was_pretrained(finetuning, digits, tmp_path,
@@ -88,3 +100,38 @@ def test_table_by_images_at_a_time(finetuning):
     assert lines[0] == '| Norm | 1 at a time | whole batches |'
     assert lines[2:] == ['| BN | 0.300 (0.200) | 0.650 (0.100) |',
                          '| GN | 0.500 (0.000) | - |']
+
+
+@pytest.mark.parametrize('detector, row, centred, last', [
+    ('faster-rcnn', 'none', 0, []),
+    ('faster-rcnn', 'weight mean', 20, []),
+    ('faster-rcnn', 'last BN', 0, ['LastBNLinear']),
+    ('faster-rcnn', 'MimicNorm', 20, ['LastBNLinear', 'LastBNRPNHead']),
+    ('faster-rcnn', 'MimicNorm, RoI head alone', 20, ['LastBNLinear']),
+    ('retinanet', 'none', 0, []),
+    ('retinanet', 'weight mean', 24, []),
+    ('retinanet', 'last BN', 0, ['LastBNRetinaHead']),
+    ('retinanet', 'MimicNorm', 24, ['LastBNRetinaHead']),
+])
+def test_parts_of_mimicnorm(script, detector, row, centred, last):
+    demo_norms = script('demo_norms')
+    cfg = demo_norms.config_with(
+        read_config(demo_norms.CONFIGS[detector]), detector, row)
+    model = build(cfg.model)
+    kinds = Counter(type(module).__name__ for module in model.modules())
+    assert kinds['MimicConv'] == (20 if detector == 'faster-rcnn' else 24)
+    assert sum(module.centred for module in model.modules()
+               if isinstance(module, MimicConv)) == centred
+    assert sorted(kind for kind in kinds if kind in (
+        'LastBNLinear', 'LastBNRPNHead', 'LastBNRetinaHead')) == last
+
+
+def test_settings_of_the_last_bn(script):
+    demo_norms = script('demo_norms')
+    cfg = read_config(demo_norms.CONFIGS['faster-rcnn'])
+    slow, plain = (
+        build(demo_norms.config_with(cfg, 'faster-rcnn', row).model)
+        for row in ('MimicNorm, momentum=0.01', 'MimicNorm, affine=False'))
+    assert slow.roi_head.bbox_head.fc_cls.momentum == 0.01
+    assert slow.rpn_head.rpn_cls.momentum == 0.01
+    assert plain.roi_head.bbox_head.fc_cls.gain is None
