@@ -1,6 +1,6 @@
 """What FilterCollapseHook costs.
 
-    python benchmarks/collapse_watch.py [--rounds 20]
+    python -m benchmarks.collapse_watch [--rounds 20]
 
 Time of a training step (forward, backward and SGD) of the demo's detectors on
 8 images of 160 x 160, watched over not watched: the two models take turns
@@ -11,14 +11,14 @@ watches 4 steps of every 500, so that its cost is that share of it.
 import argparse
 import inspect
 
-from demo_norms import CONFIGS
-from memory import Detector, side_by_side
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from mmpsbn.analysis import ChannelWatch
 from mmpsbn.engine import FilterCollapseHook
+from .demo_norms import CONFIGS
+from .memory import Detector, side_by_side
 
 
 class Watched(Detector):

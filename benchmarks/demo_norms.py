@@ -1,6 +1,6 @@
 """Normalizations of the demo's detectors compared, and MimicNorm's parts.
 
-    python benchmarks/demo_norms.py [--detector retinanet]
+    python -m benchmarks.demo_norms [--detector retinanet]
         [--norms BN MimicNorm] [--seeds 3]
 
 Beside the normalizations of tools/compare_norms.py there are MimicNorm without
@@ -114,7 +114,7 @@ def main():
         args.out or f'work_dirs/demo_norms_{args.detector}')
     comparison.write()
     command = shlex.join(
-        ['python', 'benchmarks/demo_norms.py', *sys.argv[1:]])
+        ['python', '-m', 'benchmarks.demo_norms', *sys.argv[1:]])
     carry_out(comparison, costs_of(comparison, args.rounds),
               shares_of_machine(args.at_once, 1), command)
 

@@ -1,6 +1,6 @@
 """Finetuning from a detector with BN, and where its filters collapse.
 
-    python benchmarks/finetuning.py [--quick]
+    python -m benchmarks.finetuning [--quick]
 
 There are two tasks of tools/make_demo_data.py, the demo's, and half as many
 other scenes, seen at 128 x 128 in the place of 160 x 160. Each detector learns
@@ -29,7 +29,6 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 import mmpsbn  # noqa: F401  First: it checks the stack.
 
 import torch
-from demo_norms import CONFIGS
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
@@ -47,6 +46,7 @@ from mmpsbn.engine.config import read_config
 from mmpsbn.engine.data import check_data
 from mmpsbn.engine.whole_files import whole_folder
 from mmpsbn.errors import InputError
+from .demo_norms import CONFIGS
 
 PARTS = {
     'finetuning': 'Finetuning',
@@ -355,7 +355,7 @@ def main():
     args = parse_args()
     MMLogger.get_instance('mmengine', log_level='ERROR')
     command = shlex.join(
-        ['python', 'benchmarks/finetuning.py', *sys.argv[1:]])
+        ['python', '-m', 'benchmarks.finetuning', *sys.argv[1:]])
     environments = shares_of_machine(args.at_once, 1)
     os.environ['MMDET_DATASETS'], second = tasks_of(args)
     first, checkpoints = {}, {}

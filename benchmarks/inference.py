@@ -1,6 +1,6 @@
 """Time of an image: PyTorch against ONNX Runtime.
 
-    python benchmarks/inference.py [CONFIG ...] [--shape 480 800] [--rounds 10]
+    python -m benchmarks.inference [CONFIG ...] [--shape 480 800] [--rounds 10]
 
 Each detector, with random weights, is exported by the function behind
 tools/export_onnx.py and compared on images there. Then one image goes through

@@ -1,6 +1,6 @@
 """What a normalization costs: bytes that autograd saves, and time.
 
-    python benchmarks/memory.py [--rounds 15] [--size 800 1344]
+    python -m benchmarks.memory [--rounds 15] [--size 800 1344]
         [--norms BN MimicNorm] [--backbones ResNet-50] [--detectors RetinaNet]
 
 First MMDetection's backbones ResNet-18, 50, 101 and MobileNetV2, then Faster

@@ -1,6 +1,6 @@
 """Time of psBN beside BN's and that of a naive psBN, as ratios.
 
-    python benchmarks/norm_layers.py [--seconds 20] [--threads 2]
+    python -m benchmarks.norm_layers [--seconds 20] [--threads 2]
 
 For layers of a ResNet-50 detector on two images of 800 x 1344, MMDetection's
 batch per GPU: forward and backward in training mode, and forward in

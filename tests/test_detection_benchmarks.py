@@ -1,46 +1,29 @@
-"""benchmarks/finetuning.py and demo_norms.py: what they compare, and report."""
+"""What benchmarks/finetuning.py and demo_norms.py compare, and report."""
 
-import importlib
 import re
 import sys
 from collections import Counter
 
 import pytest
-from conftest import ROOT
 from mmengine.config import Config
 from test_convert import build
 from test_tools import SHORT
 
+from benchmarks import demo_norms, finetuning
 from mmpsbn.compare.report import Row
 from mmpsbn.engine.config import read_config
 from mmpsbn.errors import InputError
 from mmpsbn.layers import MimicConv
 
 
-@pytest.fixture
-def script(monkeypatch):
-    """Imports a script of benchmarks/, which no other test sees."""
-    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if name in ('demo_norms', 'finetuning'):
-            del sys.modules[name]
-
-
-@pytest.fixture
-def finetuning(script):
-    return script('finetuning')
-
-
-def test_finetuned_from_what_was_pretrained(finetuning, digits, tmp_path,
-                                            monkeypatch, capsys):
+def test_finetuned_from_what_was_pretrained(digits, tmp_path, monkeypatch,
+                                            capsys):
     monkeypatch.setenv('MMDET_DATASETS', 'elsewhere')
     monkeypatch.setitem(finetuning.COLLAPSE, 'retinanet', [
         finetuning.Trainings('finetuned', (1, 2), norms=('psBN', ))])
     out = tmp_path / 'out'
     monkeypatch.setattr(sys, 'argv', [
-        'finetuning.py', '--quick', '--detectors', 'retinanet', '--data',
+        'finetuning', '--quick', '--detectors', 'retinanet', '--data',
         str(digits), str(digits), '--parts', 'collapse', '--out', str(out),
         '--cfg-options', *SHORT
     ])
@@ -67,7 +50,7 @@ def row(lr, before, dead, well=(None, ), norm='BN', scores=()):
     return Row(norm, lr, [None], list(well), list(scores), [], before, dead)
 
 
-def test_where_collapse_begins(finetuning):
+def test_where_collapse_begins():
     rows = [row(.4, [.02], [.1]), row(.1, [.02], [.02]), row(.2, [0.], [.03]),
             row(.8, [], [], well=())]
     assert finetuning.begins(rows, 'BN') == (
@@ -76,9 +59,10 @@ def test_where_collapse_begins(finetuning):
     assert finetuning.begins(rows[3:], 'BN') == 'BN: every run diverged'
 
 
-def test_a_step_sees_its_batch_in_parts(finetuning):
+def test_a_step_sees_its_batch_in_parts():
     cfg = Config.fromfile(finetuning.CONFIGS['faster-rcnn'])
-    batch, warm_up = cfg.train_dataloader.batch_size, cfg.param_scheduler[0].end
+    batch = cfg.train_dataloader.batch_size
+    warm_up = cfg.param_scheduler[0].end
     finetuning.in_parts(cfg, 2)
     assert cfg.train_dataloader.batch_size == 2
     assert cfg.optim_wrapper.accumulative_counts == batch // 2
@@ -90,7 +74,7 @@ def test_a_step_sees_its_batch_in_parts(finetuning):
         finetuning.in_parts(cfg, 1)
 
 
-def test_table_by_images_at_a_time(finetuning):
+def test_table_by_images_at_a_time():
     panels = {'1 at a time': [row(.1, [], [], scores=(.2, .4)),
                               row(.1, [], [], norm='GN', scores=(.5, .5))]}
     whole = [row(.1, [], [], scores=(.6, .7)),
@@ -113,8 +97,7 @@ def test_table_by_images_at_a_time(finetuning):
     ('retinanet', 'last BN', 0, ['LastBNRetinaHead']),
     ('retinanet', 'MimicNorm', 24, ['LastBNRetinaHead']),
 ])
-def test_parts_of_mimicnorm(script, detector, row, centred, last):
-    demo_norms = script('demo_norms')
+def test_parts_of_mimicnorm(detector, row, centred, last):
     cfg = demo_norms.config_with(
         read_config(demo_norms.CONFIGS[detector]), detector, row)
     model = build(cfg.model)
@@ -126,8 +109,7 @@ def test_parts_of_mimicnorm(script, detector, row, centred, last):
         'LastBNLinear', 'LastBNRPNHead', 'LastBNRetinaHead')) == last
 
 
-def test_settings_of_the_last_bn(script):
-    demo_norms = script('demo_norms')
+def test_settings_of_the_last_bn():
     cfg = read_config(demo_norms.CONFIGS['faster-rcnn'])
     slow, plain = (
         build(demo_norms.config_with(cfg, 'faster-rcnn', row).model)

@@ -159,7 +159,6 @@ def parse(monkeypatch, capsys):
         raise Parsed(original(self, *args, **kwargs))
 
     monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', stop)
-    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
 
     def parse(script, arguments):
         monkeypatch.setattr(sys, 'argv', [script, *arguments])
