@@ -4,7 +4,8 @@
         [--norms BN MimicNorm] [--seeds 3]
 
 Beside the normalizations of tools/compare_norms.py there are MimicNorm without
-one or both of its operations and with other settings. Each trains from
+one or both of its operations and with other settings, and RetinaNet with BN in
+its head, shared by the pyramid levels or of each its own. Each trains from
 scratch on the demo's task and is evaluated at the end; folder, report and
 going on after an interruption are those of tools/compare_norms.py.
 """
@@ -15,7 +16,6 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Dict
 
 import mmpsbn  # noqa: F401  First: it checks the stack.
 
@@ -34,64 +34,66 @@ CONFIGS = {
               f'{name}_r18-half_fpn_psbn_digits.py')
     for name in ('faster-rcnn', 'retinanet')
 }
-STOCK = ('BN', 'psBN', 'GN')
 ROI = 'model.roi_head.bbox_head.cls_predictor_cfg'
 RPN = 'model.rpn_head'
-# Settings that make a row of MimicNorm, which has all of it.
+RETINA = 'model.bbox_head'
+# Parts of MimicNorm that a row is without.
+NO_MEAN = {'model.backbone.conv_cfg.centre': False}
 ONE_LAST_BN = {f'{RPN}.type': 'RPNHead'}
+NO_LAST_BN = {**ONE_LAST_BN, ROI: dict(type='Linear')}
 NO_AFFINE = {f'{ROI}.affine': False}
-PARTS = {
-    'faster-rcnn': dict(
-        weight_mean={'model.backbone.conv_cfg.centre': False},
-        last_bn={**ONE_LAST_BN, ROI: dict(type='Linear')}),
-    'retinanet': dict(
-        weight_mean={'model.backbone.conv_cfg.centre': False,
-                     'model.bbox_head.conv_cfg.centre': False},
-        last_bn={'model.bbox_head.type': 'RetinaHead'}),
+NO_LAST_BN_OF_RETINA = {f'{RETINA}.type': 'RetinaHead'}
+BN = dict(type='BN')
+# For each row a normalization, and settings of the config with it.
+STOCK = {norm: (norm, {}) for norm in ('BN', 'psBN', 'GN')}
+ROWS = {
+    'faster-rcnn': {
+        **STOCK,
+        'none': ('MimicNorm', {**NO_MEAN, **NO_LAST_BN}),
+        'weight mean': ('MimicNorm', NO_LAST_BN),
+        'last BN': ('MimicNorm', {**NO_MEAN, **ONE_LAST_BN}),
+        'MimicNorm': ('MimicNorm', {}),
+        'MimicNorm, RoI head alone': ('MimicNorm', ONE_LAST_BN),
+        'MimicNorm, RoI head alone, affine=False':
+            ('MimicNorm', {**ONE_LAST_BN, **NO_AFFINE}),
+        'MimicNorm, affine=False': ('MimicNorm', NO_AFFINE),
+        **{f'MimicNorm, momentum={momentum}':
+           ('MimicNorm', {f'{ROI}.momentum': momentum,
+                          f'{RPN}.last_bn': dict(momentum=momentum)})
+           for momentum in (0.01, 0.3)},
+    },
+    'retinanet': {
+        **STOCK,
+        'none': ('MimicNorm', {**NO_MEAN, **NO_LAST_BN_OF_RETINA}),
+        'weight mean': ('MimicNorm', NO_LAST_BN_OF_RETINA),
+        'last BN': ('MimicNorm', NO_MEAN),
+        'MimicNorm': ('MimicNorm', {}),
+        'BN, shared in the head': ('BN', {f'{RETINA}.norm_cfg': BN}),
+        'BN, separate in the head':
+            ('BN', {f'{RETINA}.type': 'RetinaSepBNHead',
+                    f'{RETINA}.num_ins': 4, f'{RETINA}.norm_cfg': BN}),
+    },
 }
-VARIANTS = {
-    'MimicNorm, RoI head alone': ONE_LAST_BN,
-    'MimicNorm, RoI head alone, affine=False': {**ONE_LAST_BN, **NO_AFFINE},
-    'MimicNorm, affine=False': NO_AFFINE,
-    **{f'MimicNorm, momentum={momentum}': {
-        f'{ROI}.momentum': momentum,
-        f'{RPN}.last_bn': dict(momentum=momentum)
-    } for momentum in (0.01, 0.3)}
-}
-
-
-def variants_of(detector: str) -> Dict[str, dict]:
-    """Settings over MimicNorm, for each row that is made of it."""
-    parts = PARTS[detector]
-    # One last BN, as in the paper, where one operation is alone.
-    one = ONE_LAST_BN if detector == 'faster-rcnn' else {}
-    return {
-        'none': {**parts['weight_mean'], **parts['last_bn']},
-        'weight mean': parts['last_bn'],
-        'last BN': {**parts['weight_mean'], **one},
-        'MimicNorm': {},
-        **(VARIANTS if detector == 'faster-rcnn' else {}),
-    }
 
 
 def config_with(cfg: Config, detector: str, row: str) -> Config:
     """The demo's config for a row of the table."""
-    if row in STOCK:
-        return with_norm(cfg, row)
-    cfg = with_norm(cfg, 'MimicNorm')
-    cfg.merge_from_dict(variants_of(detector)[row])
+    norm, settings = ROWS[detector][row]
+    cfg = with_norm(cfg, norm)
+    cfg.merge_from_dict(settings)
     return cfg
 
 
 def main():
-    every = [*STOCK, *variants_of('faster-rcnn')]
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--detector', choices=CONFIGS, default='faster-rcnn')
-    parser.add_argument('--norms', nargs='+', choices=every, metavar='NORM',
-                        default=[*STOCK, 'MimicNorm'],
-                        help=f'of {"; ".join(every)}')
+    parser.add_argument(
+        '--norms', nargs='+', metavar='NORM',
+        default=['BN', 'psBN', 'GN', 'MimicNorm'],
+        help='; '.join(f'of {detector}: {", ".join(map(repr, rows))}'
+                       for detector, rows in ROWS.items()))
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument('--out', help='by default work_dirs/demo_norms_...')
     parser.add_argument('--at-once', type=int,
@@ -100,9 +102,9 @@ def main():
         '--rounds', type=int, default=30, help='of timing a step')
     add_cfg_options(parser)
     args = parser.parse_args()
-    rows = [*STOCK, *variants_of(args.detector)]
-    if not set(args.norms) <= set(rows):
-        parser.error(f'{args.detector} has the rows {"; ".join(rows)}')
+    if not set(args.norms) <= set(ROWS[args.detector]):
+        parser.error(f'--norms: {args.detector} has the rows '
+                     f'{", ".join(map(repr, ROWS[args.detector]))}')
     MMLogger.get_instance('mmengine', log_level='ERROR')
     if not os.path.isdir('data/digits'):
         make_digits('data/digits')

@@ -55,7 +55,6 @@ PARTS = {
 }
 FINETUNED = ('FrozenBN', 'BN', 'psBN', 'GN', 'MimicNorm')
 LRS = (0.25, 1, 4)  # Of the config's.
-HIGH = (8, 16)
 MICRO_BATCHES = (1, 2, 4)
 MICRO_NORMS = ('BN', 'GN', 'MimicNorm')
 EPOCHS = 4
@@ -68,11 +67,20 @@ TASKS = {
 # Scenes of both, and epochs on the first.
 QUICK = dict(train=160, val=40)
 QUICK_EPOCHS = 2
+BN = dict(type='BN')
 EVERYWHERE = {
-    'model.neck.norm_cfg': dict(type='BN'),
-    'model.roi_head.bbox_head.type': 'Shared4Conv1FCBBoxHead',
-    'model.roi_head.bbox_head.conv_out_channels': 64,
-    'model.roi_head.bbox_head.norm_cfg': dict(type='BN'),
+    'faster-rcnn': {
+        'model.neck.norm_cfg': BN,
+        'model.roi_head.bbox_head.type': 'Shared4Conv1FCBBoxHead',
+        'model.roi_head.bbox_head.conv_out_channels': 64,
+        'model.roi_head.bbox_head.norm_cfg': BN,
+    },
+    'retinanet': {
+        'model.neck.norm_cfg': BN,
+        'model.bbox_head.type': 'RetinaSepBNHead',
+        'model.bbox_head.num_ins': 4,
+        'model.bbox_head.norm_cfg': BN,
+    },
 }
 
 
@@ -92,23 +100,22 @@ class Trainings(NamedTuple):
 
 
 # Beside the rows of the part before.
-FINETUNED_HIGH = Trainings('finetuned', HIGH)
+FINETUNED_HIGH = Trainings('finetuned', (8, ))
 COLLAPSE = {
-    'faster-rcnn': [
+    detector: [
         FINETUNED_HIGH,
-        Trainings('from scratch', (4, 16), 2 * EPOCHS, False),
         Trainings('from scratch, norm everywhere', (4, 16), 2 * EPOCHS, False,
-                  EVERYWHERE),
-    ],
-    # The faster one; its head has norm layers anyway.
-    'retinanet': [
-        FINETUNED_HIGH,
-        Trainings('finetuned, longer', (4, 16), 4 * EPOCHS),
-        Trainings('from scratch', (1, 4, 16), 4 * EPOCHS, False),
-        Trainings('from scratch, decay x 10', (4, 16), 4 * EPOCHS, False,
-                  {'optim_wrapper.optimizer.weight_decay': 1e-3}),
-    ],
+                  EVERYWHERE[detector]),
+    ] for detector in CONFIGS
 }
+# The faster one.
+COLLAPSE['retinanet'] += [
+    Trainings('the same, twice as long', (4, 16), 4 * EPOCHS, False,
+              EVERYWHERE['retinanet']),
+    Trainings('the same, decay x 10', (4, 16), 2 * EPOCHS, False,
+              {**EVERYWHERE['retinanet'],
+               'optim_wrapper.optimizer.weight_decay': 1e-3}),
+]
 COLLAPSE_OF_CONFIG = [
     FINETUNED_HIGH,
     Trainings('from scratch', (1, 4, 16), finetuned=False),

@@ -52,11 +52,10 @@ def test_every_norm_finds_its_place(detector, before, norm, digits):
     model = build(with_norm(cfg, norm).model)
     assert cfg.pretty_text == text
     kinds = Counter(type(module).__name__ for module in model.modules())
-    layers = 20 if detector == 'faster-rcnn' else 24
     assert {kind: kinds[kind] for kind in LAYERS.values() if kinds[kind]} == {
-        LAYERS[norm]: layers
+        LAYERS[norm]: 20
     }
-    assert kinds['MimicConv'] == (layers if norm == 'MimicNorm' else 0)
+    assert kinds['MimicConv'] == (20 if norm == 'MimicNorm' else 0)
     assert HEADS[detector] & set(kinds) == (
         HEADS[detector] if norm == 'MimicNorm' else set())
     backbone = model.backbone
@@ -84,6 +83,28 @@ def test_coco_configs_take_every_norm():
         assert backbone.norm_cfg.get('num_groups', 32) in (16, 32)
         assert backbone.norm_eval == (norm == 'FrozenBN')
         assert 'norm_cfg' not in cfg.model.bbox_head
+
+
+def separate(cfg):
+    """A norm layer for each level, as MMDetection's own head has them."""
+    cfg.model.bbox_head.update(
+        type='RetinaSepBNHead', num_ins=4, norm_cfg=dict(type='psBN'))
+    return cfg
+
+
+def test_norms_of_each_level_apart():
+    cfg = separate(demo_config('retinanet', 'psbn'))
+    # The backbone's, and of two stacked convs for scores and boxes.
+    layers = 20 + 2 * 2 * 4
+    for norm in ('psBN', 'GN'):
+        model = build(with_norm(cfg, norm).model)
+        assert sum(type(module).__name__ == LAYERS[norm]
+                   for module in model.modules()) == layers
+    # Without norm layers the levels share all of the head.
+    model = build(with_norm(cfg, 'MimicNorm').model)
+    assert type(model.bbox_head).__name__ == 'LastBNRetinaHead'
+    assert sum(type(module).__name__ == 'MimicConv'
+               for module in model.modules()) == 20 + 2 * 2
 
 
 def test_a_config_that_imports_nothing_gets_our_import():
@@ -193,6 +214,18 @@ def test_what_is_no_start_for_all(digits, tmp_path):
     plan = comparison(digits, tmp_path / 'work', ('MimicNorm', ),
                       load_from=str(mimic))
     assert plan._config(plan.runs[0]).load_from == str(mimic)
+
+
+def test_norms_of_each_level_do_not_become_mimicnorm(tmp_path, digits):
+    cfg = separate(demo_config('retinanet', 'psbn'))
+    bn = tmp_path / 'bn.pth'
+    torch.save(build(with_norm(cfg, 'BN').model).state_dict(), bn)
+    cfg.load_from = str(bn)
+    cfgs = {norm: with_norm(cfg, norm) for norm in ('GN', 'MimicNorm')}
+    with pytest.raises(InputError, match='MimicNorm cannot start .*SepBN'):
+        Comparison(cfg, cfgs, [], [0], str(tmp_path / 'work'))
+    del cfgs['MimicNorm']
+    Comparison(cfg, cfgs, [], [0], str(tmp_path / 'work'))
 
 
 def row(norm, *scores):

@@ -12,7 +12,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
-from mmpsbn.engine import find_idle_norms
+from mmpsbn.engine import LevelWatch, find_idle_norms
 from mmpsbn.layers import MimicNorm
 from mmpsbn.layers.last_bn import LastBN
 from mmpsbn.layers.post_shifted_bn import PostShift
@@ -108,9 +108,10 @@ def test_config_trains_a_step_and_predicts(path):
         classes = len(cfg.classes) if not coco else 80
         inputs = demo_mm_inputs(
             2, [[3, 96, 128], [3, 128, 96]], num_classes=classes)
+        watch = LevelWatch(model)
         losses, _ = model.parse_losses(
             model(**model.data_preprocessor(inputs, True), mode='loss'))
-        assert losses.isfinite()
+        assert losses.isfinite() and watch.end() == []
         wrapper.backward(losses)
         if name.startswith('ps'):
             betas = [

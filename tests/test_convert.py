@@ -45,6 +45,14 @@ def demo_config(detector, norm='mimicnorm'):
     return Config.fromfile(demo_file(detector, norm))
 
 
+def mimic_config(detector):
+    """The demo's, with MimicNorm in the head that RetinaNet's levels share."""
+    cfg = demo_config(detector)
+    if detector == 'retinanet':
+        cfg.model.bbox_head.update(MIMIC)
+    return cfg
+
+
 def build(model_cfg):
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(copy.deepcopy(model_cfg))
@@ -79,7 +87,7 @@ def to_mimicnorm(cfg, model, digits, tmp_path):
 
 @pytest.mark.parametrize('detector', DETECTORS)
 def test_all_but_centring_is_exact(detector, digits, tmp_path):
-    cfg = demo_config(detector)
+    cfg = mimic_config(detector)
     cfg.model.backbone.conv_cfg.centre = False
     if detector == 'retinanet':
         cfg.model.bbox_head.conv_cfg.centre = False
@@ -89,7 +97,7 @@ def test_all_but_centring_is_exact(detector, digits, tmp_path):
 
 @pytest.mark.parametrize('detector', DETECTORS)
 def test_calibration_brings_the_outputs_back(detector, digits, tmp_path):
-    cfg = demo_config(detector)
+    cfg = mimic_config(detector)
     bn = trained_bn(cfg)
     before = {k: v.clone() for k, v in bn.state_dict().items()}
     converted, state = to_mimicnorm(cfg, bn, digits, tmp_path)
@@ -240,8 +248,9 @@ def to_stock(cfg, path, model, digits, out, **options):
 ])
 def test_a_trained_model_becomes_stock(detector, norm, fused, digits,
                                        tmp_path):
-    path, cfg = demo_file(detector, norm), demo_config(detector, norm)
-    out = tmp_path / 'stock.pth'
+    path, out = demo_file(detector, norm), tmp_path / 'stock.pth'
+    cfg = mimic_config(detector) if norm == 'mimicnorm' else demo_config(
+        detector, norm)
     proof = to_stock(cfg, path, trained(cfg), digits, out, fused=fused)
     assert proof.difference < 1e-5 and proof.same == proof.detections
     text = (tmp_path / 'stock.py').read_text()
@@ -287,7 +296,10 @@ def test_the_stock_config_is_short_and_complete(file, tmp_path):
     ('mimicnorm/retinanet_r50-scratch_fpn_mimicnorm-all_6x_coco.py', False,
      'bbox_head.cls_convs.3.bn.running_var'),
     ('psbn/faster-rcnn_r50_fpn_psbn-all_1x_coco.py', True,
-     'roi_head.bbox_head.shared_convs.3.conv.bias')
+     'roi_head.bbox_head.shared_convs.3.conv.bias'),
+    # Five norm layers behind each conv of the head.
+    ('psbn/retinanet_r50_fpn_psbn-all_1x_coco.py', True,
+     'bbox_head.cls_convs.4.3.bn.running_var')
 ])
 def test_norms_of_neck_and_heads_become_stock(file, fused, key, digits,
                                               tmp_path):

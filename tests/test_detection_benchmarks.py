@@ -5,12 +5,15 @@ import sys
 from collections import Counter
 
 import pytest
+import torch
+from mmcv.cnn import is_norm
 from mmengine.config import Config
 from test_convert import build
 from test_tools import SHORT
 
 from benchmarks import demo_norms, finetuning
 from mmpsbn.compare.report import Row
+from mmpsbn.engine import LevelWatch
 from mmpsbn.engine.config import read_config
 from mmpsbn.errors import InputError
 from mmpsbn.layers import MimicConv
@@ -93,20 +96,34 @@ def test_table_by_images_at_a_time():
     ('faster-rcnn', 'MimicNorm', 20, ['LastBNLinear', 'LastBNRPNHead']),
     ('faster-rcnn', 'MimicNorm, RoI head alone', 20, ['LastBNLinear']),
     ('retinanet', 'none', 0, []),
-    ('retinanet', 'weight mean', 24, []),
+    ('retinanet', 'weight mean', 20, []),
     ('retinanet', 'last BN', 0, ['LastBNRetinaHead']),
-    ('retinanet', 'MimicNorm', 24, ['LastBNRetinaHead']),
+    ('retinanet', 'MimicNorm', 20, ['LastBNRetinaHead']),
 ])
 def test_parts_of_mimicnorm(detector, row, centred, last):
     cfg = demo_norms.config_with(
         read_config(demo_norms.CONFIGS[detector]), detector, row)
     model = build(cfg.model)
     kinds = Counter(type(module).__name__ for module in model.modules())
-    assert kinds['MimicConv'] == (20 if detector == 'faster-rcnn' else 24)
+    assert kinds['MimicConv'] == 20
     assert sum(module.centred for module in model.modules()
                if isinstance(module, MimicConv)) == centred
     assert sorted(kind for kind in kinds if kind in (
         'LastBNLinear', 'LastBNRPNHead', 'LastBNRetinaHead')) == last
+
+
+@pytest.mark.parametrize('row, layers, shared', [
+    ('BN', 0, 0), ('BN, shared in the head', 4, 4),
+    ('BN, separate in the head', 16, 0)
+])
+def test_norm_layers_in_the_head_of_retinanet(row, layers, shared):
+    cfg = demo_norms.config_with(
+        read_config(demo_norms.CONFIGS['retinanet']), 'retinanet', row)
+    model = build(cfg.model).train()
+    assert sum(map(is_norm, model.bbox_head.modules())) == layers
+    watch = LevelWatch(model)
+    model(torch.zeros(2, 3, 64, 64), mode='tensor')
+    assert len(watch.end()) == shared
 
 
 def test_settings_of_the_last_bn():

@@ -1,10 +1,13 @@
-"""The one warning of psBN and SyncBN layers that cannot do their work."""
+"""Warnings of norm layers that cannot do their work."""
 
+import pytest
 import torch
+from mmdet.models.dense_heads import RetinaHead, RetinaSepBNHead
+from mmdet.utils import register_all_modules
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 
-from mmpsbn.engine import find_idle_norms
+from mmpsbn.engine import LevelWatch, find_idle_norms
 from mmpsbn.layers import PSBatchNorm2d, PSSyncBatchNorm
 
 
@@ -49,3 +52,35 @@ def test_several_optimizers():
             for name, part in zip('ab', model)
         })
         assert len(find_idle_norms(model, wrapper)) == number
+
+
+FEATURES = [torch.randn(2, 8, size, size) for size in (13, 7, 4)]
+
+
+@pytest.mark.parametrize('norm', ['BN', 'psBN', 'psSyncBN'])
+def test_a_head_that_levels_share_is_reported(norm):
+    register_all_modules()
+    settings = dict(num_classes=3, in_channels=8, feat_channels=8,
+                    stacked_convs=1, norm_cfg=dict(type=norm))
+    shared = RetinaHead(**settings)
+    watch = LevelWatch(shared)
+    shared(FEATURES)
+    assert watch.end() == ['cls_convs.0.bn', 'reg_convs.0.bn']
+    apart = RetinaSepBNHead(num_ins=3, **settings)
+    watch = LevelWatch(apart)
+    apart(FEATURES)
+    assert watch.end() == []
+
+
+def test_one_level_and_frozen_statistics_are_not_reported():
+    model = nn.Sequential(nn.BatchNorm2d(8), nn.BatchNorm2d(8).eval(),
+                          nn.BatchNorm2d(8, track_running_stats=False))
+    watch = LevelWatch(model[:1])
+    model(FEATURES[0])
+    model(FEATURES[0][:0])  # As a head without RoIs has it.
+    model(FEATURES[0][..., :-1])
+    assert watch.end() == []
+    watch = LevelWatch(model[1:])
+    for feature in FEATURES:
+        model(feature)
+    assert watch.end() == []

@@ -15,7 +15,6 @@ model = dict(
         in_channels=64,
         feat_channels=64,
         stacked_convs=2,
-        norm_cfg=dict(type='psBN'),
         anchor_generator=dict(strides=[8, 16, 32, 64])))
 optim_wrapper = dict(optimizer=dict(lr=0.04, weight_decay=1e-4))
 # It learns to be confident later than Faster R-CNN does.

@@ -1,5 +1,6 @@
 _base_ = './retinanet_r50_fpn_bn_1x_coco.py'
 norm_cfg = dict(type='BN', requires_grad=True)
+# Convs that the levels share, norm layers that they do not: see README.md.
 model = dict(
     neck=dict(norm_cfg=norm_cfg),
-    bbox_head=dict(norm_cfg=norm_cfg))
+    bbox_head=dict(type='RetinaSepBNHead', num_ins=5, norm_cfg=norm_cfg))

@@ -14,7 +14,11 @@ from mmpsbn.errors import InputError
 
 GROUPS = 32  # Of MMDetection's configs with GN.
 # The last BN of MimicNorm: heads, and what has it in their place.
-LAST_BN_HEADS = {'RPNHead': 'LastBNRPNHead', 'RetinaHead': 'LastBNRetinaHead'}
+LAST_BN_HEADS = {
+    'RPNHead': 'LastBNRPNHead',
+    'RetinaHead': 'LastBNRetinaHead',
+    'RetinaSepBNHead': 'LastBNRetinaHead',
+}
 LAST_BN_LINEAR = dict(type='LastBNLinear')
 
 
@@ -108,6 +112,8 @@ def _mimic_norm(cfg: Config) -> None:
         node_type = type_of(node)
         if node_type in LAST_BN_HEADS:
             node['type'] = LAST_BN_HEADS[node_type]
+            # Levels share a head without norm layers.
+            node.pop('num_ins', None)
         if node_type.endswith('BBoxHead'):
             node['cls_predictor_cfg'] = dict(LAST_BN_LINEAR)
 

@@ -20,9 +20,9 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from mmpsbn.convert import convert_to_mimicnorm
 from mmpsbn.convert.conversion import build
-from mmpsbn.convert.stock_config import mimic_inside
+from mmpsbn.convert.stock_config import mimic_inside, stock_model
 from mmpsbn.engine.blame import blamed_on_config
-from mmpsbn.engine.checkpoint import (check_fits, is_of_mimicnorm,
+from mmpsbn.engine.checkpoint import (check_fits, is_of_mimicnorm, layer_of,
                                       read_checkpoint, state_of,
                                       with_own_classes)
 from mmpsbn.engine.config import dicts_in
@@ -408,6 +408,17 @@ def _check_load_from(cfg: Config, cfgs: Dict[str, Config]) -> List[str]:
     model = build(cfg, with_norm(cfg, 'MimicNorm' if mimic else 'BN').model)
     state, anew = with_own_classes(model, state)
     check_fits(model, state, path)
+    for norm, other in cfgs.items():
+        if mimic or not mimic_inside(other.model):
+            continue
+        missing = [key for key in build(cfg, stock_model(
+            other.model)).state_dict() if key not in model.state_dict()]
+        if missing:
+            raise InputError(
+                f'{norm} cannot start from {path}: its {layer_of(missing[0])} '
+                'has no counterpart there, since norm layers of each pyramid '
+                'level apart (RetinaSepBNHead) do not fold into convs that '
+                f'the levels share. Leave {norm} out, or load_from.')
     return anew
 
 

@@ -66,7 +66,9 @@ def fused_model(model: dict) -> dict:
     for name, part in model.items():
         if name != 'backbone':
             for node in dicts_in(part):
-                node.pop('norm_cfg', None)
+                # Several norm layers do not fold into the conv they share.
+                if 'SepBN' not in type_of(node):
+                    node.pop('norm_cfg', None)
     return model
 
 

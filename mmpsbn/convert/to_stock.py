@@ -4,6 +4,7 @@ A psBN checkpoint is a BN checkpoint. Of MimicNorm, each conv becomes a conv
 and a BN that adds its bias, and a last BN folds into its layer.
 """
 
+from collections import Counter
 from typing import Dict
 
 import torch
@@ -59,12 +60,18 @@ def _fold_last_bn(state: Dict[str, Tensor], prefix: str,
 def fuse(stock: nn.Module, state: Dict[str, Tensor]) -> Dict[str, Tensor]:
     """Fold the BN of ConvModules outside of the backbone into their convs.
 
-    A ConvModule without a norm layer is stock; a ResNet without is not.
+    A ConvModule without a norm layer is stock; a ResNet without is not. Convs
+    that several norm layers follow, as in RetinaSepBNHead, are left alone.
     """
     state = dict(state)
-    for name, module in stock.named_modules():
-        if not (isinstance(module, ConvModule) and module.with_norm) or \
-                name.startswith('backbone.'):
+    modules = {
+        name: module for name, module in stock.named_modules()
+        if isinstance(module, ConvModule) and module.with_norm
+        and not name.startswith('backbone.')
+    }
+    shared = Counter(id(module.conv) for module in modules.values())
+    for name, module in modules.items():
+        if shared[id(module.conv)] > 1:
             continue
         norm = f'{name}.{module.norm_name}.'
         values = {

@@ -3,11 +3,11 @@ from .data_check_hook import DataCheckHook
 from .filter_collapse_hook import FilterCollapseHook
 from mmpsbn.errors import InputError
 from .non_finite_hook import NonFiniteHook
-from .norm_check_hook import NormCheckHook, find_idle_norms
+from .norm_check_hook import LevelWatch, NormCheckHook, find_idle_norms
 
 allow_mmengine_checkpoints()
 
 __all__ = [
-    'DataCheckHook', 'FilterCollapseHook', 'InputError', 'NonFiniteHook',
-    'NormCheckHook', 'find_idle_norms'
+    'DataCheckHook', 'FilterCollapseHook', 'InputError', 'LevelWatch',
+    'NonFiniteHook', 'NormCheckHook', 'find_idle_norms'
 ]

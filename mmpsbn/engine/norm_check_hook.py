@@ -1,16 +1,19 @@
 """Norm layers that cannot do their work, said once at the start."""
 
 from itertools import chain
-from typing import List
+from typing import Dict, List, Optional, Set
 
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpsbn.layers.post_shifted_bn import PostShift
 from mmpsbn.layers.sync_post_shifted_bn import PSSyncBatchNorm
 from mmpsbn.registry import HOOKS
+
+LEVELS_APART = 3  # In area: levels are 4 apart, less what is rounded.
 
 
 def find_idle_norms(model: nn.Module, optim_wrapper: OptimWrapper) -> List[str]:
@@ -62,16 +65,61 @@ def find_idle_norms(model: nn.Module, optim_wrapper: OptimWrapper) -> List[str]:
     return reasons
 
 
+class LevelWatch:
+    """Finds batch norm layers that normalize several pyramid levels.
+
+    A head that RetinaNet's levels share calls its layers once for each. In
+    training each level is normalized by its own statistics; the running ones
+    become an average over levels, which is right for none, and evaluation is
+    another function than training (Wu and Johnson, "Rethinking 'Batch' in
+    BatchNorm", arXiv:2105.07576).
+
+    Args:
+        model (nn.Module): In the mode in which it is trained. It is watched
+            from here to :meth:`end`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._areas: Dict[str, Set[int]] = {}
+        self._handles = [
+            module.register_forward_hook(self._listener(name))
+            for name, module in model.named_modules()
+            if isinstance(module, _BatchNorm) and module.training
+            and module.track_running_stats
+        ]
+
+    def _listener(self, name: str):
+
+        def listen(module, args, output):
+            area = output.shape[2:].numel()
+            self._areas.setdefault(name, set()).add(area)
+
+        return listen
+
+    def end(self) -> List[str]:
+        """Stop, and name the layers.
+
+        Returns:
+            list[str]: Those whose inputs differed in area as levels do.
+        """
+        for handle in self._handles:
+            handle.remove()
+        return [name for name, areas in self._areas.items()
+                if max(areas) >= LEVELS_APART * min(areas)]
+
+
 @HOOKS.register_module()
 class NormCheckHook(Hook):
-    """Warn once if psBN or SyncBN cannot do its work in this run.
+    """Warn once of norm layers that cannot do their work in this run.
 
     It looks at the model in its first training step, after ``norm_eval`` and
-    ``frozen_stages`` have had their say, see :func:`find_idle_norms`.
+    ``frozen_stages`` have had their say: see :func:`find_idle_norms` and
+    :class:`LevelWatch`.
     """
 
     def __init__(self) -> None:
         self._checked = False
+        self._watch: Optional[LevelWatch] = None
 
     def before_train_iter(self, runner: Runner, batch_idx: int,
                           data_batch=None) -> None:
@@ -82,3 +130,19 @@ class NormCheckHook(Hook):
         if reasons:
             runner.logger.warning('The normalization has no effect: ' +
                                   '; '.join(reasons) + '.')
+        self._watch = LevelWatch(runner.model)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int,
+                         data_batch=None, outputs=None) -> None:
+        if self._watch is None:
+            return
+        shared, self._watch = self._watch.end(), None
+        if shared:
+            runner.logger.warning(
+                f'{len(shared)} batch norm layers, {shared[0]} for one, '
+                'normalize several pyramid levels in turn: evaluation will '
+                'use an average of their statistics that is right for none, '
+                'and can cost much of the mAP. Give each level its own '
+                "(RetinaNet: bbox_head type='RetinaSepBNHead' with num_ins), "
+                'or leave norm_cfg out of this head, or set GN or MimicNorm '
+                'there.')
