@@ -20,10 +20,11 @@ from mmengine.runner import load_checkpoint
 from test_convert import build, demo_config
 from test_tools import FASTER, SHORT, refused  # noqa: F401  The fixture.
 
-from mmpsbn.compare import (NORMS, Comparison, Cost, with_norm,
+from mmpsbn.compare import (NORMS, Comparison, Cost, measure_costs, with_norm,
                             write_report)
 from mmpsbn.compare.report import Row, rows_of, verdict
 from mmpsbn.compare.runs import shares_of_machine
+from mmpsbn.compare.session import print_plan
 from mmpsbn.engine.config import read_config
 from mmpsbn.errors import InputError
 
@@ -115,8 +116,8 @@ def test_a_config_that_imports_nothing_gets_our_import():
 
 
 def comparison(digits, work_dir, norms=('BN', 'psBN'), seeds=(0, ), lrs=(),
-               **changes):
-    cfg = demo_config('faster-rcnn', 'psbn')
+               detector='faster-rcnn', **changes):
+    cfg = demo_config(detector, 'psbn')
     cfg.merge_from_dict(changes)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.data_root = f'{digits}/'
@@ -347,6 +348,23 @@ def test_a_dry_run_writes_nothing(compare, capsys, tmp_path):
     assert re.search(r'psBN, lr 0.04, seed 1 +\d+ ', output)
     assert 'to go, on this machine' in output
     assert not (tmp_path / 'new').exists()
+
+
+def test_norm_layers_that_levels_share_are_told(digits, tmp_path, capsys):
+    plan = comparison(digits, tmp_path / 'work', ('psBN', 'GN'),
+                      detector='retinanet',
+                      **{'model.bbox_head.norm_cfg': dict(type='BN')})
+    costs = measure_costs(plan.cfgs, rounds=1)
+    print_plan(plan, costs, 1)
+    warning = 'psBN: 4 batch norm layers, bbox_head.cls_convs.0.bn for one'
+    assert warning in capsys.readouterr().out
+    run = plan.runs[0]
+    plan.folder(run).mkdir(parents=True)
+    (plan.folder(run) / 'result.json').write_text(
+        json.dumps(dict(metrics={'coco/bbox_mAP': .5}, seconds=366.)))
+    report = write_report(plan, costs, 'command').with_suffix('.md')
+    assert f'Beware:\n\n- {warning}' in report.read_text()
+    assert 'GN:' not in report.read_text()
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(digits, tmp_path):

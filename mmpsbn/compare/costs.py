@@ -3,7 +3,7 @@
 import statistics
 from contextlib import redirect_stdout
 from io import StringIO
-from typing import Dict, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import torch
 from mmengine.config import Config
@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from mmpsbn.analysis import saved_bytes, turns
 from mmpsbn.convert.conversion import build
 from mmpsbn.engine.blame import blamed_on_config
+from mmpsbn.engine.norm_check_hook import LevelWatch, shared_in_words
 
 
 class Cost(NamedTuple):
@@ -30,6 +31,14 @@ class Cost(NamedTuple):
     """MiB that the allocator of a GPU held at most in a step."""
     batch: int
     """Images of the batch."""
+    shared: Sequence[str] = ()
+    """Norm layers that several pyramid levels share, see LevelWatch."""
+
+
+def warnings_of(costs: Dict[str, Cost]) -> List[str]:
+    """What makes some normalizations worse than they are."""
+    return [f'{norm}: {shared_in_words(cost.shared)}'
+            for norm, cost in costs.items() if cost.shared]
 
 
 def measure_costs(cfgs: Dict[str, Config], rounds: int) -> Dict[str, Cost]:
@@ -41,11 +50,13 @@ def measure_costs(cfgs: Dict[str, Config], rounds: int) -> Dict[str, Cost]:
     """
     device = get_device()
     batch = _training_batch(next(iter(cfgs.values())))
-    steps, predictions, saved, peak = {}, {}, {}, {}
+    steps, predictions, saved, peak, shared = {}, {}, {}, {}, {}
     for norm, cfg in cfgs.items():
         model = build(cfg, cfg.model).to(device)
         steps[norm], predictions[norm], loss = _actions(model, batch)
+        watch = LevelWatch(model)
         saved[norm] = saved_bytes(loss, model.parameters()) / 2**20
+        shared[norm] = watch.end()
         if device == 'cuda':
             torch.cuda.reset_peak_memory_stats()
             steps[norm]()
@@ -57,7 +68,7 @@ def measure_costs(cfgs: Dict[str, Config], rounds: int) -> Dict[str, Cost]:
             statistics.median(step[norm]),
             statistics.median(a / b for a, b in zip(step[norm], first)),
             statistics.median(inference[norm]), saved[norm], peak.get(norm),
-            len(batch['inputs']))
+            len(batch['inputs']), shared[norm])
         for norm in cfgs
     }
 

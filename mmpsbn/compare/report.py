@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 from mmpsbn.engine.filter_collapse_hook import shares
 from mmpsbn.engine.whole_files import whole_folder
-from .costs import Cost
+from .costs import Cost, warnings_of
 from .figures import (draw_collapse, draw_costs, draw_curves, draw_lrs,
                       draw_scores)
 from .runs import Comparison, Run
@@ -179,7 +179,8 @@ is what autograd keeps of its forward.
 {pictures}
 
 {_list('Without a result:', _missing(comparison))}\
-{_list('Starts:', comparison.remarks())}```shell
+{_list('Starts:', comparison.remarks())}\
+{_list('Beware:', warnings_of(costs))}```shell
 {command}
 ```
 '''

@@ -13,7 +13,7 @@ from rich.progress import (BarColumn, Progress, TaskProgressColumn,
 from mmpsbn.engine.data import blamed_on_data
 from mmpsbn.engine.whole_files import write_whole
 from mmpsbn.errors import InputError
-from .costs import Cost, measure_costs
+from .costs import Cost, measure_costs, warnings_of
 from .report import write_report
 from .runs import LOADERS, Comparison, Run
 
@@ -103,7 +103,7 @@ def print_plan(comparison: Comparison, costs: Dict[str, Cost],
         state = 'finished' if comparison.result(run) else (
             f'{done:.0%} done' if done else in_words(seconds))
         print(f'  {str(run):40}{state:>12}')
-    for remark in comparison.remarks():
+    for remark in [*comparison.remarks(), *warnings_of(costs)]:
         print(remark)
     print(f'About {in_words(left(comparison, costs, at_once))} to go, on this '
           'machine.')

@@ -108,6 +108,16 @@ class LevelWatch:
                 if max(areas) >= LEVELS_APART * min(areas)]
 
 
+def shared_in_words(names: List[str]) -> str:
+    """What :class:`LevelWatch` has found, and what to do."""
+    return (f'{len(names)} batch norm layers, {names[0]} for one, normalize '
+            'several pyramid levels in turn: evaluation uses an average of '
+            'their statistics that is right for none, and can cost much of '
+            'the mAP. Give each level its own (RetinaNet: bbox_head '
+            "type='RetinaSepBNHead' with num_ins), or leave norm_cfg out of "
+            'this head, or set GN or MimicNorm there.')
+
+
 @HOOKS.register_module()
 class NormCheckHook(Hook):
     """Warn once of norm layers that cannot do their work in this run.
@@ -138,11 +148,4 @@ class NormCheckHook(Hook):
             return
         shared, self._watch = self._watch.end(), None
         if shared:
-            runner.logger.warning(
-                f'{len(shared)} batch norm layers, {shared[0]} for one, '
-                'normalize several pyramid levels in turn: evaluation will '
-                'use an average of their statistics that is right for none, '
-                'and can cost much of the mAP. Give each level its own '
-                "(RetinaNet: bbox_head type='RetinaSepBNHead' with num_ins), "
-                'or leave norm_cfg out of this head, or set GN or MimicNorm '
-                'there.')
+            runner.logger.warning(shared_in_words(shared))
