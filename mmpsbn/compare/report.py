@@ -230,4 +230,3 @@ def _list(title: str, items: Sequence[str]) -> str:
     if not items:
         return ''
     return '\n'.join([title, '', *(f'- {item}' for item in items), '', ''])
-
