@@ -172,12 +172,15 @@ def test_ctrl_c_says_how_to_go_on(digits, tmp_path):
 
 
 def test_retinanet_trains_and_evaluates(digits, tmp_path):
-    status, output = run(
-        'tools/train.py', RETINA, '--work-dir', tmp_path, data=digits)
+    head = ['model.bbox_head.norm_cfg.type=psBN']
+    status, output = run('tools/train.py', RETINA, '--work-dir', tmp_path,
+                         data=digits, options=head)
     assert status == 0, output[-3000:]
+    # Said once, of the head that its levels share.
+    assert output.count('4 batch norm layers, bbox_head.cls_convs.0.bn') == 1
     status, output = run(
         'tools/test.py', RETINA, tmp_path / 'epoch_1.pth', '--work-dir',
-        tmp_path, data=digits, options=ANY_SCORE)
+        tmp_path, data=digits, options=head + ANY_SCORE)
     assert status == 0 and 'coco/bbox_mAP' in metrics(tmp_path), output
 
 
@@ -217,6 +220,7 @@ def test_mimicnorm_retinanet_trains(digits, tmp_path):
         'tools/train.py', MIMIC_RETINA, '--work-dir', tmp_path, data=digits)
     assert status == 0, output[-3000:]
     assert (tmp_path / 'epoch_1.pth').exists()
+    assert 'pyramid levels in turn' not in output
 
 
 def test_weights_of_bn_and_of_mimicnorm_are_told_apart(
