@@ -132,6 +132,23 @@ def test_a_collapsed_filter_comes_back_under_psbn_only(norm, alive):
     assert output[:, 1].any()
 
 
+def test_a_filter_comes_back_when_decay_has_shrunk_beta_to_alpha():
+    layer = PSBatchNorm2d(1, alpha=0.1)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.beta.fill_(-0.2)
+    optimizer = torch.optim.SGD(
+        layer.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    x, steps = torch.randn(4, 1, 2, 2), 0
+    while not (output := torch.relu(layer(x))).any():
+        optimizer.zero_grad()
+        output.sum().backward()
+        optimizer.step()
+        steps += 1
+    # exp(-lr * decay / (1 - momentum) * steps) = alpha / |beta|
+    assert steps == pytest.approx(math.log(0.2 / 0.1) / 1e-3, rel=0.01)
+
+
 @layers
 @pytest.mark.parametrize('alpha', [-0.1, math.nan, math.inf, '0.1', None,
                                    True])
