@@ -1,12 +1,14 @@
 """What the command lines of the tools share."""
 
 import argparse
+import logging
 import os
 import sys
 from contextlib import contextmanager
 from typing import Optional, Tuple
 from urllib.error import URLError
 
+import torch.distributed as dist
 from mmengine.config import DictAction
 
 from mmpsbn.errors import FULL, InputError
@@ -102,6 +104,8 @@ def told_to_the_user(interrupted: str = 'the command has not finished'):
     try:
         with without_code():
             yield
+        if dist.is_initialized() and dist.get_backend() == 'gloo':
+            _end_at_once()
     except InputError as error:
         sys.exit(f'error: {error}')
     except URLError as error:
@@ -117,3 +121,13 @@ def told_to_the_user(interrupted: str = 'the command has not finished'):
     except KeyboardInterrupt:
         print(f'interrupted; {interrupted}.', file=sys.stderr)
         sys.exit(130)
+
+
+def _end_at_once() -> None:
+    # Taking gloo apart, at Python's end or by destroy_process_group, aborts a
+    # process now and then ("terminate called without an active exception"),
+    # and the launcher would call a finished run failed.
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -1,7 +1,5 @@
 """MMEngine's Runner, built for the tools."""
 
-import atexit
-
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
@@ -56,8 +54,6 @@ def _distribute_on_cpu(cfg: Config) -> None:
                          'use tools/dist_train.sh (--launcher pytorch).')
     if not dist.is_initialized():
         dist.init_process_group('gloo')
-        # Else its threads may end the process with an abort.
-        atexit.register(_leave_group)
     cfg.setdefault(
         'model_wrapper_cfg',
         dict(
@@ -65,11 +61,6 @@ def _distribute_on_cpu(cfg: Config) -> None:
             device_ids=None,
             broadcast_buffers=False,
             find_unused_parameters=cfg.get('find_unused_parameters', False)))
-
-
-def _leave_group() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 @blamed_on_config()
