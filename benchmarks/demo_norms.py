@@ -102,6 +102,8 @@ def main():
         '--rounds', type=int, default=30, help='of timing a step')
     add_cfg_options(parser)
     args = parser.parse_args()
+    if min(args.seeds, args.at_once, args.rounds) < 1:
+        parser.error('--seeds, --at-once and --rounds are at least 1')
     if not set(args.norms) <= set(ROWS[args.detector]):
         parser.error(f'--norms: {args.detector} has the rows '
                      f'{", ".join(map(repr, ROWS[args.detector]))}')
