@@ -115,14 +115,18 @@ def test_a_config_that_imports_nothing_gets_our_import():
     assert with_norm(cfg, 'psBN').custom_imports.imports == ['mmpsbn']
 
 
-def comparison(digits, work_dir, norms=('BN', 'psBN'), seeds=(0, ), lrs=(),
-               detector='faster-rcnn', **changes):
-    cfg = demo_config(detector, 'psbn')
-    cfg.merge_from_dict(changes)
+def of_digits(cfg, digits):
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.data_root = f'{digits}/'
     cfg.val_evaluator.ann_file = str(
         digits / 'annotations' / 'instances_val2017.json')
+    return cfg
+
+
+def comparison(digits, work_dir, norms=('BN', 'psBN'), seeds=(0, ), lrs=(),
+               detector='faster-rcnn', **changes):
+    cfg = of_digits(demo_config(detector, 'psbn'), digits)
+    cfg.merge_from_dict(changes)
     cfgs = {norm: with_norm(cfg, norm) for norm in norms}
     return Comparison(cfg, cfgs, lrs, seeds, str(work_dir))
 
@@ -218,7 +222,7 @@ def test_what_is_no_start_for_all(digits, tmp_path):
 
 
 def test_norms_of_each_level_do_not_become_mimicnorm(tmp_path, digits):
-    cfg = separate(demo_config('retinanet', 'psbn'))
+    cfg = of_digits(separate(demo_config('retinanet', 'psbn')), digits)
     bn = tmp_path / 'bn.pth'
     torch.save(build(with_norm(cfg, 'BN').model).state_dict(), bn)
     cfg.load_from = str(bn)
