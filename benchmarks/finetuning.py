@@ -140,10 +140,7 @@ def parse_args():
     parser.add_argument(
         '--lrs', type=float, nargs='+', default=LRS,
         help="of finetuning, as multiples of the config's learning rate")
-    parser.add_argument(
-        '--seeds', type=int, default=3, help='how many, of finetuning')
-    parser.add_argument(
-        '--collapse-seeds', type=int, default=1, help='and of the other part')
+    parser.add_argument('--seeds', type=int, default=3, help='how many')
     parser.add_argument(
         '--at-once', type=int,
         default=torch.cuda.device_count() or len(os.sched_getaffinity(0)),
@@ -158,15 +155,14 @@ def parse_args():
     add_cfg_options(parser)
     args = parser.parse_args()
     check_norms(args.norms)
-    if min(args.seeds, args.collapse_seeds, args.at_once, *args.lrs) <= 0:
-        raise InputError('--seeds, --collapse-seeds, --at-once and --lrs are '
-                         'above 0.')
+    if min(args.seeds, args.at_once, *args.lrs) <= 0:
+        raise InputError('--seeds, --at-once and --lrs are above 0.')
     for name in args.detectors:
         if name not in CONFIGS and not os.path.isfile(name):
             raise InputError(f'--detectors {name} is none of '
                              f'{", ".join(CONFIGS)}, and no config file.')
     if args.quick:
-        args.seeds = args.collapse_seeds = 1
+        args.seeds = 1
     args.out = args.out or Path('work_dirs') / (
         'finetuning-quick' if args.quick else 'finetuning')
     return args
@@ -263,12 +259,11 @@ def pretrained(args, detector: str, command: str) -> Tuple[Row, str]:
 
 def planned(args, part: str, detector: str, checkpoint: str) -> List[Planned]:
     """The comparisons of a part, for a detector pretrained with BN."""
-    every, seeds = COLLAPSE.get(detector, COLLAPSE_OF_CONFIG), \
-        args.collapse_seeds
-    if part != 'collapse':
-        seeds = args.seeds
+    if part == 'finetuning':
         every = [Trainings('finetuned', args.lrs, norms=args.norms)]
-    if part == 'micro-batch':
+    elif part == 'collapse':
+        every = COLLAPSE.get(detector, COLLAPSE_OF_CONFIG)
+    else:
         whole = read_config(CONFIGS.get(detector, detector),
                             args.cfg_options).train_dataloader.batch_size
         every = [Trainings(f'{images} at a time', (1, ), norms=MICRO_NORMS,
@@ -284,7 +279,8 @@ def planned(args, part: str, detector: str, checkpoint: str) -> List[Planned]:
         options.update({**trainings.options, **(args.cfg_options or {})})
         found.append(Planned(
             part, detector, trainings.title,
-            comparison_of(args, detector, part, trainings, seeds, options)))
+            comparison_of(args, detector, part, trainings, args.seeds,
+                          options)))
     return found
 
 

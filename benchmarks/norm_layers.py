@@ -6,10 +6,10 @@ For layers of a ResNet-50 detector on two images of 800 x 1344, MMDetection's
 batch per GPU: forward and backward in training mode, and forward in
 evaluation mode. The layers take turns within each round, in an order drawn
 anew for each; the ratio is the median over the rounds of the time of a layer
-over BN's in the same round. Every shape has its seconds, and so the more rounds
-the smaller it is, but no fewer than 50. BN is timed twice: the ratio of its second turn
-tells the noise. The last row is all of the shapes, one after the other: the
-ratio weighted by BN's time.
+over BN's in the same round. Every shape has its seconds, and so the more
+rounds the smaller it is, but no fewer than 50. BN is timed twice: the ratio of
+its second turn tells the noise. The last row is all of the shapes, one after
+the other: the ratio weighted by BN's time.
 """
 
 import argparse

@@ -83,7 +83,8 @@ def _version(name: str):
 
 
 def _numbers(text: str) -> tuple:
-    return tuple(int(n) for n in re.match(r'[\d.]*\d', text).group().split('.'))
+    numbers = re.match(r'[\d.]*\d', text).group().split('.')
+    return tuple(int(number) for number in numbers)
 
 
 def _text(numbers: tuple) -> str:

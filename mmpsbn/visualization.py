@@ -65,7 +65,8 @@ def draw_detections(samples: Sequence[dict],
         axes[0, 0].set_ylabel('truth')
         axes[1, 0].set_ylabel(f'detected, score ≥ {score_thr}')
         handles = [
-            Rectangle((0, 0), 1, 1, fill=False, edgecolor=RIGHT, linewidth=1.5),
+            Rectangle((0, 0), 1, 1, fill=False, edgecolor=RIGHT,
+                      linewidth=1.5),
             Rectangle((0, 0), 1, 1, fill=False, edgecolor=WRONG, linewidth=1.5,
                       linestyle='--')
         ]

@@ -1,4 +1,4 @@
-"""Configs with wrong types, missing and misspelt parts: a sentence, or a run."""
+"""Configs with wrong types, missing or misspelt parts: a sentence or a run."""
 
 import copy
 import functools

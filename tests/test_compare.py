@@ -244,7 +244,8 @@ def test_the_verdict_claims_no_more_than_the_seeds():
     assert clear.startswith('**psBN**') and 'No seed of another' in clear
     assert 'One seed tells no difference' in verdict(
         [row('BN', .5), row('psBN', .9)])
-    assert 'No run detected anything' in verdict([row('BN', 0.), row('GN', 0.)])
+    assert 'No run detected anything' in verdict(
+        [row('BN', 0.), row('GN', 0.)])
 
 
 @pytest.fixture

@@ -91,9 +91,8 @@ def main():
     check_start(cfg)
     name = osp.splitext(osp.basename(args.config))[0]
     work_dir = args.work_dir or osp.join('work_dirs', f'compare_{name}')
-    comparison = Comparison(cfg,
-                            {norm: with_norm(cfg, norm) for norm in args.norms},
-                            args.lrs, range(args.seeds), work_dir,
+    cfgs = {norm: with_norm(cfg, norm) for norm in args.norms}
+    comparison = Comparison(cfg, cfgs, args.lrs, range(args.seeds), work_dir,
                             args.processes)
     if args.dry_run:
         print_plan(comparison, costs_of(comparison, args.rounds, keep=False),

@@ -61,9 +61,9 @@ def analyze(cfg: Config, checkpoint: dict, name: str,
     load_weights(model, checkpoint, name)
     watch = ChannelWatch(model)
     if not watch.layers:
-        raise InputError('the model of the config has no norm layer (BN, psBN, '
-                         'GN or MimicNorm), so that no channel can collapse '
-                         'behind one.')
+        raise InputError('the model of the config has no norm layer (BN, '
+                         'psBN, GN or MimicNorm), so that no channel can '
+                         'collapse behind one.')
     for start in range(0, len(images), BATCH):
         data = load_images(cfg, images[start:start + BATCH], model)
         with watch:

@@ -367,8 +367,9 @@ def shares_of_machine(at_once: int, processes: int) -> List[Dict[str, str]]:
         return [dict(OMP_NUM_THREADS=os.environ.get(
             'OMP_NUM_THREADS', str(threads)))] * at_once
     if gpus < at_once * processes:
-        raise InputError(f'--at-once {at_once} runs of --processes {processes} '
-                         f'need {at_once * processes} GPUs; there are {gpus}.')
+        raise InputError(
+            f'--at-once {at_once} runs of --processes {processes} need '
+            f'{at_once * processes} GPUs; there are {gpus}.')
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
     names = visible.split(',') if visible else list(map(str, range(gpus)))
     return [

@@ -143,7 +143,8 @@ def convert_to_mimicnorm(cfg: Config, checkpoint: dict, name: str,
     return converted
 
 
-def convert_to_psbn(cfg: Config, checkpoint: dict, name: str, out: str) -> None:
+def convert_to_psbn(cfg: Config, checkpoint: dict, name: str,
+                    out: str) -> None:
     """Write a psBN checkpoint, which is the BN checkpoint, checked.
 
     Raises:

@@ -281,7 +281,8 @@ def check_fits(model: nn.Module, checkpoint: dict, path: str) -> None:
         f'{", ..." if len(keys) > 3 else ""})'
         for what, keys in (('missing', missing), ('unexpected', unexpected),
                            ('of another shape', misshapen),
-                           ('of no dense tensor of real numbers', empty)) if keys
+                           ('of no dense tensor of real numbers', empty))
+        if keys
     ]
     if problems:
         raise InputError(

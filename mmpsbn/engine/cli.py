@@ -124,9 +124,10 @@ def told_to_the_user(interrupted: str = 'the command has not finished'):
 
 
 def _end_at_once() -> None:
-    # Taking gloo apart, at Python's end or by destroy_process_group, aborts a
-    # process now and then ("terminate called without an active exception"),
-    # and the launcher would call a finished run failed.
+    # A thread of gloo may still hold tensors, and asks for the GIL to let go
+    # of them; while Python ends that aborts the process ("terminate called
+    # without an active exception"), and the launcher would call a finished run
+    # failed: https://github.com/pytorch/pytorch/issues/190489.
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

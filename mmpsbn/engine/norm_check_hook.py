@@ -16,7 +16,8 @@ from mmpsbn.registry import HOOKS
 LEVELS_APART = 3  # In area: levels are 4 apart, less what is rounded.
 
 
-def find_idle_norms(model: nn.Module, optim_wrapper: OptimWrapper) -> List[str]:
+def find_idle_norms(model: nn.Module,
+                    optim_wrapper: OptimWrapper) -> List[str]:
     """Why the psBN and SyncBN layers of a model have no effect, if so.
 
     A few frozen layers (``frozen_stages=1``) are usual; what is reported

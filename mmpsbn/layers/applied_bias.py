@@ -43,7 +43,7 @@ class AppliedBias(Tensor):
         return bias
 
     def _owner(self, name: str) -> tuple:
-        """Where an attribute of autograd is kept: its descriptor, its owner."""
+        """The descriptor of an attribute of autograd, and its owner."""
         owner = self if self._detached or self._beta is None else self._beta
         return getattr(Tensor, name), owner
 
