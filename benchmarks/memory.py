@@ -17,9 +17,13 @@ name after it, --backbones or --detectors leaves all of them out.
   in evaluation mode. The models take turns within each round; the ratio is
   the median over the rounds of the time of a model over BN's in that round.
 - Peak, on a GPU: what the allocator held at most in a step at full size.
+- Filled, on a GPU: the largest batch that a training step at full size finds
+  memory for, to a sixteenth, and how many of its images are trained on in a
+  second.
 """
 
 import argparse
+import statistics
 from functools import partial
 from pathlib import Path
 
@@ -90,9 +94,9 @@ class Backbone(torch.nn.Module):
         self.net = BACKBONES[name](**settings)
         self.net.init_weights()
 
-    def inputs(self, size):
+    def inputs(self, size, batch=2):
         device = next(self.parameters()).device
-        return torch.randn(2, 3, *size, device=device)
+        return torch.randn(batch, 3, *size, device=device)
 
     def loss(self, inputs):
         return sum(feature.mean() for feature in self.net(inputs))
@@ -104,16 +108,16 @@ class Backbone(torch.nn.Module):
 class Detector(torch.nn.Module):
     """The detector of a config, on random images with random boxes."""
 
-    def __init__(self, cfg, batch=2, classes=80):
+    def __init__(self, cfg, classes=80):
         super().__init__()
-        self.batch, self.classes = batch, classes
+        self.classes = classes
         with DefaultScope.overwrite_default_scope('mmdet'):
             self.net = MODELS.build(cfg.model)
         self.net.init_weights()
 
-    def inputs(self, size):
+    def inputs(self, size, batch=2):
         inputs = demo_mm_inputs(
-            self.batch, [[3, *size]] * self.batch, num_classes=self.classes)
+            batch, [[3, *size]] * batch, num_classes=self.classes)
         return self.net.data_preprocessor(inputs, True)
 
     def loss(self, inputs):
@@ -134,14 +138,14 @@ def detector(name, norm):
 
 
 def measure(builders, size, rounds, device):
-    """For each model: saved MiB, peak MiB, ratios of step and inference."""
+    """For each model: saved MiB, peak MiB, filled, ratios of both times."""
     # Before the large sizes, which leave the allocator in another state.
     small = (320, 320) if device == 'cpu' else size
     models = {name: build().to(device) for name, build in builders.items()}
     steps = side_by_side(models, small, rounds, training=True)
     inference = side_by_side(models, small, rounds, training=False)
     del models
-    saved, peak = {}, {}
+    saved, peak, filled = {}, {}, {}
     for name, build in builders.items():
         model = build().to(device)
         model.train()
@@ -152,8 +156,59 @@ def measure(builders, size, rounds, device):
             torch.cuda.reset_peak_memory_stats()
             model.loss(inputs).backward()
             peak[name] = torch.cuda.max_memory_allocated() / 2**20
-        del model, inputs
-    return saved, peak, steps, inference
+            del inputs
+            filled[name] = fill(model, size)
+        del model
+    return saved, peak, filled, steps, inference
+
+
+def largest_batch(fits):
+    """The largest batch that fits, to a sixteenth.
+
+    Args:
+        fits (callable): Whether a number of images does.
+    """
+    most, least = 0, None  # That fit, and that do not.
+    batch = 2
+    while least is None or least - most > max(1, most // 16):
+        if fits(batch):
+            most = batch
+        else:
+            least = batch
+        batch = 2 * most if least is None else (most + least) // 2
+    return most
+
+
+def fill(model, size):
+    """The largest batch that a GPU has memory for, and its images a second."""
+
+    def fits(batch):
+        try:
+            training_step(model, size, batch)()
+        except torch.cuda.OutOfMemoryError:
+            return False
+        finally:
+            model.zero_grad()
+            torch.cuda.empty_cache()
+        return True
+
+    batch = largest_batch(fits)
+    if not batch:
+        return 0, 0
+    times = turns({batch: training_step(model, size, batch)}, 5)[batch]
+    return batch, batch / statistics.median(times)
+
+
+def training_step(model, size, batch=2):
+    inputs = model.inputs(size, batch)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
+
+    def step():
+        model.loss(inputs).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 def side_by_side(models, size, rounds, training):
@@ -161,19 +216,15 @@ def side_by_side(models, size, rounds, training):
 
     def action(model):
         model.train(training)
+        if training:
+            return training_step(model, size)
         inputs = model.inputs(size)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-
-        def step():
-            model.loss(inputs).backward()
-            optimizer.step()
-            optimizer.zero_grad()
 
         def inference():
             with torch.no_grad():
                 model.predict(inputs)
 
-        return step if training else inference
+        return inference
 
     return ratios(
         turns({name: action(model)
@@ -181,14 +232,16 @@ def side_by_side(models, size, rounds, training):
 
 
 def report(title, builders, size, args):
-    print(f'| {title} | saved, MiB | of BN | peak, MiB | step, of BN | '
-          'inference, of BN |\n|---|---|---|---|---|---|')
-    saved, peak, steps, inference = measure(builders, size, args.rounds,
-                                            args.device)
+    print(f'| {title} | saved, MiB | of BN | peak, MiB | filled, images '
+          '(images / s) | step, of BN | inference, of BN |\n'
+          '|---|---|---|---|---|---|---|')
+    saved, peak, filled, steps, inference = measure(
+        builders, size, args.rounds, args.device)
     for name in builders:
         at_most = f'{peak[name]:.0f}' if peak else '-'
+        full = '{} ({:.1f})'.format(*filled[name]) if filled else '-'
         print(f'| {name} | {saved[name]:.0f} | '
-              f'{saved[name] / saved["BN"]:.3f} | {at_most} | '
+              f'{saved[name] / saved["BN"]:.3f} | {at_most} | {full} | '
               f'{steps[name]:.2f} | {inference[name]:.2f} |')
     print(flush=True)
 

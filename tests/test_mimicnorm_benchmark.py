@@ -206,3 +206,37 @@ def test_memory_of_other_backbones():
     assert saved['MimicNorm'] < 0.75 * saved['BN']
     assert saved[memory.PUBLISHED] < saved['BN']
     assert isinstance(memory.Backbone('ResNet-18', 'BN').net, ResNet)
+
+
+def test_batches_that_fill_a_memory():
+    largest = {}
+    for norm in ('BN', 'MimicNorm'):
+        model = memory.Backbone('MobileNetV2', norm).train()
+
+        def saved(batch):
+            inputs = model.inputs((96, 96), batch)
+            return saved_bytes(lambda: model.loss(inputs), model.parameters())
+
+        largest[norm] = memory.largest_batch(
+            lambda batch: saved(batch) <= 120 * 2**20)
+        assert saved(largest[norm]) <= 120 * 2**20 < saved(largest[norm] + 1)
+    assert largest['MimicNorm'] > 1.25 * largest['BN']
+    assert memory.largest_batch(lambda batch: False) == 0
+    assert 940 < memory.largest_batch(lambda batch: batch <= 1000) <= 1000
+
+
+def test_a_gpu_is_filled():
+    """As far as that can be seen without one: by an error of its kind."""
+    model = memory.Backbone('ResNet-18', 'BN').train()
+
+    def full(net, inputs):
+        if len(inputs[0]) > 5:
+            raise torch.cuda.OutOfMemoryError('full')
+
+    hook = model.net.register_forward_pre_hook(full)
+    batch, speed = memory.fill(model, (32, 32))
+    assert batch == 5 and speed > 0
+    assert all(p.grad is None for p in model.parameters())
+    hook.remove()
+    model.net.register_forward_pre_hook(lambda net, _: full(net, [range(9)]))
+    assert memory.fill(model, (32, 32)) == (0, 0)
