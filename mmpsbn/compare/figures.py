@@ -78,7 +78,8 @@ def draw_lrs(panels: Dict[str, Sequence], out: str) -> None:
                              styles[norm])
             lrs = sorted({row.lr for row in rows})
             above.set_title(title, fontsize=9)
-            below.set(xlabel='learning rate', xscale='log')
+            below.set(xlabel='learning rate', xscale='log',
+                      xlim=(lrs[0] / 1.5, lrs[-1] * 1.5))
             below.set_xticks(lrs, [f'{lr:g}' for lr in lrs])
             below.minorticks_off()
         for axis, label in zip(axes[:, 0], ('mAP', 'dead channels, %')):
