@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
-from mmengine.runner import CheckpointLoader, find_latest_checkpoint
+from mmengine.runner import (CheckpointLoader, checkpoint as loading,
+                             find_latest_checkpoint)
 from torch import Tensor, nn
 
 from mmpsbn.errors import InputError
@@ -66,6 +67,19 @@ def allow_mmengine_checkpoints() -> None:
     torch.serialization.add_safe_globals(SAFE_GLOBALS)
 
 
+# The successors' MMEngine lets globals in for each of its loads, and takes
+# them back after it. Its list has the real getattr, which torch would take in
+# the place of ours or not, by the order of a set.
+of_mmengine = getattr(loading, 'get_torch_safe_globals', None)
+
+
+def safe_globals_of_mmengine() -> list:
+    """What the successors' MMEngine lets in, less getattr."""
+    return SAFE_GLOBALS + [
+        allowed for allowed in of_mmengine() if allowed is not getattr
+    ]
+
+
 @contextmanager
 def without_code() -> Iterator[None]:
     """Let every ``torch.load`` refuse what would run code.
@@ -79,11 +93,16 @@ def without_code() -> Iterator[None]:
         TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='0')
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
-    # The MMEngine of the successors takes it back after each of its loads.
     allow_mmengine_checkpoints()
+    # One may lie within another: read_checkpoint within a tool.
+    within = getattr(loading, 'get_torch_safe_globals', None)
+    if within:
+        loading.get_torch_safe_globals = safe_globals_of_mmengine
     try:
         yield
     finally:
+        if within:
+            loading.get_torch_safe_globals = within
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
