@@ -201,7 +201,7 @@ def fill(model, size):
 
 def training_step(model, size, batch=2):
     inputs = model.inputs(size, batch)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
 
     def step():
         model.loss(inputs).backward()
@@ -260,8 +260,13 @@ def main():
     parser.add_argument(
         '--detectors', nargs='*', choices=DETECTORS, default=list(DETECTORS))
     parser.add_argument(
-        '--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+        '--device', choices=('cpu', 'cuda'),
+        default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args()
+    if min(args.rounds, *args.size) < 1:
+        parser.error('--rounds and --size are at least 1')
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        parser.error('--device cuda: torch sees no GPU here')
     register_all_modules()
     MMLogger.get_instance('mmengine', log_level='ERROR')
     where = torch.cuda.get_device_name() if args.device == 'cuda' else \

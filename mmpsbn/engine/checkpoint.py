@@ -70,13 +70,13 @@ def allow_mmengine_checkpoints() -> None:
 # The successors' MMEngine lets globals in for each of its loads, and takes
 # them back after it. Its list has the real getattr, which torch would take in
 # the place of ours or not, by the order of a set.
-of_mmengine = getattr(loading, 'get_torch_safe_globals', None)
+OF_SUCCESSORS = getattr(loading, 'get_torch_safe_globals', None)
 
 
-def safe_globals_of_mmengine() -> list:
-    """What the successors' MMEngine lets in, less getattr."""
+def safe_globals_of_successors() -> list:
+    """What the successors' MMEngine lets in, with our getattr for the real."""
     return SAFE_GLOBALS + [
-        allowed for allowed in of_mmengine() if allowed is not getattr
+        allowed for allowed in OF_SUCCESSORS() if allowed is not getattr
     ]
 
 
@@ -95,14 +95,14 @@ def without_code() -> Iterator[None]:
     os.environ.update(changed)
     allow_mmengine_checkpoints()
     # One may lie within another: read_checkpoint within a tool.
-    within = getattr(loading, 'get_torch_safe_globals', None)
-    if within:
-        loading.get_torch_safe_globals = safe_globals_of_mmengine
+    outer = getattr(loading, 'get_torch_safe_globals', None)
+    if OF_SUCCESSORS:
+        loading.get_torch_safe_globals = safe_globals_of_successors
     try:
         yield
     finally:
-        if within:
-            loading.get_torch_safe_globals = within
+        if OF_SUCCESSORS:
+            loading.get_torch_safe_globals = outer
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
