@@ -38,7 +38,7 @@ ROI = 'model.roi_head.bbox_head.cls_predictor_cfg'
 RPN = 'model.rpn_head'
 RETINA = 'model.bbox_head'
 # Parts of MimicNorm that a row is without.
-NO_MEAN = {'model.backbone.conv_cfg.centre': False}
+NO_MEAN = {'model.backbone.conv_cfg.center': False}
 ONE_LAST_BN = {f'{RPN}.type': 'RPNHead'}
 NO_LAST_BN = {**ONE_LAST_BN, ROI: dict(type='Linear')}
 NO_AFFINE = {f'{ROI}.affine': False}

@@ -44,7 +44,6 @@ class PublishedMimicConv(MimicConv):
     """The scalar on the activation, as in [M]'s code."""
 
     def forward(self, input):
-        self.centre_()
         output = self._conv_forward(input, self.weight, self.bias)
         return output if self.scale is None else output * self.scale
 

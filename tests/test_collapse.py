@@ -160,7 +160,7 @@ def test_watching_changes_nothing():
 def test_probability_that_a_channel_is_positive():
     norm = PSBatchNorm2d(5, alpha=0.25)
     norm.weight.data = torch.tensor([1., -0.5, 0.1, 0., 0.])
-    norm.beta.data = torch.tensor([-0.25, 0.25, -0.65, 0., -0.3])
+    norm.bias.data = torch.tensor([0., 0.5, -0.4, 0.25, -0.05])
     expected = torch.tensor([0.5, 0.8413447, 3.167124e-5, 1., 0.]).double()
     torch.testing.assert_close(
         positive_probability(norm), expected, rtol=1e-4, atol=0)

@@ -114,11 +114,11 @@ def test_config_trains_a_step_and_predicts(path):
         assert losses.isfinite() and watch.end() == []
         wrapper.backward(losses)
         if name.startswith('ps'):
-            betas = [
-                m.beta for m in model.modules()
-                if isinstance(m, PostShift) and m.beta.requires_grad
+            biases = [
+                m.bias for m in model.modules()
+                if isinstance(m, PostShift) and m.bias.requires_grad
             ]
-            assert betas and all(beta.grad is not None for beta in betas)
+            assert biases and all(bias.grad is not None for bias in biases)
         wrapper.step()
 
         model.eval()

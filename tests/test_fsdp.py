@@ -1,8 +1,8 @@
-"""Sharded parameters: MimicNorm under FSDP, and psBN, which refuses it."""
+"""Sharded parameters: psBN and MimicNorm under FSDP and fully_shard."""
 
-import copy
 import os
 import sys
+import warnings
 
 import pytest
 import torch
@@ -13,14 +13,16 @@ from mmengine.model.wrappers import MMFullyShardedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import FlexibleRunner
 from test_precision import backbone
+from torch.distributed import checkpoint
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (FullOptimStateDictConfig,
                                     FullStateDictConfig, ShardingStrategy,
                                     StateDictType)
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.parallel import DistributedDataParallel
 
 from mmpsbn.engine import NonFiniteHook
 from mmpsbn.errors import InputError
-from mmpsbn.layers import PSBatchNorm2d, PSSyncBatchNorm
 
 try:
     from torch.distributed.fsdp import fully_shard
@@ -48,6 +50,8 @@ class Toy(BaseModel):
 
 def toy(**kwargs):
     model = Toy(**kwargs).double()
+    # Centers the filters in float64.
+    model.load_state_dict(model.state_dict())
     model.train()
     return model
 
@@ -81,9 +85,14 @@ def optimizer_of(model):
         model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.01))
 
 
-def trains_as_one_process(rank, **kwargs):
-    alone = toy()
-    wrapped = sharded(toy(), **kwargs)
+def local(norm):
+    """Return the normalization for a process that has the whole batch."""
+    return norm.replace('Sync', '')
+
+
+def trains_as_one_process(rank, norm='MimicNorm', **kwargs):
+    alone = toy(norm=local(norm))
+    wrapped = sharded(toy(norm=norm), **kwargs)
     wrappers = [optimizer_of(model) for model in (wrapped, alone)]
     for step in range(3):
         x = whole_batch(step)
@@ -92,12 +101,15 @@ def trains_as_one_process(rank, **kwargs):
     expected = alone.state_dict()
     # Where only the first process saves, the others keep what they have.
     full_state(wrapped, rank0_only=True)
-    found = full_state(wrapped)
+    # Flat weights are centered when they are loaded.
+    loaded = toy(norm=norm)
+    loaded.load_state_dict(full_state(wrapped))
+    found = loaded.state_dict()
     assert list(found) == list(expected)
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-9,
                                    atol=1e-12, msg=name)
-    other = sharded(toy(), **kwargs)
+    other = sharded(toy(norm=norm), **kwargs)
     with other.state_dict_type(other, StateDictType.FULL_STATE_DICT):
         other.load_state_dict(expected)
     for name, value in full_state(other).items():
@@ -109,7 +121,24 @@ def mimicnorm_with_whole_parameters(rank):
 
 
 def mimicnorm_with_flat_parameters(rank):
-    trains_as_one_process(rank, use_orig_params=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*not centered')
+        trains_as_one_process(rank, use_orig_params=False)
+
+
+def psbn_with_whole_parameters(rank):
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*plain BN')
+        trains_as_one_process(rank, norm='psSyncBN', use_orig_params=True)
+
+
+def psbn_with_flat_parameters_is_reported(rank):
+    """At the first step, because nothing can bring alpha back there."""
+    model = sharded(toy(norm='psSyncBN'), use_orig_params=False)
+    wrapper = optimizer_of(model)
+    x = whole_batch(0).chunk(WORLD)[rank]
+    with pytest.warns(UserWarning, match='psBN layers are trained as plain'):
+        model.train_step(dict(inputs=x), wrapper)
 
 
 def mimicnorm_in_one_piece(rank):
@@ -121,10 +150,10 @@ def mimicnorm_not_sharded(rank):
         rank, sharding_strategy=ShardingStrategy.NO_SHARD)
 
 
-def mimicnorm_under_fully_shard(rank):
+def trains_under_fully_shard(rank, norm):
     """FSDP's successor, which shards each parameter by itself."""
     mesh = init_device_mesh('cpu', (WORLD, ))
-    alone, model = toy(), toy()
+    alone, model = toy(norm=local(norm)), toy(norm=norm)
     for part in (*model.net.layer1, *model.net.layer2, model):
         fully_shard(part, mesh=mesh)
     wrappers = [optimizer_of(m) for m in (model, alone)]
@@ -135,22 +164,50 @@ def mimicnorm_under_fully_shard(rank):
             wrapper.update_params(m(part)['loss'])
     expected = alone.state_dict()
     for name, value in model.state_dict().items():
-        torch.testing.assert_close(value.full_tensor(), expected[name],
-                                   rtol=1e-9, atol=1e-12, msg=name)
+        if hasattr(value, 'full_tensor'):
+            value = value.full_tensor()
+        torch.testing.assert_close(value, expected[name], rtol=1e-9,
+                                   atol=1e-12, msg=name)
+    return model
 
 
-def psbn_under_fully_shard_is_refused(rank):
-    mesh = init_device_mesh('cpu', (WORLD, ))
-    with pytest.raises(TypeError, match='train it with DistributedDataPara'):
-        fully_shard(toy(norm='psBN'), mesh=mesh)
+def mimicnorm_under_fully_shard(rank):
+    trains_under_fully_shard(rank, 'MimicNorm')
 
 
-def psbn_is_refused(rank):
-    for norm in ('psBN', 'psSyncBN'):
-        for whole in (True, False):
-            with pytest.raises(TypeError, match='Batch.* FSDP .* train it '
-                                                'with DistributedDataPara'):
-                sharded(toy(norm=norm), use_orig_params=whole)
+def psbn_under_fully_shard(rank):
+    model = trains_under_fully_shard(rank, 'psSyncBN')
+    expected = {name: value.full_tensor().clone()
+                for name, value in model.named_parameters()}
+    folder = os.path.join(os.environ['WORK'], 'dcp')
+    checkpoint.save(model.state_dict(), checkpoint_id=folder)
+    other = toy(norm='psSyncBN')
+    fully_shard(other, mesh=init_device_mesh('cpu', (WORLD, )))
+    state = other.state_dict()
+    checkpoint.load(state, checkpoint_id=folder)
+    other.load_state_dict(state)
+    for name, value in other.named_parameters():
+        assert torch.equal(value.full_tensor(), expected[name]), name
+
+
+def psbn_with_a_zero_redundancy_optimizer(rank):
+    alone, model = toy(norm='psBN'), toy(norm='psSyncBN')
+    wrapped = DistributedDataParallel(model)
+    settings = dict(lr=0.01, momentum=0.9, weight_decay=0.01)
+    optimizers = [
+        ZeroRedundancyOptimizer(
+            model.parameters(), torch.optim.SGD, **settings),
+        torch.optim.SGD(alone.parameters(), **settings)
+    ]
+    for step in range(3):
+        x = whole_batch(step)
+        for m, part, optimizer in zip((wrapped, alone),
+                                      (x.chunk(WORLD)[rank], x), optimizers):
+            optimizer.zero_grad()
+            m(part)['loss'].backward()
+            optimizer.step()
+    for one, other in zip(model.parameters(), alone.parameters()):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
 def the_runner_of_mmengine(rank):
@@ -192,13 +249,12 @@ def the_runner_of_mmengine(rank):
 
 SCENARIOS = [
     mimicnorm_with_whole_parameters, mimicnorm_with_flat_parameters,
-    mimicnorm_in_one_piece, mimicnorm_not_sharded, psbn_is_refused,
-    the_runner_of_mmengine
+    mimicnorm_in_one_piece, mimicnorm_not_sharded, psbn_with_whole_parameters,
+    psbn_with_flat_parameters_is_reported,
+    psbn_with_a_zero_redundancy_optimizer, the_runner_of_mmengine
 ]
 if fully_shard:
-    SCENARIOS += [
-        mimicnorm_under_fully_shard, psbn_under_fully_shard_is_refused
-    ]
+    SCENARIOS += [mimicnorm_under_fully_shard, psbn_under_fully_shard]
 
 
 def run_scenarios(rank, folder, names):
@@ -215,13 +271,3 @@ def run_scenarios(rank, folder, names):
 def test_two_processes(tmp_path):
     mp.spawn(run_scenarios, (tmp_path, [s.__name__ for s in SCENARIOS]),
              WORLD)
-
-
-@pytest.mark.parametrize('cls', [PSBatchNorm2d, PSSyncBatchNorm])
-def test_psbn_keeps_its_parameter_whole(cls):
-    layer = cls(3)
-    beta = layer.beta
-    with pytest.raises(TypeError, match=f'the bias of {cls.__name__} was'):
-        del layer.bias
-    assert layer.beta is beta
-    assert torch.equal(copy.deepcopy(layer).beta, beta)

@@ -81,15 +81,15 @@ def test_is_a_batch_norm_to_the_stack(name):
 def test_norm_eval_and_frozen_stages_reach_it(name):
     model = resnet(name, frozen_stages=1)
     model.train()
-    assert not model.bn1.training and not model.bn1.beta.requires_grad
+    assert not model.bn1.training and not model.bn1.bias.requires_grad
     assert model.layer2[0].bn1.training
-    assert model.layer2[0].bn1.beta.requires_grad
+    assert model.layer2[0].bn1.bias.requires_grad
     model.norm_eval = True
     model.train()
     assert not any(norm.training for norm in norms(model))
 
 
-def test_norm_decay_mult_reaches_beta():
+def test_norm_decay_mult_reaches_the_bias():
     layer = ConvModule(3, 4, 1, norm_cfg=dict(type='psBN'))
     wrapper = build_optim_wrapper(
         layer,
@@ -100,78 +100,69 @@ def test_norm_decay_mult_reaches_beta():
         id(group['params'][0]): group['weight_decay']
         for group in wrapper.param_groups
     }
-    assert decay[id(layer.bn.beta)] == 0
+    assert decay[id(layer.bn.bias)] == 0
     assert decay[id(layer.conv.weight)] == 0.1
 
 
 @both
-def test_init_weights_leaves_beta_0_and_the_shift_at_alpha(name):
+def test_init_weights_leaves_the_bias_at_alpha(name):
     model = resnet(name, zero_init_residual=True)
     model.init_weights()
     for norm in norms(model):
-        assert norm.beta.tolist() == [0] * norm.num_features
         torch.testing.assert_close(norm.bias,
-                                   torch.full_like(norm.beta, 0.1))
+                                   torch.full_like(norm.bias, 0.1))
     block = model.layer1[0]
     assert block.bn1.weight.tolist() == [1] * 8
     assert block.bn2.weight.tolist() == [0] * 8
 
 
 @both
-@pytest.mark.parametrize('initialize, beta', [
-    (lambda norm: constant_init(norm, 0.5, bias=0.3), 0.3),
-    (lambda norm: nn.init.constant_(norm.bias, 0.3), 0.3),
-    (lambda norm: nn.init.zeros_(norm.bias), 0),
-    (lambda norm: nn.init.ones_(norm.bias), 1),
-    (lambda norm: norm.bias.data.zero_(), 0),
-    (lambda norm: norm.bias.data.fill_(2), 2),
-    (lambda norm: nn.init.uniform_(norm.bias, 3, 3.0001), 3),
-    (lambda norm: nn.init.normal_(norm.bias, 4, 0.0001), 4),
-],
-                         ids=[
-                             'constant_init', 'constant_', 'zeros_', 'ones_',
-                             'data.zero_', 'data.fill_', 'uniform_', 'normal_'
-                         ])
-def test_initializers_set_beta(name, initialize, beta):
-    norm = randomize(NAMES[name](4))
-    initialize(norm)
-    torch.testing.assert_close(
-        norm.beta.data, torch.full((4, ), float(beta)), rtol=0, atol=1e-3)
-    torch.testing.assert_close(norm.bias, norm.beta + 0.1)
+@pytest.mark.parametrize('layer', ['_BatchNorm', 'BatchNorm2d'])
+def test_init_cfg_reaches_it_by_the_names_of_bn(name, layer):
+    if (name, layer) == ('psSyncBN', 'BatchNorm2d'):
+        pytest.skip('SyncBN is no BatchNorm2d either')
+    init_cfg = dict(type='Constant', layer=layer, val=0.5, bias=0.3)
+    model = resnet(name, init_cfg=init_cfg)
+    model.init_weights()
+    for norm in norms(model):
+        assert norm.weight.tolist() == [0.5] * norm.num_features
+        torch.testing.assert_close(norm.bias, torch.full_like(norm.bias, 0.3))
 
 
 @both
-def test_other_writes_set_the_applied_bias(name):
-    norm = randomize(NAMES[name](4))
-    value = torch.randn(4)
-    parameter = norm.beta
-    with torch.no_grad():
-        norm.bias.copy_(value)
-        torch.testing.assert_close(norm.bias, value)
-        norm.bias[1] = 7
-        norm.bias.data[2] = 8
-        assert norm.bias[1:3].tolist() == [7, 8]
-        norm.bias.mul_(2)
-        assert norm.bias[1:3].tolist() == [14, 16]
-        bias = norm.bias
-        bias -= 1
-        assert norm.bias[1:3].tolist() == [13, 15]
-    norm.bias.data = value
-    torch.testing.assert_close(norm.bias, value)
-    assert norm.beta is parameter
-    norm.bias = nn.Parameter(value + 1)
-    torch.testing.assert_close(norm.bias, value + 1)
-
-
-@both
-def test_gradient_and_requires_grad_of_the_bias_are_beta_s(name):
+def test_initializers_set_the_bias(name):
     norm = NAMES[name](4)
-    norm(torch.randn(2, 4, 3, 3)).sum().backward()
-    assert norm.bias.grad is norm.beta.grad
-    norm.bias.requires_grad = False
-    assert not norm.beta.requires_grad
-    norm.bias.requires_grad_()
-    assert norm.beta.requires_grad
+    for initialize in (lambda: constant_init(norm, 0.5, bias=0.3),
+                       lambda: nn.init.constant_(norm.bias, 0.3),
+                       lambda: norm.bias.data.fill_(0.3)):
+        norm.reset_parameters()
+        initialize()
+        torch.testing.assert_close(norm.train().bias.data,
+                                   torch.full((4, ), 0.3))
+
+
+@both
+@pytest.mark.parametrize('start', [
+    lambda model: model.apply(
+        lambda m: constant_init(m, 1) if is_norm(m) else None),
+    lambda model: model.train(), lambda model: model.eval()
+], ids=['apply', 'train', 'eval'])
+def test_bn_s_start_becomes_that_of_psbn(name, start):
+    """ConvModule sets the bias of its new norm layer to 0."""
+    model = ConvModule(3, 4, 1, norm_cfg=dict(type=name))
+    start(model)
+    torch.testing.assert_close(model.bn.bias.data, torch.full((4, ), 0.1))
+
+
+@both
+def test_a_zero_that_was_loaded_or_trained_stays(name):
+    loaded, trained = NAMES[name](4), NAMES[name](4)
+    loaded.load_state_dict(nn.BatchNorm2d(4).state_dict())
+    trained(torch.randn(2, 4, 3, 3))
+    nn.init.zeros_(trained.bias)
+    for norm in (loaded, trained):
+        norm.apply(lambda m: None).train().eval()
+        assert norm.bias.tolist() == [0] * 4
 
 
 def test_pretrained_bn_weights_give_the_same_features(tmp_path):
@@ -214,6 +205,12 @@ def test_revert_sync_batchnorm_leaves_it_alone(name, caplog):
 @pytest.mark.parametrize('convert', [
     convert_sync_batchnorm, nn.SyncBatchNorm.convert_sync_batchnorm
 ], ids=['mmengine', 'torch'])
-def test_convert_sync_batchnorm_says_to_use_pssyncbn(name, convert):
-    with pytest.raises(TypeError, match=r"norm_cfg=dict\(type='psSyncBN'\)"):
-        convert(resnet(name))
+def test_convert_sync_batchnorm_keeps_the_function(name, convert):
+    model = randomized(resnet(name))
+    x = images()
+    expected = model(x)
+    converted = convert(model)
+    converted.train(False)
+    assert not any(isinstance(m, NAMES[name]) for m in converted.modules())
+    for one, other in zip(converted(x), expected):
+        torch.testing.assert_close(one, other)

@@ -38,6 +38,7 @@ def backbone(norm, **kwargs):
                 parameter.add_(torch.rand_like(parameter))
             elif parameter.dim() == 4:
                 parameter.add_(0.05 * torch.rand(len(parameter), 1, 1, 1))
+    net.load_state_dict(net.state_dict())  # Centers the filters.
     net.train()
     return net
 

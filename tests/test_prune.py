@@ -46,7 +46,7 @@ def lively(detector, norm, digits):
         if is_norm(layer):
             layer.momentum = 1
             nn.init.uniform_(layer.weight, 0.5, 1.5)
-            shift(layer).fill_(0.5)
+            layer.bias.data.fill_(0.5)
         elif isinstance(layer, MimicConv):
             layer.bias.data.fill_(1.)
         elif isinstance(layer, nn.Linear) and 'shared_fcs' in name:
@@ -82,16 +82,11 @@ def retina(models):
     return models(('retinanet', 'mimicnorm'))
 
 
-def shift(layer):
-    """What a layer adds; psBN's own bias is beta."""
-    return getattr(layer, 'beta', layer.bias).data
-
-
 def plant(model, layer, channels, value):
     """Make outputs of a norm, conv or linear layer one number."""
     layer = model.get_submodule(layer)
     layer.weight.data[channels] = 0
-    shift(layer)[channels] = value
+    layer.bias.data[channels] = value
 
 
 def planted_faster(model):

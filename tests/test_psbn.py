@@ -38,12 +38,12 @@ def randomize(layer):
 
 
 def stock_twin(layer):
-    """The stock BN with this layer's gamma, beta and statistics."""
+    """Return the stock BN with this layer's gamma, beta and statistics."""
     twin = STOCK[type(layer)](
         layer.num_features, layer.eps, layer.momentum).to(layer.weight.dtype)
     with torch.no_grad():
         twin.weight.copy_(layer.weight)
-        twin.bias.copy_(layer.beta)
+        twin.bias.copy_(layer.bias - layer.alpha)
     twin.running_mean.copy_(layer.running_mean)
     twin.running_var.copy_(layer.running_var)
     return twin.train(layer.training)
@@ -68,7 +68,7 @@ def test_is_bn_shifted_by_alpha(cls, training, momentum):
     (expected * weights).sum().backward()
     torch.testing.assert_close(x.grad, z.grad, rtol=0, atol=1e-12)
     torch.testing.assert_close(layer.weight.grad, twin.weight.grad)
-    torch.testing.assert_close(layer.beta.grad, twin.bias.grad)
+    torch.testing.assert_close(layer.bias.grad, twin.bias.grad)
 
 
 @layers
@@ -86,20 +86,13 @@ def test_gradients_are_those_of_the_function(cls):
 
 
 @layers
-def test_starts_at_gamma_1_beta_0_shift_alpha(cls):
+def test_starts_at_gamma_1_and_bias_alpha(cls):
     layer = cls(3)
     for _ in range(2):
         assert layer.weight.tolist() == [1] * 3
-        assert layer.beta.tolist() == [0] * 3
         torch.testing.assert_close(layer.bias, torch.full((3, ), 0.1))
         randomize(layer)
         layer.reset_parameters()
-
-
-def test_optimizers_see_beta():
-    layer = PSBatchNorm2d(3)
-    assert dict(layer.named_parameters())['bias'] is layer.beta
-    assert [name for name, _ in layer.named_parameters()] == ['weight', 'bias']
 
 
 def test_alpha_costs_no_memory_of_the_size_of_the_activation():
@@ -136,7 +129,7 @@ def test_a_filter_comes_back_when_decay_has_shrunk_beta_to_alpha():
     layer = PSBatchNorm2d(1, alpha=0.1)
     with torch.no_grad():
         layer.weight.zero_()
-        layer.beta.fill_(-0.2)
+        layer.bias.fill_(0.1 - 0.2)
     optimizer = torch.optim.SGD(
         layer.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
     x, steps = torch.randn(4, 1, 2, 2), 0
@@ -230,7 +223,7 @@ def test_autocast_keeps_parameters_and_statistics_in_float32(dtype, training):
     torch.testing.assert_close(
         y.float(), expected.float(), rtol=0.02, atol=0.02)
     y.float().square().sum().backward()
-    assert layer.beta.grad.dtype == torch.float32
+    assert layer.bias.grad.dtype == torch.float32
     assert layer.running_mean.dtype == torch.float32
     torch.testing.assert_close(layer.running_mean, twin.running_mean)
 
@@ -254,7 +247,7 @@ def test_compiles_without_a_graph_break(cls):
         torch.testing.assert_close(y, layer.train(training)(x))
     y.sum().backward()
     layer(x).sum().backward()
-    torch.testing.assert_close(compiled.beta.grad, layer.beta.grad)
+    torch.testing.assert_close(compiled.bias.grad, layer.bias.grad)
 
 
 @pytest.mark.parametrize('norm', ['BN', 'psBN'])
@@ -288,15 +281,6 @@ def test_exports():
         module = torch.export.export(layer, (x, ), strict=strict).module()
         torch.testing.assert_close(module(x), layer(x))
     torch.testing.assert_close(torch.jit.trace(layer, x)(x), layer(x))
-
-
-def test_a_parameter_made_of_the_bias_does_not_freeze_beta():
-    layer = PSBatchNorm2d(3)
-    parameter = nn.Parameter(layer.bias, requires_grad=False)
-    torch.testing.assert_close(parameter.data, layer.bias)
-    assert not parameter.requires_grad and layer.beta.requires_grad
-    layer.bias.detach().requires_grad_(False)
-    assert layer.beta.requires_grad
 
 
 @layers

@@ -75,7 +75,7 @@ def low_precision(rank):
         output.float(), local(whole).chunk(WORLD)[rank], rtol=0.03, atol=0.03)
     output.sum().backward()
     assert part.grad.dtype == torch.bfloat16
-    assert sync.running_mean.dtype == sync.beta.grad.dtype == torch.float32
+    assert sync.running_mean.dtype == sync.bias.grad.dtype == torch.float32
 
 
 def an_empty_batch(rank):
@@ -152,6 +152,20 @@ def the_last_bn_of_the_whole_batch(rank):
     LastBNLinear(4, 3, sync=True, affine=False)(whole[:rank + 1].float())
 
 
+def one_roi_is_normalized_by_the_running_statistics(rank):
+    """One process has a RoI, or none has; three together are a batch."""
+    torch.manual_seed(0)
+    layer = LastBNLinear(4, 3, sync=True).double()
+    layer.running_mean.normal_()
+    mean, x = layer.running_mean.clone(), torch.randn(3, 4).double()
+    for sizes in ([0, 1], [1, 0], [0, 0]):
+        part = x[:sizes[rank]]
+        close(layer.train()(part), layer.eval()(part))
+        close(layer.running_mean, mean)
+    layer.train()(x[:rank + 1])
+    assert not torch.allclose(layer.running_mean, mean)
+
+
 class Net(nn.Module):
     """A backbone, beside a layer that the loss may not reach."""
 
@@ -174,7 +188,8 @@ def train_as_one_process(rank, norms, **options):
         net = Net(norm, options.get('find_unused_parameters')).double()
         net.train()
         models.append(net)
-    models[1].load_state_dict(models[0].state_dict())
+    for model in models:  # Loading centers the filters in float64.
+        model.load_state_dict(models[0].state_dict())
     wrapped = DistributedDataParallel(models[0], **options)
     optimizers = [
         torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -205,7 +220,7 @@ def the_options_of_ddp(rank):
 
 
 class RandomBias(BaseModel):
-    """A model whose initial beta differs from process to process."""
+    """A model whose initial bias differs from process to process."""
 
     def __init__(self):
         super().__init__()
@@ -223,7 +238,7 @@ def initial_weights_are_broadcast_by_mmengine(rank):
     runner = Runner.__new__(Runner)
     runner.model = RandomBias()
     runner._init_model_weights()
-    own = runner.model.norm.beta.detach()
+    own = runner.model.norm.bias.detach()
     torch.manual_seed(0)
     torch.testing.assert_close(own, torch.randn(3))
 
@@ -252,6 +267,7 @@ SCENARIOS = dict(
     ],
     model=[
         ddp_trains_as_one_process, the_last_bn_of_the_whole_batch,
+        one_roi_is_normalized_by_the_running_statistics,
         mimicnorm_trains_as_one_process, the_options_of_ddp,
         initial_weights_are_broadcast_by_mmengine,
         a_channel_that_lives_in_one_process_is_alive

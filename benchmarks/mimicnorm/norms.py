@@ -8,7 +8,7 @@ from mmpsbn.layers import LastBNLinear
 
 CENTRED = dict(
     conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
-PLAIN = dict(CENTRED, conv_cfg=dict(type='MimicConv', centre=False))
+PLAIN = dict(CENTRED, conv_cfg=dict(type='MimicConv', center=False))
 NORMS = {
     'BN': dict(norm_cfg=dict(type='BN')),
     'GN': dict(norm_cfg=dict(type='GN', num_groups=8)),

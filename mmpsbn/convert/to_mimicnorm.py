@@ -72,8 +72,7 @@ def fold(source: nn.Module, target: nn.Module) -> None:
         mimic.bias.copy_(bias)
         if mimic.scale is not None:
             mimic.scale.fill_(1)
-        # Stages may be frozen, and a frozen weight is not centred in place.
-        mimic.weight.copy_(mimic.applied_weight)
+        mimic.center_()
 
 
 class ChannelStatistics:

@@ -43,7 +43,7 @@ def find_idle_norms(model: nn.Module,
                 'so that it normalizes with running statistics that never '
                 'change: set norm_eval=False in the backbone')
     if shifted:
-        learned = [m.beta for m in shifted if m.beta.requires_grad]
+        learned = [m.bias for m in shifted if m.bias.requires_grad]
         groups = optim_wrapper.param_groups
         if isinstance(groups, dict):  # Of an OptimWrapperDict.
             groups = chain.from_iterable(groups.values())
@@ -57,7 +57,7 @@ def find_idle_norms(model: nn.Module,
                 'every psBN layer is frozen, so that no filter can come '
                 'back: set requires_grad=True in norm_cfg, and a smaller '
                 'frozen_stages')
-        elif not any(decay.get(id(beta)) for beta in learned):
+        elif not any(decay.get(id(bias)) for bias in learned):
             reasons.append(
                 'no psBN layer has weight decay on its bias, so that a '
                 'collapsed filter stays collapsed: set weight_decay in the '

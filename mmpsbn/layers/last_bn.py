@@ -7,6 +7,7 @@ Batch Normalization", arXiv:2010.09278.
 from typing import List, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -82,13 +83,20 @@ class LastBN:
 
     def _batch_norm(self, x: Tensor) -> Tensor:
         mean, var = self.running_mean, self.running_var
-        if self.training and self.sync and in_several_processes():
+        sync = self.training and self.sync and in_several_processes()
+        count = x.shape[0] * x.shape[2]
+        if sync:
+            # Processes with few values cannot tell what the others have.
+            total = torch.tensor(count, device=x.device)
+            dist.all_reduce(total)
+            count = int(total)
+        batch = self.training and count > 1
+        if sync and batch:
             gain, bias = self.gain, self.bias
             if gain is None:
                 gain, bias = torch.ones_like(var), torch.zeros_like(mean)
             return sync_batch_norm(x, gain, bias, mean, var, self.eps,
                                    self.momentum)
-        batch = self.training and x.shape[0] * x.shape[2] > 1
         return F.batch_norm(x, mean, var, self.gain, self.bias, batch,
                             self.momentum, self.eps)
 

@@ -1,7 +1,7 @@
 """What MimicNorm has to know of a model: found as the model is built.
 
 The end of every residual branch has a learnable scalar that starts at
-1.2^k / b (k = centred convs of the branch; b = 1 for the first block of the
+1.2^k / b (k = centered convs of the branch; b = 1 for the first block of the
 network, 2 for the second, ...), and so has, from 1.2, every conv of a
 shortcut (arXiv:2010.09278). And a MimicNorm needs a MimicConv before it.
 
@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from mmpsbn.errors import InputError
-from .mimic_norm import CENTRING_GAIN, MimicConv, MimicNorm
+from .mimic_norm import CENTERING_GAIN, MimicConv, MimicNorm
 
 
 class BranchEnd(NamedTuple):
@@ -69,15 +69,15 @@ def wire(parent: nn.Module, name: str, child: Optional[nn.Module]) -> None:
                 if isinstance(parent, kind)), None)
     if end is not None and name == SHORTCUT:
         for conv in convs:
-            conv.set_scale(CENTRING_GAIN)
+            conv.set_scale(CENTERING_GAIN)
     elif end is not None and name == end.name:
         branch = convs + [
             conv for other, sibling in parent.named_children()
             if other not in (name, SHORTCUT) for conv in mimic_convs(sibling)
         ]
-        centred = sum(conv.centred for conv in branch)
+        centered = sum(conv.centered for conv in branch)
         convs[-1].branch = 1 if end.added(parent) else None
-        convs[-1].set_scale(CENTRING_GAIN**centred)
+        convs[-1].set_scale(CENTERING_GAIN**centered)
     else:
         _number_branches(parent, name, convs)
 
@@ -137,7 +137,7 @@ def check_pair(conv: Optional[nn.Module], norm: nn.Module) -> None:
             'choose psBN or BN there')
         raise InputError(
             f"norm_cfg=dict(type='MimicNorm') follows a {kind}, which has "
-            f'neither centred filters nor a bias: {what}.')
+            f'neither centered filters nor a bias: {what}.')
 
 
 register_module_module_registration_hook(wire)

@@ -157,10 +157,16 @@ class PSSyncBatchNorm(PostShift, _BatchNorm):
                              f'{input.dim()}D input)')
 
     def forward(self, input: Tensor) -> Tensor:
-        self._check_input_dim(input)
         if not (self.training and in_several_processes(self.process_group)):
             return super().forward(input)
-        mean, var, momentum = self._updated_statistics()
-        return sync_batch_norm(input, self.weight, self.beta + self.alpha,
-                               mean, var, self.eps, momentum,
-                               self.process_group)
+        self._check_input_dim(input)
+        mean = var = None
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if self.track_running_stats:
+            mean, var = self.running_mean, self.running_var
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+                if self.momentum is None:
+                    momentum = 1 / float(self.num_batches_tracked)
+        return sync_batch_norm(input, self.weight, self.bias, mean, var,
+                               self.eps, momentum, self.process_group)

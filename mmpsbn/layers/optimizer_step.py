@@ -1,0 +1,228 @@
+"""Layers that act around the step of every torch optimizer.
+
+psBN lets the optimizer step on beta while the layer holds beta + alpha, and
+MimicNorm centers its filters after each step. Both have to happen in any
+training loop, directly around the arithmetic of the step. torch's own
+``register_optimizer_step_pre_hook`` and ``..._post_hook`` do not fit:
+
+- torch skips the post-hooks if the step raises, and psBN would lose alpha;
+- the hooks of one optimizer run between the global ones. A hook that averages
+  the weights, or that runs the model once more, would see beta instead of the
+  bias.
+
+This module therefore wraps the ``step`` methods themselves, inside of the
+wrapper that runs torch's hooks. Optimizers without such layers are unchanged.
+"""
+
+import functools
+import warnings
+from contextlib import contextmanager
+from typing import (Callable, Dict, Iterator, List, NamedTuple, Sequence, Set,
+                    Tuple)
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+
+class StepAware:
+    """A mixin for modules that change a parameter around optimizer steps.
+
+    It stands before the module in the list of bases, and the constructor ends
+    with :meth:`join_steps`.
+    """
+
+    #: The name of the parameter.
+    stepped: str
+    #: What is lost if an optimizer cannot be followed, and what to do.
+    missed: str
+
+    @staticmethod
+    def before_step(layers: Sequence['StepAware'],
+                    parameters: Sequence[nn.Parameter]) -> None:
+        """Prepare the parameters of an optimizer's layers for its step."""
+
+    @staticmethod
+    def after_step(layers: Sequence['StepAware'],
+                   parameters: Sequence[nn.Parameter]) -> None:
+        """Finish after the step, and before each call of its closure."""
+
+    def join_steps(self) -> None:
+        """Let the steps of the optimizer that holds the parameter act."""
+        _wrap_optimizers()
+        _layers.add(self)
+        _joined[0] += 1
+
+    def __setstate__(self, state) -> None:
+        super().__setstate__(state)
+        self.join_steps()
+
+    def is_missed(self, steps: int) -> bool:
+        """Whether an optimizer trains the layer by a copy of the parameter.
+
+        Args:
+            steps (int): The steps that the optimizer has taken before. Other
+                optimizers take their first step before the second of this.
+        """
+        parameter = self._parameters.get(self.stepped)
+        return steps > 0 and getattr(parameter, 'grad', None) is not None
+
+
+class Part(NamedTuple):
+    """Layers of an optimizer that are changed together."""
+
+    before_step: Callable
+    after_step: Callable
+    layers: List[StepAware]
+    parameters: List[nn.Parameter]
+
+
+class Plan:
+    """The layers that the steps of an optimizer change."""
+
+    def __init__(self) -> None:
+        self.held: List[int] = []
+        self.owned: Dict[int, Tuple[StepAware, nn.Parameter]] = {}
+        self.joined = self.steps = 0
+
+    def update(self, parameters: List[nn.Parameter]) -> None:
+        """Find the layers again if parameters or layers have been added.
+
+        A layer that was found once is kept, because fully_shard replaces its
+        parameter from time to time.
+
+        Args:
+            parameters (list[nn.Parameter]): All that the optimizer holds.
+        """
+        held = list(map(id, parameters))
+        if self.joined == _joined[0] and self.held == held:
+            return
+        found = {id(layer._parameters.get(layer.stepped)): layer
+                 for layer in _layers}
+        found = {**{key: layer for key, (layer, _) in self.owned.items()},
+                 **found}
+        self.owned = {id(p): (found[id(p)], p) for p in parameters
+                      if id(p) in found}
+        self.held, self.joined = held, _joined[0]
+        _reached.update(layer for layer, _ in self.owned.values())
+
+    def parts(self) -> List[Part]:
+        """The layers whose parameters are trained, in parts."""
+        parts: Dict[tuple, Part] = {}
+        for key, (layer, parameter) in self.owned.items():
+            # An optimizer may step within the step of one that wraps it.
+            if not parameter.requires_grad or key in _stepping:
+                continue
+            # One operation on several DTensors takes one mesh.
+            kind = (layer.before_step, layer.after_step,
+                    getattr(parameter, 'device_mesh', None))
+            part = parts.setdefault(kind, Part(*kind[:2], [], []))
+            part.layers.append(layer)
+            part.parameters.append(parameter)
+        return list(parts.values())
+
+
+# torch.compile of a step compiles the step alone: the functions below that
+# keep account of the layers are not for it to trace.
+_layers: 'WeakSet[StepAware]' = WeakSet()
+_joined = [0]  # The number of layers that have ever joined.
+_reached: 'WeakSet[StepAware]' = WeakSet()
+_plans: 'WeakKeyDictionary[Optimizer, Plan]' = WeakKeyDictionary()
+_stepping: Set[int] = set()  # Parameters within a step.
+
+
+@functools.lru_cache(maxsize=None)
+def _wrap_optimizers() -> None:
+    """Wrap the steps of all optimizer classes, present and future."""
+    hooked = Optimizer.profile_hook_step
+
+    @functools.wraps(hooked)
+    def profile_hook_step(step: Callable) -> Callable:
+        return hooked(_wrap(step))
+
+    Optimizer.profile_hook_step = staticmethod(profile_hook_step)
+    classes = [Optimizer]
+    while classes:
+        cls = classes.pop()
+        classes += cls.__subclasses__()
+        if getattr(vars(cls).get('step'), 'hooked', False):
+            cls.step = profile_hook_step(cls.step.__wrapped__)
+
+
+def _wrap(step: Callable) -> Callable:
+
+    @functools.wraps(step)
+    def wrapper(optimizer: Optimizer, *args, **kwargs):
+        parts = _parts(optimizer)
+        if not parts:
+            return step(optimizer, *args, **kwargs)
+
+        def outside(argument):
+            return _outside(parts)(argument) if callable(
+                argument) else argument
+
+        with _inside(parts):
+            return step(optimizer, *map(outside, args),
+                        **{name: outside(arg) for name, arg in kwargs.items()})
+
+    return wrapper
+
+
+@torch._disable_dynamo
+def _parts(optimizer: Optimizer) -> List[Part]:
+    """The layers that a step of an optimizer changes."""
+    plan = _plans.get(optimizer)
+    if plan is None:
+        plan = _plans[optimizer] = Plan()
+    plan.update(
+        [p for group in optimizer.param_groups for p in group['params']])
+    if plan.steps < 2:
+        _warn_of_missed(plan.steps)
+        plan.steps += 1
+    return plan.parts()
+
+
+def _warn_of_missed(steps: int) -> None:
+    missed: Dict[str, List[StepAware]] = {}
+    for layer in list(_layers):
+        if layer.training and layer not in _reached and layer.is_missed(steps):
+            missed.setdefault(layer.missed, []).append(layer)
+    for message, layers in missed.items():
+        _reached.update(layers)  # One warning is enough.
+        warnings.warn(f'{len(layers)} {message}', stacklevel=5)
+
+
+@torch._disable_dynamo
+@torch.no_grad()
+def _enter(parts: List[Part]) -> None:
+    for part in parts:
+        part.before_step(part.layers, part.parameters)
+        _stepping.update(map(id, part.parameters))
+
+
+@torch._disable_dynamo
+@torch.no_grad()
+def _leave(parts: List[Part]) -> None:
+    for part in parts:
+        _stepping.difference_update(map(id, part.parameters))
+        part.after_step(part.layers, part.parameters)
+
+
+@contextmanager
+def _inside(parts: List[Part]) -> Iterator[None]:
+    _enter(parts)
+    try:
+        yield
+    finally:
+        _leave(parts)
+
+
+@contextmanager
+def _outside(parts: List[Part]) -> Iterator[None]:
+    """For a closure, which sees the layers as they are between steps."""
+    _leave(parts)
+    try:
+        yield
+    finally:
+        _enter(parts)
