@@ -15,7 +15,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
-from mmpsbn.analysis import ChannelWatch
+from mmpsbn.analysis import ChannelWatch, ratios
 from mmpsbn.engine import FilterCollapseHook
 from .demo_norms import CONFIGS
 from .memory import Detector, side_by_side
@@ -42,10 +42,11 @@ def main():
     print('| Detector | watched / not | over a run |\n|---|---|---|')
     for detector, config in CONFIGS.items():
         models = {
-            kind: kind(Config.fromfile(config), batch=8, classes=10)
+            kind: kind(Config.fromfile(config), classes=10)
             for kind in (Detector, Watched)
         }
-        ratio = side_by_side(models, (160, 160), args.rounds, True)[Watched]
+        ratio = ratios(side_by_side(models, (160, 160), args.rounds, True,
+                                    batch=8))[Watched]
         print(f'| {detector} | {ratio:.3f} | {1 + share * (ratio - 1):.5f} |',
               flush=True)
 

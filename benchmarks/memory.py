@@ -12,10 +12,12 @@ name after it, --backbones or --detectors leaves all of them out.
 - Saved: MiB that autograd keeps from a training forward of two images for its
   backward, as distinct storages; the parameters themselves are left out,
   copies of them count. Exact on any hardware.
-- Step: time of a training step (forward, backward and SGD, which leaves
-  weights to be centred) of two images of 320 x 320; inference: of a forward
-  in evaluation mode. The models take turns within each round; the ratio is
-  the median over the rounds of the time of a model over BN's in that round.
+- Step: time of a training step (forward, backward and SGD) of two images of
+  320 x 320; inference: of a forward in evaluation mode. The models take turns
+  within each round; the ratio is the median over the rounds of the time of a
+  model over BN's in that round. The ratio "of none" is over the time of the
+  same network with nothing instead of its norm layers, the limit of what a
+  normalization can reach.
 - Peak, on a GPU: what the allocator held at most in a step at full size.
 - Filled, on a GPU: the largest batch that a training step at full size finds
   memory for, to a sixteenth, and how many of its images are trained on in a
@@ -48,6 +50,12 @@ class PublishedMimicConv(MimicConv):
         return output if self.scale is None else output * self.scale
 
 
+class NoNorm(torch.nn.Identity):
+    """Nothing, in the position of a norm layer."""
+
+    _abbr_ = 'bn'
+
+
 MIMIC = dict(
     conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
 TRAINED = dict(norm_eval=False, frozen_stages=-1, init_cfg=None)
@@ -60,6 +68,7 @@ NORMS = {
     'GN': dict(norm_cfg=dict(type='GN', num_groups=32)),
     'MimicNorm': MIMIC,
     PUBLISHED: dict(MIMIC, conv_cfg=dict(type=PublishedMimicConv)),
+    'none': dict(norm_cfg=dict(type=NoNorm)),
 }
 BACKBONES = {
     'ResNet-18': partial(ResNet, 18),
@@ -137,7 +146,7 @@ def detector(name, norm):
 
 
 def measure(builders, size, rounds, device):
-    """For each model: saved MiB, peak MiB, filled, ratios of both times."""
+    """For each model: saved MiB, peak MiB, filled, seconds of both times."""
     # Before the large sizes, which leave the allocator in another state.
     small = (320, 320) if device == 'cpu' else size
     models = {name: build().to(device) for name, build in builders.items()}
@@ -210,14 +219,14 @@ def training_step(model, size, batch=2):
     return step
 
 
-def side_by_side(models, size, rounds, training):
-    """Median over rounds of the time of each model over the first one's."""
+def side_by_side(models, size, rounds, training, batch=2):
+    """Return the seconds of each model, by turns, in each of the rounds."""
 
     def action(model):
         model.train(training)
         if training:
-            return training_step(model, size)
-        inputs = model.inputs(size)
+            return training_step(model, size, batch)
+        inputs = model.inputs(size, batch)
 
         def inference():
             with torch.no_grad():
@@ -225,23 +234,26 @@ def side_by_side(models, size, rounds, training):
 
         return inference
 
-    return ratios(
-        turns({name: action(model)
-               for name, model in models.items()}, rounds))
+    return turns({name: action(model)
+                  for name, model in models.items()}, rounds)
 
 
 def report(title, builders, size, args):
     print(f'| {title} | saved, MiB | of BN | peak, MiB | filled, images '
-          '(images / s) | step, of BN | inference, of BN |\n'
-          '|---|---|---|---|---|---|---|')
+          '(images / s) | step, of BN | of none | inference, of BN |\n'
+          '|---|---|---|---|---|---|---|---|')
     saved, peak, filled, steps, inference = measure(
         builders, size, args.rounds, args.device)
+    of_none = ratios({'none': steps['none'], **steps}) \
+        if 'none' in steps else {}
+    steps, inference = ratios(steps), ratios(inference)
     for name in builders:
         at_most = f'{peak[name]:.0f}' if peak else '-'
         full = '{} ({:.1f})'.format(*filled[name]) if filled else '-'
+        limit = f'{of_none[name]:.3f}' if of_none else '-'
         print(f'| {name} | {saved[name]:.0f} | '
               f'{saved[name] / saved["BN"]:.3f} | {at_most} | {full} | '
-              f'{steps[name]:.2f} | {inference[name]:.2f} |')
+              f'{steps[name]:.3f} | {limit} | {inference[name]:.3f} |')
     print(flush=True)
 
 

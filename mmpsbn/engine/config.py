@@ -140,18 +140,23 @@ def dicts_in(node) -> Iterator[dict]:
 
 
 def _check_sync_bn(cfg: Config) -> None:
-    types = {
-        str(norm_cfg.get('type')).split('.')[-1]
-        for norm_cfg in _norm_cfgs(cfg.get('model', {}))
-    }
-    ours = sorted(
-        name for name in types
-        if issubclass(NORM_LAYERS.module_dict.get(name, object), PostShift))
+    ours = psbn_types(cfg.get('model', {}))
     if cfg.get('sync_bn') and cfg.launcher != 'none' and ours:
         raise InputError(
-            f'sync_bn={cfg.sync_bn!r} turns batch norm layers into SyncBN, '
-            f'which cannot hold the alpha of {ours[0]}: remove sync_bn from '
+            f'sync_bn={cfg.sync_bn!r} turns {ours[0]} into SyncBN, whose bias '
+            'weight decay pulls to 0 instead of alpha: remove sync_bn from '
             "the config, and set norm_cfg=dict(type='psSyncBN').")
+
+
+def psbn_types(model: dict) -> List[str]:
+    """Return the types of psBN that the config of a model asks for."""
+    types = {
+        str(norm_cfg.get('type')).split('.')[-1]
+        for norm_cfg in _norm_cfgs(model)
+    }
+    return sorted(
+        name for name in types
+        if issubclass(NORM_LAYERS.module_dict.get(name, object), PostShift))
 
 
 def _norm_cfgs(model: dict) -> Iterator[dict]:

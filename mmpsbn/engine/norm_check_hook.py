@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmpsbn.layers.post_shifted_bn import PostShift
 from mmpsbn.layers.sync_post_shifted_bn import PSSyncBatchNorm
 from mmpsbn.registry import HOOKS
+from .config import psbn_types
 
 LEVELS_APART = 3  # In area: levels are 4 apart, less what is rounded.
 
@@ -57,6 +58,8 @@ def find_idle_norms(model: nn.Module,
                 'every psBN layer is frozen, so that no filter can come '
                 'back: set requires_grad=True in norm_cfg, and a smaller '
                 'frozen_stages')
+        elif not any(id(bias) in decay for bias in learned):
+            reasons.append(f'{len(learned)} {PostShift.missed}'.rstrip('.'))
         elif not any(decay.get(id(bias)) for bias in learned):
             reasons.append(
                 'no psBN layer has weight decay on its bias, so that a '
@@ -138,6 +141,13 @@ class NormCheckHook(Hook):
             return
         self._checked = True
         reasons = find_idle_norms(runner.model, runner.optim_wrapper)
+        asked = psbn_types(runner.cfg.get('model') or {})
+        if asked and not any(
+                isinstance(m, PostShift) for m in runner.model.modules()):
+            reasons.append(
+                f'the config asks for {asked[0]}, and the model has no such '
+                'layer, as after convert_sync_batchnorm or sync_bn: set '
+                "norm_cfg=dict(type='psSyncBN') instead")
         if reasons:
             runner.logger.warning('The normalization has no effect: ' +
                                   '; '.join(reasons) + '.')

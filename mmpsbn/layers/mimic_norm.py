@@ -9,6 +9,7 @@ from typing import List, Optional
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from mmpsbn.errors import InputError
 from mmpsbn.registry import MODELS, NORM_LAYERS
@@ -47,6 +48,25 @@ def center_(weight: Tensor) -> None:
             rms = filter_means(weight.square()).sqrt()
             rounding = CENTERED * torch.finfo(weight.dtype).eps * rms
             weight.sub_(means.where(means.abs() > rounding, 0))
+
+
+class ScaledWeight(Function):
+    """s w, without a temporary copy of w in the backward pass."""
+
+    @staticmethod
+    def forward(weight: Tensor, scale: Tensor) -> Tensor:
+        return weight * scale
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        weight, scale = ctx.saved_tensors
+        # Autograd's own product would store grad * weight to sum it.
+        return grad * scale, torch.dot(grad.flatten(),
+                                       weight.flatten()).view(1)
 
 
 class SelfInitializedConv2d(nn.Conv2d):
@@ -195,7 +215,10 @@ class MimicConv(StepAware, SelfInitializedConv2d):
         weight = self.weight
         if self.centered and not isinstance(weight, nn.Parameter):
             weight = weight - filter_means(weight)
-        return weight if self.scale is None else weight * self.scale
+        if self.scale is None:
+            return weight
+        return ScaledWeight.apply(
+            weight, self.scale) if self.training else weight * self.scale
 
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(input, self.applied_weight, self.bias)
