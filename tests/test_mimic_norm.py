@@ -7,7 +7,8 @@ import weakref
 import pytest
 import torch
 from mmcv.cnn import ConvModule
-from mmdet.models.backbones import (CSPDarknet, Darknet, EfficientNet,
+from mmdet.models.backbones import (CSPDarknet, CSPNeXt, Darknet,
+                                    DetectoRS_ResNet, EfficientNet,
                                     MobileNetV2, Res2Net, ResNet, ResNeXt)
 from mmdet.models.layers import CSPLayer
 from mmdet.models.necks import FPN
@@ -330,6 +331,14 @@ def test_scalars_count_the_convs_that_res2net_keeps():
     assert model.layer1[0].conv3.start == pytest.approx(1.2**5)
 
 
+def test_scalars_of_stages_that_replace_others():
+    """DetectoRS builds the stages of a ResNet, and then its own."""
+    model = DetectoRS_ResNet(depth=50, base_channels=8, **MIMIC)
+    assert [conv.branch for conv in mimic_convs(model) if conv.branch] == [
+        *range(1, 17)
+    ]
+
+
 def test_scalars_of_a_block_of_ones_own():
 
     class Block(nn.Module):
@@ -417,6 +426,11 @@ def test_one_setting_without_the_other_is_refused(kwargs, words):
     if 'DCNv2' not in str(kwargs):
         with pytest.raises(InputError, match=words):
             ResNet(18, **kwargs)
+
+
+def test_a_backbone_that_ignores_conv_cfg_is_refused():
+    with pytest.raises(InputError, match=r'ignores conv_cfg \(CSPNeXt'):
+        CSPNeXt(widen_factor=0.125, **MIMIC)
 
 
 def test_weights_of_a_bn_model_are_refused():

@@ -13,7 +13,8 @@ block of :data:`BRANCH_ENDS` when the block becomes part of another module: by
 then, the constructor of the block has finished.
 """
 
-from typing import Callable, Dict, List, NamedTuple, Optional, Type
+from typing import (Callable, Dict, Iterator, List, NamedTuple, Optional,
+                    Type)
 
 from mmcv.cnn import is_norm
 from mmdet.models.backbones.darknet import ResBlock
@@ -100,13 +101,12 @@ def mimic_convs(module: nn.Module) -> List[MimicConv]:
 
 def _number_branches(parent: nn.Module, name: str,
                      convs: List[MimicConv]) -> None:
-    """Count on from the branches that the parent has already."""
+    """Continue the numbers of the branches that come before in the parent."""
     ends = [conv for conv in convs if conv.branch]
     if not ends:
         return
-    before = max((conv.branch or 0
-                  for other, sibling in parent.named_children()
-                  if other != name for conv in mimic_convs(sibling)),
+    before = max((conv.branch or 0 for sibling in modules_before(parent, name)
+                  for conv in mimic_convs(sibling)),
                  default=0)
     # The parts of a network that is composed again are numbered already.
     if min(conv.branch for conv in ends) > before:
@@ -117,14 +117,17 @@ def _number_branches(parent: nn.Module, name: str,
         conv.branch = number
 
 
-def module_before(parent: nn.Module, name: str) -> Optional[nn.Module]:
-    """The sub-module that was registered before ``name``."""
-    last = None
+def modules_before(parent: nn.Module, name: str) -> Iterator[nn.Module]:
+    """The sub-modules that come before ``name``, which may be a new one."""
     for other, module in parent.named_children():
         if other == name:
-            break
-        last = module
-    return last
+            return
+        yield module
+
+
+def module_before(parent: nn.Module, name: str) -> Optional[nn.Module]:
+    """The last sub-module that comes before ``name``."""
+    return next(iter([*modules_before(parent, name)][-1:]), None)
 
 
 def check_pair(conv: Optional[nn.Module], norm: nn.Module) -> None:
@@ -145,8 +148,10 @@ def check_pair(conv: Optional[nn.Module], norm: nn.Module) -> None:
                                                  None) is not None:
         kind = type(conv).__name__
         what = (
-            "add conv_cfg=dict(type='MimicConv') beside it" if
-            type(conv) is nn.Conv2d else 'only MimicConv does, so remove the '
+            "add conv_cfg=dict(type='MimicConv') next to it, or choose psBN or "
+            'BN for a part of the model that ignores conv_cfg (CSPNeXt and '
+            'ResNeSt do)' if type(conv) is nn.Conv2d else
+            'only MimicConv does, so remove the '
             f'setting that asks for {kind} (dcn or another conv_cfg), or '
             'choose psBN or BN there')
         raise InputError(
