@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from mmpsbn.analysis import ChannelWatch, positive_probability
 from mmpsbn.analysis.report import analyze, table
 from mmpsbn.engine.filter_collapse_hook import (HISTORY, FilterCollapseHook,
-                                                read_history, shares)
+                                                over_processes, read_history,
+                                                shares)
 from mmpsbn.engine.config import load_config
 from mmpsbn.engine.runner import build_runner
 from mmpsbn.errors import InputError
@@ -107,10 +108,8 @@ def test_agrees_with_brute_force(resnet):
         output = outputs[named(resnet, name)]
         assert torch.equal(output.dead, brute), name
         assert output.after_sum == name.endswith('bn2')
-    for stage in (2, 3, 4):
-        assert torch.equal(
-            outputs[f'layer{stage}.0.downsample.1'].dead,
-            outputs[named(resnet, f'layer{stage}.0.bn2')].dead)
+    # The sums count once, not for the norm layers of shortcuts as well.
+    assert len(outputs) == 17
 
 
 def test_a_channel_that_lives_anywhere_is_alive():
@@ -121,6 +120,48 @@ def test_a_channel_that_lives_anywhere_is_alive():
     assert dead(watched(model, dark)) == {'0': {0, 1, 2}}
     assert dead(watched(model, dark, lit, dark)) == {'0': {0, 1}}
     assert dead(watched(model, lit, dark[:0])) == {'0': {0, 1}}
+
+
+def test_a_sum_counts_once_in_tables_and_shares(digits):
+    """A channel of layer2's first sum is dead; both summands are closed."""
+    cfg = demo_config('faster-rcnn', 'psbn')
+    model = build(cfg.model)
+    block = model.backbone.layer2[0]
+    state = dict(state_dict=model.state_dict())
+    before = table(analyze(cfg, state, 'a.pth', images(digits)[:1]))
+    with torch.no_grad():
+        for norm in (block.bn2, block.downsample[1]):
+            norm.weight[5], norm.bias[5] = 0, -1
+    state = dict(state_dict=model.state_dict())
+    after = table(analyze(cfg, state, 'a.pth', images(digits)[:1]))
+    numbers = [int(rows[-1][4].split()[0]) for rows in (before, after)]
+    assert numbers[1] == numbers[0] + 1
+
+
+class Broadcast(nn.Module):
+    """Adds norm layers of 1 and of 3 channels, in either order."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.one, self.three = nn.BatchNorm2d(1), nn.BatchNorm2d(3)
+        self.first = first
+
+    def forward(self, x):
+        parts = dict(one=self.one(x[:, :1]), three=self.three(x))
+        first = parts.pop(self.first)
+        return F.relu(torch.add(first, other=parts.popitem()[1]))
+
+
+@pytest.mark.parametrize('first', ['one', 'three'])
+def test_a_sum_that_broadcasts_is_judged_by_the_layer_of_all_channels(first):
+    model = Broadcast(first).eval()
+    with torch.no_grad():
+        model.three.bias.copy_(torch.tensor([0., -1e4, 0.]))
+    watch = ChannelWatch(model)
+    with watch:
+        model(torch.randn(2, 3, 4, 4))
+    found = over_processes(watch, torch.device('cpu'))
+    assert dead(found) == {'three': {1}} and found['three'].after_sum
 
 
 def test_other_activations():
@@ -275,6 +316,31 @@ def test_several_steps_are_one_sample(tmp_path):
     assert all(line['layers']['bn']['dead'] == [] for line in history)
 
 
+@pytest.mark.parametrize('hook', ['FilterCollapseHook', 'NormCheckHook'])
+def test_a_step_that_fails_leaves_nothing_behind(hook, tmp_path):
+
+    class Failing(Toy):
+        fails = True
+
+        def train_step(self, data, optim_wrapper):
+            outputs = super().train_step(data, optim_wrapper)
+            if self.fails and self.step == 2:
+                raise RuntimeError('out of memory')
+            return outputs
+
+    model = Failing()
+    if hook == 'NormCheckHook':
+        model.step += 1
+    hook = dict(type=hook)
+    with pytest.raises(RuntimeError, match='out of memory'):
+        run(tmp_path, hook, model=model)
+    assert not torch.overrides._get_current_function_mode_stack()
+    assert not any(module._forward_hooks for module in model.modules())
+    assert 'train_step' not in vars(model)
+    model.fails = False
+    run(tmp_path, hook, model=model, epochs=1)
+
+
 @pytest.mark.parametrize('arguments', [
     dict(interval=0), dict(sample=0), dict(interval=2, sample=3),
     dict(warn_above=2)
@@ -351,7 +417,11 @@ def test_mimicnorm_has_no_parameters_to_judge(digits):
     model = build(cfg.model)
     layers = analyze(cfg, dict(state_dict=model.state_dict()), 'a.pth',
                      images(digits)[:1])
-    assert len(layers) == 20 and all(layer.judged for layer in layers)
+    assert len(layers) == 20
+    # The sums with the 3 shortcuts are judged for the other summand.
+    assert {layer.name for layer in layers if not layer.judged} == {
+        f'backbone.layer{stage}.0.downsample.1' for stage in (2, 3, 4)
+    }
     assert table(layers)[-1][5:] == ['-', '-']
 
 
