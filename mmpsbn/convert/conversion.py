@@ -1,7 +1,9 @@
 """Conversions of checkpoint files, proven before anything is kept."""
 
 import copy
+import math
 import os.path as osp
+import signal
 import subprocess
 import sys
 import tempfile
@@ -78,7 +80,8 @@ def convert_to_stock(cfg: Config, path: str, checkpoint: dict, name: str,
     stock = build(cfg, stock_cfg)
     state = stock_state(model, stock)
     if fused:
-        state, stock_cfg = fuse(stock, state), fused_model(stock_cfg)
+        stock_cfg = fused_model(stock_cfg)
+        state = fuse(stock, build(cfg, stock_cfg), state)
     text = stock_config(cfg, path, stock_cfg)
     content = dict(meta=_meta(checkpoint, name), state_dict=state)
     if keep_optimizer:
@@ -131,6 +134,7 @@ def convert_to_mimicnorm(cfg: Config, checkpoint: dict, name: str,
     state, anew = with_own_classes(source, state)
     load_weights(source, state, name)
     converted = to_mimicnorm(source, target, data)
+    _check_finite(math.isfinite(converted.after))
     converted = converted._replace(
         anew=anew,
         state_dict={key: value for key, value in converted.state_dict.items()
@@ -205,10 +209,13 @@ def prove(model: nn.Module, data: dict, config: str,
     """Compare a model with stock files, run where mmpsbn cannot be imported.
 
     Raises:
-        InputError: If the stock model does not run there.
+        InputError: If the model has outputs that are not finite, or if the
+            stock model does not run there.
     """
     run = OutputsOf(data)
-    expected, found = run(model), run.detections(model)
+    expected = run(model)
+    _check_finite(all(bool(output.isfinite().all()) for output in expected))
+    found = run.detections(model)
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = osp.join(folder, 'in'), osp.join(folder, 'out')
         torch.save(dict(data=data, proposals=run.proposals), inputs)
@@ -220,12 +227,31 @@ def prove(model: nn.Module, data: dict, config: str,
                                text=True)
         if child.returncode:
             raise InputError('the stock model does not run without mmpsbn: '
-                             f'{child.stderr.strip().splitlines()[-1]}')
+                             f'{_why_ended(child)}')
         given = torch.load(outputs, weights_only=True)
     same = sum(map(same_detections, given['detections'], found))
     return Proof(
         largest_difference(given['raw'], expected),
         sum(len(d['labels']) for d in found), same)
+
+
+def _check_finite(finite: bool) -> None:
+    if not finite:
+        raise InputError(
+            'the model has outputs that are NaN or infinite, so the '
+            'conversion cannot be checked. Nothing was written. If training '
+            'has diverged, take an earlier checkpoint.')
+
+
+def _why_ended(child: subprocess.CompletedProcess) -> str:
+    if child.returncode < 0:
+        number = -child.returncode
+        return (f'signal {number} ({signal.strsignal(number)}) ended its '
+                'process. If memory ran out, use fewer images: --number 1.')
+    lines = child.stderr.strip().splitlines()
+    return lines[-1] if lines else (
+        f'its process ended with exit status {child.returncode} and without '
+        'a message. Run the command again, and report it if that repeats.')
 
 
 def save(content: dict, file: str) -> None:

@@ -61,14 +61,16 @@ def stock_model(model: dict) -> dict:
 
 
 def fused_model(model: dict) -> dict:
-    """A stock model's config without the norm layers that can be fused."""
+    """A stock model's config without the BN layers that can be fused."""
     model = copy.deepcopy(model)
     for name, part in model.items():
         if name != 'backbone':
             for node in dicts_in(part):
-                # Several norm layers do not fold into the conv they share.
-                if 'SepBN' not in type_of(node):
-                    node.pop('norm_cfg', None)
+                # Several norm layers do not fold into the conv that they
+                # share, and the blocks of a ResNet need theirs.
+                if type_of(node.get('norm_cfg')) in STOCK_NORMS.values() and \
+                        not type_of(node).endswith(('SepBNHead', 'ResLayer')):
+                    node['norm_cfg'] = None
     return model
 
 
