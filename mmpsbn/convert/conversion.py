@@ -133,7 +133,8 @@ def convert_to_mimicnorm(cfg: Config, checkpoint: dict, name: str,
         state = {k: v for k, v in state.items() if k[:3] != 'fc.'}
     state, anew = with_own_classes(source, state)
     load_weights(source, state, name)
-    converted = to_mimicnorm(source, target, data)
+    with blamed_on_config():
+        converted = to_mimicnorm(source, target, data)
     _check_finite(math.isfinite(converted.after))
     converted = converted._replace(
         anew=anew,
@@ -213,9 +214,10 @@ def prove(model: nn.Module, data: dict, config: str,
             stock model does not run there.
     """
     run = OutputsOf(data)
-    expected = run(model)
-    _check_finite(all(bool(output.isfinite().all()) for output in expected))
-    found = run.detections(model)
+    with blamed_on_config():
+        expected = run(model)
+        _check_finite(all(bool(part.isfinite().all()) for part in expected))
+        found = run.detections(model)
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = osp.join(folder, 'in'), osp.join(folder, 'out')
         torch.save(dict(data=data, proposals=run.proposals), inputs)
