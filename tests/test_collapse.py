@@ -2,10 +2,12 @@
 
 import copy
 import json
+import runpy
 
 import mmcv
 import pytest
 import torch
+from conftest import ROOT
 from mmdet.models.backbones import MobileNetV2, ResNet
 from mmengine.runner import Runner
 from test_convert import build, demo_config, images
@@ -450,6 +452,36 @@ def test_the_command_writes_tables_and_figures(digits, tmp_path):
     assert set(content['checkpoints']) == {'a/epoch_1', 'b/epoch_1'}
     lines = (tmp_path / 'out' / 'collapse.csv').read_text().splitlines()
     assert len(lines) == 1 + 2 * 20
+
+
+def test_a_checkpoint_that_is_named_twice_is_analyzed_once(digits, tmp_path):
+    cfg = demo_config('faster-rcnn', 'psbn')
+    torch.save(dict(state_dict=build(cfg.model).state_dict()),
+               tmp_path / 'x.pth')
+    (tmp_path / 'link.pth').symlink_to(tmp_path / 'x.pth')
+    status, output = tool(
+        'tools/analyze_collapse.py', FASTER, tmp_path / 'x.pth',
+        f'{tmp_path}/./x.pth', tmp_path / 'link.pth', '--images',
+        digits / 'val2017', '--number', 1, '--out', tmp_path / 'out')
+    assert status == 0, output
+    content = json.loads((tmp_path / 'out' / 'collapse.json').read_text())
+    assert list(content['checkpoints']) == ['x']
+    assert (tmp_path / 'out' / 'plane_x.png').is_file()
+
+
+@pytest.mark.parametrize('paths, names', [
+    (['a/x.pth'], ['x']),
+    (['a/x.pth', 'a/y.pth'], ['x', 'y']),
+    (['a/x.pth', 'b/x.pth'], ['a/x', 'b/x']),
+    (['x.pth', 'b/x.pth'], ['x', 'b/x']),
+    (['a/x.pth', 'a/x.ckpt'], ['x.pth', 'x.ckpt']),
+    # Figures have _ for /.
+    (['a/x.pth', 'a_x.pth', 'b/x.pth', 'c/a_x.pth'],
+     ['a/x.pth (1)', 'a_x.pth (2)', 'b/x.pth (3)', 'c/a_x.pth (4)'])
+])
+def test_checkpoints_have_different_short_names(paths, names):
+    tool = runpy.run_path(str(ROOT / 'tools' / 'analyze_collapse.py'))
+    assert tool['short_names'](paths) == names
 
 
 @pytest.mark.parametrize('change, words', [
