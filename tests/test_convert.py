@@ -20,6 +20,7 @@ from test_tools import refused, run  # noqa: F401  A fixture.
 
 from mmpsbn.convert import (convert_to_mimicnorm, convert_to_psbn,
                             convert_to_stock)
+from mmpsbn.convert.conversion import load_images
 from mmpsbn.convert.raw_outputs import distance
 from mmpsbn.convert.stock_config import (difference, mmdet_bases,
                                          stock_config, stock_model)
@@ -379,6 +380,37 @@ def test_fusing_leaves_gn_of_a_head_in_place(digits, tmp_path):
     assert 'bbox_head.cls_convs.0.gn.weight' in state
     assert 'neck.fpn_convs.0.conv.bias' in state
     assert 'neck.fpn_convs.0.bn.running_var' not in state
+
+
+def test_a_stock_config_keeps_what_is_not_of_mmpsbn(tmp_path):
+    path = demo_file('retinanet', 'psbn')
+    cfg = Config.fromfile(path)
+    cfg.custom_imports.imports = ['mmpsbn', 'mmpsbn.layers', 'json.tool']
+    cfg.custom_hooks = [dict(type='FilterCollapseHook'),
+                        dict(type='mmpsbn.NonFiniteHook'),
+                        dict(type='NumClassCheckHook')]
+    (tmp_path / 'stock.py').write_text(
+        stock_config(cfg, path, stock_model(cfg.model)))
+    stock = Config.fromfile(tmp_path / 'stock.py')
+    assert stock.custom_imports.imports == ['json.tool']
+    assert stock.custom_hooks == [dict(type='NumClassCheckHook')]
+
+
+def test_a_pipeline_that_needs_more_than_images_is_refused(digits, tmp_path):
+    """As that of Fast R-CNN, which loads proposals."""
+    cfg, path = (get('retinanet', 'psbn') for get in (demo_config, demo_file))
+    cfg.test_dataloader.dataset.pipeline.insert(
+        1, dict(type='LoadProposals', num_max_proposals=10))
+    with pytest.raises(InputError, match='cannot be used.*proposals'):
+        to_stock(cfg, path, build(cfg.model), digits, tmp_path / 's.pth')
+
+
+def test_annotations_of_a_panoptic_pipeline_are_not_loaded(digits):
+    cfg = demo_config('retinanet', 'psbn')
+    cfg.test_dataloader.dataset.pipeline.insert(
+        1, dict(type='LoadPanopticAnnotations'))
+    batch = load_images(cfg, images(digits)[:1], build(cfg.model))
+    assert len(batch['inputs']) == 1
 
 
 @pytest.mark.parametrize('end, words', [

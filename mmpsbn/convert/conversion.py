@@ -192,12 +192,11 @@ def _meta(checkpoint: dict, name: str) -> dict:
 def load_images(cfg: Config, files: Sequence[str], model: nn.Module) -> dict:
     """A batch of images, as the config's test pipeline prepares them."""
     with DefaultScope.overwrite_default_scope(
-            cfg.get('default_scope', 'mmdet')):
-        with blamed_on_config():
-            pipeline = Compose([
-                step for step in get_test_pipeline_cfg(cfg)
-                if step['type'] != 'LoadAnnotations'
-            ])
+            cfg.get('default_scope', 'mmdet')), blamed_on_config():
+        pipeline = Compose([
+            step for step in get_test_pipeline_cfg(cfg)
+            if not str(step['type']).endswith('Annotations')
+        ])
         batch = pseudo_collate([
             pipeline(dict(img_path=file, img_id=index))
             for index, file in enumerate(files)

@@ -8,6 +8,7 @@ from typing import List
 from mmengine.config import Config
 
 from mmpsbn.engine.config import dicts_in
+from mmpsbn.registry import HOOKS
 
 STOCK_NORMS = {
     'psBN': 'BN',
@@ -90,7 +91,7 @@ def stock_config(cfg: Config, path: str, model: dict) -> str:
     """
     full = _plain(cfg.to_dict())
     full['model'] = _plain(model)
-    full.pop('custom_imports', None)
+    _remove_mmpsbn(full)
     bases = mmdet_bases(path)
     text = ''
     if bases:
@@ -101,6 +102,21 @@ def stock_config(cfg: Config, path: str, model: dict) -> str:
         else:
             text = ''
     return text + Config(full).pretty_text
+
+
+def _remove_mmpsbn(full: dict) -> None:
+    """Remove imports of this package, and its hooks, from a config."""
+    imports = full.get('custom_imports') or {}
+    names = imports.get('imports') or []
+    names = [name for name in ([names] if isinstance(names, str) else names)
+             if name.split('.')[0] != 'mmpsbn']
+    if names:
+        imports['imports'] = names
+    else:
+        full.pop('custom_imports', None)
+    if 'custom_hooks' in full:
+        full['custom_hooks'] = [hook for hook in full['custom_hooks'] or ()
+                                if type_of(hook) not in HOOKS.module_dict]
 
 
 def mmdet_bases(path: str) -> List[str]:
