@@ -335,10 +335,9 @@ def mmdet_config(tmp_path, base, changes=''):
     return cfg, str(path)
 
 
-MASK_RCNN_R18 = """
+R18 = """
 model['backbone']['depth'] = 18
 model['neck'] = dict(in_channels=[64, 128, 256, 512])
-model['rpn_head'] = dict(anchor_generator=dict(scales=[2]))
 model['test_cfg'] = dict(
     rpn=dict(max_per_img=5), rcnn=dict(score_thr=0.005, max_per_img=5))
 """
@@ -346,8 +345,9 @@ model['test_cfg'] = dict(
 
 @pytest.mark.parametrize('base, changes', [
     ('detr/detr_r18_8xb2-500e_coco.py', ''),
-    ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', MASK_RCNN_R18)
-], ids=['DETR', 'Mask R-CNN'])
+    ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', R18),
+    ('cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py', R18)
+], ids=['DETR', 'Mask R-CNN', 'Cascade RPN'])
 def test_other_detectors_become_stock(base, changes, digits, tmp_path):
     cfg, path = mmdet_config(tmp_path, base, changes)
     proof = to_stock(cfg, path, build(cfg.model), digits, tmp_path / 's.pth')

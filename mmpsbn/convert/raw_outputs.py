@@ -9,7 +9,6 @@ import sys
 from typing import List, Optional, Sequence
 
 import torch
-from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from torch import Tensor, nn
 
 
@@ -42,7 +41,8 @@ class OutputsOf:
                 features, self.samples, rescale=False)
         outputs = _tensors(
             model.roi_head.forward(features, self.proposals, self.samples))
-        if isinstance(model.rpn_head, BaseDenseHead):
+        # Those of Cascade RPN and Sparse R-CNN only predict.
+        if type(model.rpn_head).forward is not nn.Module.forward:
             outputs = _tensors(model.rpn_head(features)) + outputs
         return outputs
 
@@ -50,13 +50,14 @@ class OutputsOf:
     def detections(self, model: nn.Module) -> List[dict]:
         """Boxes, scores and labels for each image, after post-processing.
 
-        A model that segments without instances has none.
+        Results without boxes (of panoptic segmentation, say) are left out.
         """
         results = model.predict(self.inputs, self.samples, rescale=False)
         return [{
             key: result.pred_instances[key]
             for key in ('bboxes', 'scores', 'labels')
-        } for result in results if 'pred_instances' in result]
+        } for result in results
+                if 'bboxes' in result.get('pred_instances', ())]
 
 
 def _tensors(node) -> List[Tensor]:
