@@ -194,6 +194,25 @@ def test_a_config_without_ours_is_refused(digits):
                          False, False)
     with pytest.raises(InputError, match='no MimicNorm.*conv_cfg'):
         convert_to_mimicnorm(cfg, {}, 'bn.pth', images(digits), 'out.pth')
+    with pytest.raises(InputError, match='no psBN.*norm_cfg'):
+        convert_to_psbn(cfg, {}, 'bn.pth', 'out.pth')
+
+
+def test_mimicnorm_folds_bn_with_the_eps_of_its_norm_cfg(digits, tmp_path):
+    """YOLOX and EfficientNet have 1e-3, not 1e-5."""
+    cfg = demo_config('retinanet')
+    cfg.model.backbone.conv_cfg.centre = False
+    cfg.model.backbone.norm_cfg.eps = 0.1
+    assert stock_model(cfg.model).backbone.norm_cfg == dict(
+        type='BN', requires_grad=True, eps=0.1)
+    converted, _ = to_mimicnorm(cfg, trained_bn(cfg), digits, tmp_path)
+    assert converted.after < 1e-4
+
+
+def test_psbn_becomes_bn_under_every_name():
+    model = dict(neck=dict(dw_norm_cfg=dict(type='psBN', alpha=0.2, eps=1e-3)))
+    assert stock_model(model) == dict(
+        neck=dict(dw_norm_cfg=dict(type='BN', eps=1e-3)))
 
 
 def test_a_last_bn_without_gain_is_refused(digits, tmp_path):

@@ -25,7 +25,8 @@ from mmpsbn.errors import InputError
 from mmpsbn.registry import MODELS
 from . import raw_outputs
 from .raw_outputs import OutputsOf, largest_difference, same_detections
-from .stock_config import fused_model, mimic_inside, stock_config, stock_model
+from .stock_config import (fused_model, mimic_inside, psbn_inside,
+                           stock_config, stock_model)
 from .to_mimicnorm import Converted, to_mimicnorm
 from .to_stock import fuse, stock_state
 
@@ -153,8 +154,12 @@ def convert_to_psbn(cfg: Config, checkpoint: dict, name: str,
     """Write a psBN checkpoint, which is the BN checkpoint, checked.
 
     Raises:
-        InputError: If it does not fit the model, or cannot be written.
+        InputError: If the config has no psBN, if the checkpoint does not fit
+            the model, or if the file cannot be written.
     """
+    if not psbn_inside(cfg.model):
+        raise InputError('the config has no psBN; set '
+                         "norm_cfg=dict(type='psBN') where BN was.")
     model = build(cfg, cfg.model)
     load_weights(model, checkpoint, name)
     with replacing(out) as (file, ):

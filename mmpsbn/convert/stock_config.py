@@ -39,6 +39,11 @@ def mimic_inside(model: dict) -> bool:
         for node in dicts_in(model))
 
 
+def psbn_inside(model: dict) -> bool:
+    """Whether a model's config asks for psBN anywhere."""
+    return any(type_of(node) in STOCK_NORMS for node in dicts_in(model))
+
+
 def stock_model(model: dict) -> dict:
     """A model's config with BN in the place of psBN and of MimicNorm.
 
@@ -47,13 +52,15 @@ def stock_model(model: dict) -> dict:
     """
     model = copy.deepcopy(model)
     for node in dicts_in(model):
-        norm = type_of(node.get('norm_cfg'))
         if type_of(node.get('conv_cfg')) == 'MimicConv':
             del node['conv_cfg']
-            node['norm_cfg'] = dict(type='BN', requires_grad=True)
-        elif norm in STOCK_NORMS:
-            node['norm_cfg']['type'] = STOCK_NORMS[norm]
-            node['norm_cfg'].pop('alpha', None)
+            # What else it has is BN's, too: eps.
+            node['norm_cfg'] = dict(
+                node.get('norm_cfg') or {}, type='BN', requires_grad=True)
+        # Some parts of models have other names for it than norm_cfg.
+        if type_of(node) in STOCK_NORMS:
+            node['type'] = STOCK_NORMS[type_of(node)]
+            node.pop('alpha', None)
         if type_of(node) in STOCK_MODULES:
             node['type'] = STOCK_MODULES[type_of(node)]
             for name in LAST_BN_ARGUMENTS:
