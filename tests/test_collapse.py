@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 from mmdet.models.backbones import MobileNetV2, ResNet
+from mmengine.config import Config
 from mmengine.runner import Runner
 from test_convert import build, demo_config, images
 from test_tools import FASTER, refused  # noqa: F401  The fixture.
@@ -17,7 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmpsbn.analysis import ChannelWatch, positive_probability
-from mmpsbn.analysis.report import analyze, table
+from mmpsbn.analysis.figures import draw_layers
+from mmpsbn.analysis.report import Layer, analyze, table
 from mmpsbn.engine.filter_collapse_hook import (HISTORY, FilterCollapseHook,
                                                 over_processes, read_history,
                                                 shares)
@@ -467,6 +469,42 @@ def test_a_checkpoint_that_is_named_twice_is_analyzed_once(digits, tmp_path):
     content = json.loads((tmp_path / 'out' / 'collapse.json').read_text())
     assert list(content['checkpoints']) == ['x']
     assert (tmp_path / 'out' / 'plane_x.png').is_file()
+
+
+def test_the_command_says_that_a_model_has_no_relu(digits, tmp_path):
+    config = tmp_path / 'swish.py'
+    config.write_text(f"""_base_ = {str(ROOT / FASTER)!r}
+model = dict(
+    backbone=dict(
+        _delete_=True, type='CSPDarknet', widen_factor=0.125,
+        norm_cfg=dict(type='psBN')),
+    neck=dict(in_channels=[32, 64, 128]))
+""")
+    torch.save(dict(state_dict=build(Config.fromfile(config).model
+                                     ).state_dict()), tmp_path / 'x.pth')
+    status, output = tool(
+        'tools/analyze_collapse.py', config, tmp_path / 'x.pth', '--images',
+        digits / 'val2017', '--number', 1, '--out', tmp_path / 'out')
+    assert status == 0 and 'figures.py' not in output, output
+    assert 'No channel was judged dead or alive' in output
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {
+        'collapse.csv', 'collapse.json'
+    }
+
+
+def test_a_layer_that_one_of_two_checkpoints_judges_is_drawn(tmp_path):
+    """A mask head sees nothing in a checkpoint that detects nothing."""
+
+    def layers(judged):
+        return [Layer('backbone.bn', 2, [0], True, False, [], [], [], []),
+                Layer('mask.bn', 2, [1] * judged, judged, False, [], [], [], [])]
+
+    heights = set()
+    for first, second in ((True, True), (False, True), (True, False)):
+        file = str(tmp_path / 'layers.png')
+        draw_layers(dict(a=layers(first), b=layers(second)), file)
+        heights.add(mmcv.imread(file).shape[0])
+    assert len(heights) == 1  # Two rows in each.
 
 
 @pytest.mark.parametrize('paths, names', [

@@ -87,6 +87,10 @@ def main():
     for name, path in zip(short_names(paths), paths):
         results[name] = analyze(cfg, read_checkpoint(path), path, images)
         show(f'{path}, {len(images)} images', table(results[name]))
+    if not any(layer.judged for layers in results.values()
+               for layer in layers):
+        print('\nNo channel was judged dead or alive: no ReLU or ReLU6 follows '
+              'a norm layer, and other activations do not close a channel.')
     if not args.out:
         return
     with whole_folder(args.out) as out:
