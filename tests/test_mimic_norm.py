@@ -10,6 +10,7 @@ from mmcv.cnn import ConvModule
 from mmdet.models.backbones import (CSPDarknet, CSPNeXt, Darknet,
                                     DetectoRS_ResNet, EfficientNet,
                                     MobileNetV2, Res2Net, ResNet, ResNeXt)
+from mmdet.models.backbones.resnet import BasicBlock
 from mmdet.models.layers import CSPLayer
 from mmdet.models.necks import FPN
 from mmengine.model import ExponentialMovingAverage, revert_sync_batchnorm
@@ -354,6 +355,18 @@ def test_scalars_of_a_block_of_ones_own():
     finally:
         del BRANCH_ENDS[Block]
     assert blocks[1].last.scale.item() == pytest.approx(1.2**2 / 2)
+
+
+def test_a_block_that_ends_otherwise_registers_as_ever():
+    """A subclass of a known block, in a model without MimicNorm."""
+
+    class Block(BasicBlock):
+
+        def __init__(self):
+            super().__init__(4, 4)
+            del self.conv2
+
+    assert len(nn.Sequential(Block())) == 1
 
 
 def test_other_modules_register_as_ever():

@@ -80,7 +80,8 @@ def wire(parent: nn.Module, name: str, child: Optional[nn.Module]) -> None:
 
 def _scale_block(block: nn.Module, end: BranchEnd) -> None:
     """Give a block its scalars, unless it has them from an earlier parent."""
-    last = mimic_convs(getattr(block, end.name))[-1:]
+    # Subclasses may have other convs.
+    last = mimic_convs(getattr(block, end.name, nn.Identity()))[-1:]
     if not last or last[0].scale is not None:
         return
     branch = [
@@ -89,10 +90,8 @@ def _scale_block(block: nn.Module, end: BranchEnd) -> None:
     ]
     last[0].branch = 1 if end.added(block) else None
     last[0].set_scale(CENTRING_GAIN**sum(conv.centred for conv in branch))
-    shortcut = getattr(block, SHORTCUT, None)
-    if shortcut is not None:
-        for conv in mimic_convs(shortcut):
-            conv.set_scale(CENTRING_GAIN)
+    for conv in mimic_convs(getattr(block, SHORTCUT, None) or nn.Identity()):
+        conv.set_scale(CENTRING_GAIN)
 
 
 def mimic_convs(module: nn.Module) -> List[MimicConv]:
@@ -148,8 +147,8 @@ def check_pair(conv: Optional[nn.Module], norm: nn.Module) -> None:
                                                  None) is not None:
         kind = type(conv).__name__
         what = (
-            "add conv_cfg=dict(type='MimicConv') next to it, or choose psBN or "
-            'BN for a part of the model that ignores conv_cfg (CSPNeXt and '
+            "add conv_cfg=dict(type='MimicConv') next to it, or choose psBN "
+            'or BN for a part of the model that ignores conv_cfg (CSPNeXt and '
             'ResNeSt do)' if type(conv) is nn.Conv2d else
             'only MimicConv does, so remove the '
             f'setting that asks for {kind} (dcn or another conv_cfg), or '
