@@ -496,8 +496,8 @@ def test_a_layer_that_one_of_two_checkpoints_judges_is_drawn(tmp_path):
     """A mask head sees nothing in a checkpoint that detects nothing."""
 
     def layers(judged):
-        return [Layer('backbone.bn', 2, [0], True, False, [], [], [], []),
-                Layer('mask.bn', 2, [1] * judged, judged, False, [], [], [], [])]
+        return [Layer(name, 2, [1] * seen, seen, False, [], [], [], [])
+                for name, seen in (('backbone.bn', True), ('mask.bn', judged))]
 
     heights = set()
     for first, second in ((True, True), (False, True), (True, False)):

@@ -89,8 +89,9 @@ def main():
         show(f'{path}, {len(images)} images', table(results[name]))
     if not any(layer.judged for layers in results.values()
                for layer in layers):
-        print('\nNo channel was judged dead or alive: no ReLU or ReLU6 follows '
-              'a norm layer, and other activations do not close a channel.')
+        print('\nNo channel was judged dead or alive: no ReLU or ReLU6 '
+              'follows a norm layer, and other activations do not close a '
+              'channel.')
     if not args.out:
         return
     with whole_folder(args.out) as out:
