@@ -2,11 +2,14 @@
 
 import copy
 import json
+import runpy
 
 import mmcv
 import pytest
 import torch
+from conftest import ROOT
 from mmdet.models.backbones import MobileNetV2, ResNet
+from mmengine.config import Config
 from mmengine.runner import Runner
 from test_convert import build, demo_config, images
 from test_tools import FASTER, refused  # noqa: F401  The fixture.
@@ -15,9 +18,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmpsbn.analysis import ChannelWatch, positive_probability
-from mmpsbn.analysis.report import analyze, table
+from mmpsbn.analysis.figures import draw_layers
+from mmpsbn.analysis.report import Layer, analyze, table
 from mmpsbn.engine.filter_collapse_hook import (HISTORY, FilterCollapseHook,
-                                                read_history, shares)
+                                                over_processes, read_history,
+                                                shares)
 from mmpsbn.engine.config import load_config
 from mmpsbn.engine.runner import build_runner
 from mmpsbn.errors import InputError
@@ -107,10 +112,8 @@ def test_agrees_with_brute_force(resnet):
         output = outputs[named(resnet, name)]
         assert torch.equal(output.dead, brute), name
         assert output.after_sum == name.endswith('bn2')
-    for stage in (2, 3, 4):
-        assert torch.equal(
-            outputs[f'layer{stage}.0.downsample.1'].dead,
-            outputs[named(resnet, f'layer{stage}.0.bn2')].dead)
+    # The sums count once, not for the norm layers of shortcuts as well.
+    assert len(outputs) == 17
 
 
 def test_a_channel_that_lives_anywhere_is_alive():
@@ -121,6 +124,48 @@ def test_a_channel_that_lives_anywhere_is_alive():
     assert dead(watched(model, dark)) == {'0': {0, 1, 2}}
     assert dead(watched(model, dark, lit, dark)) == {'0': {0, 1}}
     assert dead(watched(model, lit, dark[:0])) == {'0': {0, 1}}
+
+
+def test_a_sum_counts_once_in_tables_and_shares(digits):
+    """A channel of layer2's first sum is dead; both summands are closed."""
+    cfg = demo_config('faster-rcnn', 'psbn')
+    model = build(cfg.model)
+    block = model.backbone.layer2[0]
+    state = dict(state_dict=model.state_dict())
+    before = table(analyze(cfg, state, 'a.pth', images(digits)[:1]))
+    with torch.no_grad():
+        for norm in (block.bn2, block.downsample[1]):
+            norm.weight[5], norm.bias[5] = 0, -1
+    state = dict(state_dict=model.state_dict())
+    after = table(analyze(cfg, state, 'a.pth', images(digits)[:1]))
+    numbers = [int(rows[-1][4].split()[0]) for rows in (before, after)]
+    assert numbers[1] == numbers[0] + 1
+
+
+class Broadcast(nn.Module):
+    """Adds norm layers of 1 and of 3 channels, in either order."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.one, self.three = nn.BatchNorm2d(1), nn.BatchNorm2d(3)
+        self.first = first
+
+    def forward(self, x):
+        parts = dict(one=self.one(x[:, :1]), three=self.three(x))
+        first = parts.pop(self.first)
+        return F.relu(torch.add(first, other=parts.popitem()[1]))
+
+
+@pytest.mark.parametrize('first', ['one', 'three'])
+def test_a_sum_that_broadcasts_is_judged_by_the_layer_of_all_channels(first):
+    model = Broadcast(first).eval()
+    with torch.no_grad():
+        model.three.bias.copy_(torch.tensor([0., -1e4, 0.]))
+    watch = ChannelWatch(model)
+    with watch:
+        model(torch.randn(2, 3, 4, 4))
+    found = over_processes(watch, torch.device('cpu'))
+    assert dead(found) == {'three': {1}} and found['three'].after_sum
 
 
 def test_other_activations():
@@ -275,6 +320,31 @@ def test_several_steps_are_one_sample(tmp_path):
     assert all(line['layers']['bn']['dead'] == [] for line in history)
 
 
+@pytest.mark.parametrize('hook', ['FilterCollapseHook', 'NormCheckHook'])
+def test_a_step_that_fails_leaves_nothing_behind(hook, tmp_path):
+
+    class Failing(Toy):
+        fails = True
+
+        def train_step(self, data, optim_wrapper):
+            outputs = super().train_step(data, optim_wrapper)
+            if self.fails and self.step == 2:
+                raise RuntimeError('out of memory')
+            return outputs
+
+    model = Failing()
+    if hook == 'NormCheckHook':
+        model.step += 1
+    hook = dict(type=hook)
+    with pytest.raises(RuntimeError, match='out of memory'):
+        run(tmp_path, hook, model=model)
+    assert not torch.overrides._get_current_function_mode_stack()
+    assert not any(module._forward_hooks for module in model.modules())
+    assert 'train_step' not in vars(model)
+    model.fails = False
+    run(tmp_path, hook, model=model, epochs=1)
+
+
 @pytest.mark.parametrize('arguments', [
     dict(interval=0), dict(sample=0), dict(interval=2, sample=3),
     dict(warn_above=2)
@@ -351,7 +421,11 @@ def test_mimicnorm_has_no_parameters_to_judge(digits):
     model = build(cfg.model)
     layers = analyze(cfg, dict(state_dict=model.state_dict()), 'a.pth',
                      images(digits)[:1])
-    assert len(layers) == 20 and all(layer.judged for layer in layers)
+    assert len(layers) == 20
+    # The sums with the 3 shortcuts are judged for the other summand.
+    assert {layer.name for layer in layers if not layer.judged} == {
+        f'backbone.layer{stage}.0.downsample.1' for stage in (2, 3, 4)
+    }
     assert table(layers)[-1][5:] == ['-', '-']
 
 
@@ -380,6 +454,72 @@ def test_the_command_writes_tables_and_figures(digits, tmp_path):
     assert set(content['checkpoints']) == {'a/epoch_1', 'b/epoch_1'}
     lines = (tmp_path / 'out' / 'collapse.csv').read_text().splitlines()
     assert len(lines) == 1 + 2 * 20
+
+
+def test_a_checkpoint_that_is_named_twice_is_analyzed_once(digits, tmp_path):
+    cfg = demo_config('faster-rcnn', 'psbn')
+    torch.save(dict(state_dict=build(cfg.model).state_dict()),
+               tmp_path / 'x.pth')
+    (tmp_path / 'link.pth').symlink_to(tmp_path / 'x.pth')
+    status, output = tool(
+        'tools/analyze_collapse.py', FASTER, tmp_path / 'x.pth',
+        f'{tmp_path}/./x.pth', tmp_path / 'link.pth', '--images',
+        digits / 'val2017', '--number', 1, '--out', tmp_path / 'out')
+    assert status == 0, output
+    content = json.loads((tmp_path / 'out' / 'collapse.json').read_text())
+    assert list(content['checkpoints']) == ['x']
+    assert (tmp_path / 'out' / 'plane_x.png').is_file()
+
+
+def test_the_command_says_that_a_model_has_no_relu(digits, tmp_path):
+    config = tmp_path / 'swish.py'
+    config.write_text(f"""_base_ = {str(ROOT / FASTER)!r}
+model = dict(
+    backbone=dict(
+        _delete_=True, type='CSPDarknet', widen_factor=0.125,
+        norm_cfg=dict(type='psBN')),
+    neck=dict(in_channels=[32, 64, 128]))
+""")
+    torch.save(dict(state_dict=build(Config.fromfile(config).model
+                                     ).state_dict()), tmp_path / 'x.pth')
+    status, output = tool(
+        'tools/analyze_collapse.py', config, tmp_path / 'x.pth', '--images',
+        digits / 'val2017', '--number', 1, '--out', tmp_path / 'out')
+    assert status == 0 and 'figures.py' not in output, output
+    assert 'No channel was judged dead or alive' in output
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {
+        'collapse.csv', 'collapse.json'
+    }
+
+
+def test_a_layer_that_one_of_two_checkpoints_judges_is_drawn(tmp_path):
+    """A mask head sees nothing in a checkpoint that detects nothing."""
+
+    def layers(judged):
+        return [Layer(name, 2, [1] * seen, seen, False, [], [], [], [])
+                for name, seen in (('backbone.bn', True), ('mask.bn', judged))]
+
+    heights = set()
+    for first, second in ((True, True), (False, True), (True, False)):
+        file = str(tmp_path / 'layers.png')
+        draw_layers(dict(a=layers(first), b=layers(second)), file)
+        heights.add(mmcv.imread(file).shape[0])
+    assert len(heights) == 1  # Two rows in each.
+
+
+@pytest.mark.parametrize('paths, names', [
+    (['a/x.pth'], ['x']),
+    (['a/x.pth', 'a/y.pth'], ['x', 'y']),
+    (['a/x.pth', 'b/x.pth'], ['a/x', 'b/x']),
+    (['x.pth', 'b/x.pth'], ['x', 'b/x']),
+    (['a/x.pth', 'a/x.ckpt'], ['x.pth', 'x.ckpt']),
+    # Figures have _ for /.
+    (['a/x.pth', 'a_x.pth', 'b/x.pth', 'c/a_x.pth'],
+     ['a/x.pth (1)', 'a_x.pth (2)', 'b/x.pth (3)', 'c/a_x.pth (4)'])
+])
+def test_checkpoints_have_different_short_names(paths, names):
+    tool = runpy.run_path(str(ROOT / 'tools' / 'analyze_collapse.py'))
+    assert tool['short_names'](paths) == names
 
 
 @pytest.mark.parametrize('change, words', [

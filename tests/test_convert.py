@@ -20,6 +20,7 @@ from test_tools import refused, run  # noqa: F401  A fixture.
 
 from mmpsbn.convert import (convert_to_mimicnorm, convert_to_psbn,
                             convert_to_stock)
+from mmpsbn.convert.conversion import load_images
 from mmpsbn.convert.raw_outputs import distance
 from mmpsbn.convert.stock_config import (difference, mmdet_bases,
                                          stock_config, stock_model)
@@ -193,6 +194,25 @@ def test_a_config_without_ours_is_refused(digits):
                          False, False)
     with pytest.raises(InputError, match='no MimicNorm.*conv_cfg'):
         convert_to_mimicnorm(cfg, {}, 'bn.pth', images(digits), 'out.pth')
+    with pytest.raises(InputError, match='no psBN.*norm_cfg'):
+        convert_to_psbn(cfg, {}, 'bn.pth', 'out.pth')
+
+
+def test_mimicnorm_folds_bn_with_the_eps_of_its_norm_cfg(digits, tmp_path):
+    """YOLOX and EfficientNet have 1e-3, not 1e-5."""
+    cfg = demo_config('retinanet')
+    cfg.model.backbone.conv_cfg.centre = False
+    cfg.model.backbone.norm_cfg.eps = 0.1
+    assert stock_model(cfg.model).backbone.norm_cfg == dict(
+        type='BN', requires_grad=True, eps=0.1)
+    converted, _ = to_mimicnorm(cfg, trained_bn(cfg), digits, tmp_path)
+    assert converted.after < 1e-4
+
+
+def test_psbn_becomes_bn_under_every_name():
+    model = dict(neck=dict(dw_norm_cfg=dict(type='psBN', alpha=0.2, eps=1e-3)))
+    assert stock_model(model) == dict(
+        neck=dict(dw_norm_cfg=dict(type='BN', eps=1e-3)))
 
 
 def test_a_last_bn_without_gain_is_refused(digits, tmp_path):
@@ -318,6 +338,129 @@ def test_norms_of_neck_and_heads_become_stock(file, fused, key, digits,
     state = torch.load(tmp_path / 's.pth')['state_dict']
     assert key in state
     assert ('neck.fpn_convs.0.bn.running_var' in state) != fused
+
+
+def mmdet_config(tmp_path, base, changes=''):
+    """One of MMDetection's configs with psBN, and its file."""
+    register_all_modules()
+    path = tmp_path / 'config.py'
+    path.write_text(f"_base_ = 'mmdet::{base}'\n"
+                    "model = dict(backbone=dict(norm_cfg=dict(type='psBN'), "
+                    f'init_cfg=None))\n{changes}')
+    cfg = Config.fromfile(path)
+    for step in cfg.test_dataloader.dataset.pipeline:
+        if 'scale' in step:
+            step['scale'] = (160, 160)
+    return cfg, str(path)
+
+
+R18 = """
+model['backbone']['depth'] = 18
+model['neck'] = dict(in_channels=[64, 128, 256, 512])
+model['test_cfg'] = dict(
+    rpn=dict(max_per_img=5), rcnn=dict(score_thr=0.005, max_per_img=5))
+"""
+
+
+@pytest.mark.parametrize('base, changes', [
+    ('detr/detr_r18_8xb2-500e_coco.py', ''),
+    ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', R18),
+    ('cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py', R18)
+], ids=['DETR', 'Mask R-CNN', 'Cascade RPN'])
+def test_other_detectors_become_stock(base, changes, digits, tmp_path):
+    cfg, path = mmdet_config(tmp_path, base, changes)
+    proof = to_stock(cfg, path, build(cfg.model), digits, tmp_path / 's.pth')
+    assert proof.difference < 1e-5
+    assert proof.same == proof.detections > 0
+
+
+def test_fusing_reaches_norms_that_a_constructor_would_add(digits, tmp_path):
+    """YOLOX's neck and head have BN unless norm_cfg is None."""
+    cfg, path = mmdet_config(
+        tmp_path, 'yolox/yolox_tiny_8xb8-300e_coco.py',
+        "model['neck'] = model['bbox_head'] = "
+        "dict(norm_cfg=dict(type='psBN', eps=0.001))")
+    proof = to_stock(cfg, path, build(cfg.model), digits, tmp_path / 's.pth',
+                     fused=True)
+    assert proof.difference < 1e-5
+    state = torch.load(tmp_path / 's.pth')['state_dict']
+    assert not any('running_var' in key for key in state
+                   if not key.startswith('backbone'))
+
+
+def test_fusing_leaves_gn_of_a_head_in_place(digits, tmp_path):
+    cfg, path = (get('retinanet', 'psbn') for get in (demo_config, demo_file))
+    cfg.model.neck.norm_cfg = dict(type='psBN')
+    cfg.model.bbox_head.norm_cfg = dict(type='GN', num_groups=4)
+    proof = to_stock(cfg, path, trained(cfg), digits, tmp_path / 's.pth',
+                     fused=True)
+    assert proof.difference < 1e-5
+    state = torch.load(tmp_path / 's.pth')['state_dict']
+    assert 'bbox_head.cls_convs.0.gn.weight' in state
+    assert 'neck.fpn_convs.0.conv.bias' in state
+    assert 'neck.fpn_convs.0.bn.running_var' not in state
+
+
+def test_a_stock_config_keeps_what_is_not_of_mmpsbn(tmp_path):
+    path = demo_file('retinanet', 'psbn')
+    cfg = Config.fromfile(path)
+    cfg.custom_imports.imports = ['mmpsbn', 'mmpsbn.layers', 'json.tool']
+    cfg.custom_hooks = [dict(type='FilterCollapseHook'),
+                        dict(type='mmpsbn.NonFiniteHook'),
+                        dict(type='NumClassCheckHook')]
+    (tmp_path / 'stock.py').write_text(
+        stock_config(cfg, path, stock_model(cfg.model)))
+    stock = Config.fromfile(tmp_path / 'stock.py')
+    assert stock.custom_imports.imports == ['json.tool']
+    assert stock.custom_hooks == [dict(type='NumClassCheckHook')]
+
+
+def test_a_pipeline_that_needs_more_than_images_is_refused(digits, tmp_path):
+    """As that of Fast R-CNN, which loads proposals."""
+    cfg, path = (get('retinanet', 'psbn') for get in (demo_config, demo_file))
+    cfg.test_dataloader.dataset.pipeline.insert(
+        1, dict(type='LoadProposals', num_max_proposals=10))
+    with pytest.raises(InputError, match='cannot be used.*proposals'):
+        to_stock(cfg, path, build(cfg.model), digits, tmp_path / 's.pth')
+
+
+def test_annotations_of_a_panoptic_pipeline_are_not_loaded(digits):
+    cfg = demo_config('retinanet', 'psbn')
+    cfg.test_dataloader.dataset.pipeline.insert(
+        1, dict(type='LoadPanopticAnnotations'))
+    batch = load_images(cfg, images(digits)[:1], build(cfg.model))
+    assert len(batch['inputs']) == 1
+
+
+@pytest.mark.parametrize('end, words', [
+    ('kill -9 $$', r'signal 9 \(Killed\).*--number 1'),
+    ('exit 3', 'exit status 3 and without a message'),
+    ('echo "KeyError: x" >&2; exit 1', 'without mmpsbn: KeyError: x$')
+])
+def test_a_proof_that_ends_early_says_how(end, words, digits, tmp_path,
+                                          monkeypatch):
+    python = tmp_path / 'python'
+    python.write_text(f'#!/bin/sh\n{end}\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, 'executable', str(python))
+    cfg, path = (get('retinanet', 'psbn') for get in (demo_config, demo_file))
+    with pytest.raises(InputError, match=words):
+        to_stock(cfg, path, build(cfg.model), digits, tmp_path / 's.pth')
+    assert [p.name for p in tmp_path.iterdir()] == ['python']
+
+
+def test_outputs_that_are_not_finite_are_refused(digits, tmp_path):
+    """NaN in one output of several, while the others compare as equal."""
+    cfg, path = (get('retinanet', 'psbn') for get in (demo_config, demo_file))
+    model = build(cfg.model)
+    with torch.no_grad():
+        model.bbox_head.retina_reg.weight[0] = float('nan')
+    with pytest.raises(InputError, match='NaN or infinite'):
+        to_stock(cfg, path, model, digits, tmp_path / 's.pth')
+    mimic = demo_config('retinanet')
+    with pytest.raises(InputError, match='NaN or infinite'):
+        to_mimicnorm(mimic, model, digits, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_stock_model_that_differs_is_not_kept(digits, tmp_path,

@@ -7,8 +7,11 @@ import weakref
 import pytest
 import torch
 from mmcv.cnn import ConvModule
-from mmdet.models.backbones import (Darknet, MobileNetV2, Res2Net, ResNet,
-                                    ResNeXt)
+from mmdet.models.backbones import (CSPDarknet, CSPNeXt, Darknet,
+                                    DetectoRS_ResNet, EfficientNet,
+                                    MobileNetV2, Res2Net, ResNet, ResNeXt)
+from mmdet.models.backbones.resnet import BasicBlock
+from mmdet.models.layers import CSPLayer
 from mmdet.models.necks import FPN
 from mmengine.model import ExponentialMovingAverage, revert_sync_batchnorm
 from torch import nn
@@ -293,6 +296,71 @@ def test_scalars_of_other_backbones():
     assert Darknet(53, **MIMIC).conv_res_block5[4].conv2.conv.branch == 23
 
 
+def block_ends(model, *kinds):
+    """Number, start and value of the scalar of each block's last conv."""
+    ends = []
+    for block in model.modules():
+        if type(block).__name__ in kinds:
+            last = getattr(block, 'linear_conv', None) or block.conv2
+            conv = mimic_convs(last)[-1]
+            assert conv.scale.item() == pytest.approx(conv.start)
+            ends.append((conv.branch, conv.start))
+    return ends
+
+
+def published(numbers, convs=2):
+    """What block_ends returns for branches with these numbers."""
+    return [(number, pytest.approx(1.2**convs / (number or 1)))
+            for number in numbers]
+
+
+@pytest.mark.parametrize('depthwise', [False, True])
+def test_scalars_of_csp_darknet(depthwise):
+    """The last stage adds no identity, so its 3 blocks have no number."""
+    model = CSPDarknet(widen_factor=0.125, use_depthwise=depthwise, **MIMIC)
+    assert block_ends(model, 'DarknetBottleneck') == published(
+        [*range(1, 22), None, None, None])
+    model.init_weights()
+    x = torch.randn(1, 3, 64, 64)
+    assert all(y.isfinite().all() for y in model(x))
+
+
+def test_a_csp_layer_without_identity_has_no_numbers():
+    layer = CSPLayer(8, 8, num_blocks=2, add_identity=False, **MIMIC)
+    assert block_ends(layer, 'DarknetBottleneck') == published([None, None])
+
+
+@pytest.mark.parametrize('arch, numbers', [
+    # A block adds its input if it keeps the stride and the channels.
+    ('es', [None, None, 1, None, 2, 3, 4, None, 5, 6, 7, 8, None, 9, 10, 11,
+            None, 12]),
+    ('b0', [None, None, 1, None, 2, None, 3, 4, None, 5, 6, None, 7, 8, 9,
+            None])
+])
+def test_scalars_of_efficientnet(arch, numbers):
+    model = EfficientNet(arch, out_indices=(3, 4, 5), **MIMIC)
+    ends = block_ends(model, 'EdgeResidual', 'InvertedResidual')
+    expected = published(numbers)
+    if arch == 'b0':  # Its first block has no expansion, so one conv less.
+        expected[0] = (None, pytest.approx(1.2))
+    assert ends == expected
+
+
+def test_scalars_count_the_convs_that_res2net_keeps():
+    """Its blocks build a ResNet block first, and delete conv2 of that."""
+    model = Res2Net(depth=50, scales=4, base_width=26, base_channels=16,
+                    **MIMIC)
+    assert model.layer1[0].conv3.start == pytest.approx(1.2**5)
+
+
+def test_scalars_of_stages_that_replace_others():
+    """DetectoRS builds the stages of a ResNet, and then its own."""
+    model = DetectoRS_ResNet(depth=50, base_channels=8, **MIMIC)
+    assert [conv.branch for conv in mimic_convs(model) if conv.branch] == [
+        *range(1, 17)
+    ]
+
+
 def test_scalars_of_a_block_of_ones_own():
 
     class Block(nn.Module):
@@ -308,6 +376,18 @@ def test_scalars_of_a_block_of_ones_own():
     finally:
         del BRANCH_ENDS[Block]
     assert blocks[1].last.scale.item() == pytest.approx(1.2**2 / 2)
+
+
+def test_a_block_that_ends_otherwise_registers_as_ever():
+    """A subclass of a known block, in a model without MimicNorm."""
+
+    class Block(BasicBlock):
+
+        def __init__(self):
+            super().__init__(4, 4)
+            del self.conv2
+
+    assert len(nn.Sequential(Block())) == 1
 
 
 def test_other_modules_register_as_ever():
@@ -380,6 +460,11 @@ def test_one_setting_without_the_other_is_refused(kwargs, words):
     if 'DCNv2' not in str(kwargs):
         with pytest.raises(InputError, match=words):
             ResNet(18, **kwargs)
+
+
+def test_a_backbone_that_ignores_conv_cfg_is_refused():
+    with pytest.raises(InputError, match=r'ignores conv_cfg \(CSPNeXt'):
+        CSPNeXt(widen_factor=0.125, **MIMIC)
 
 
 def test_weights_of_a_bn_model_are_refused():

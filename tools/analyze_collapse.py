@@ -43,13 +43,29 @@ def parse_args():
     return parser.parse_args()
 
 
+def without_repeats(paths):
+    """The paths of different files, each as it was first given."""
+    files = {}
+    for path in paths:
+        files.setdefault(osp.realpath(path), path)
+    return list(files.values())
+
+
 def short_names(paths):
-    """File names, with as much of the path as tells them apart."""
-    names = [osp.splitext(osp.basename(path))[0] for path in paths]
-    if len(set(names)) == len(names):
-        return names
-    common = osp.commonpath([osp.abspath(path) for path in paths])
-    return [osp.splitext(osp.relpath(path, common))[0] for path in paths]
+    """File names, with as much of the path as distinguishes them."""
+    paths = [osp.abspath(path) for path in paths]
+    common = osp.commonpath([osp.dirname(path) for path in paths])
+    inner = [osp.relpath(path, common) for path in paths]
+    for names in ([osp.splitext(osp.basename(path))[0] for path in paths],
+                  [osp.splitext(path)[0] for path in inner], inner):
+        if len(set(map(file_name, names))) == len(names):
+            return names
+    return [f'{path} ({number})' for number, path in enumerate(inner, 1)]
+
+
+def file_name(name):
+    """The part of a figure's file name that is of a checkpoint."""
+    return name.replace(os.sep, '_')
 
 
 def show(title, rows):
@@ -66,18 +82,23 @@ def main():
     MMLogger.get_instance('mmengine', log_level='ERROR')
     cfg = read_config(args.config, args.cfg_options)
     images = find_images(cfg, args.images, args.number)
-    paths = list(dict.fromkeys(args.checkpoints))
+    paths = without_repeats(args.checkpoints)
     results = {}
     for name, path in zip(short_names(paths), paths):
         results[name] = analyze(cfg, read_checkpoint(path), path, images)
         show(f'{path}, {len(images)} images', table(results[name]))
+    if not any(layer.judged for layers in results.values()
+               for layer in layers):
+        print('\nNo channel was judged dead or alive: no ReLU or ReLU6 '
+              'follows a norm layer, and other activations do not close a '
+              'channel.')
     if not args.out:
         return
     with whole_folder(args.out) as out:
         write(results, len(images), out)
         draw_layers(results, osp.join(out, 'layers.png'))
         for name, layers in results.items():
-            file = f'plane_{name.replace(os.sep, "_")}.png'
+            file = f'plane_{file_name(name)}.png'
             draw_plane(layers, name, osp.join(out, file))
         folders = dict.fromkeys(osp.dirname(path) or '.' for path in paths)
         for index, folder in enumerate(folders):

@@ -25,8 +25,8 @@ SUMS = {'add', 'add_', '__add__', '__iadd__', '__radd__'}
 class Origin(NamedTuple):
     """Where a tensor comes from."""
 
-    layers: Tuple[str, ...]
-    """Norm layers whose output it is, or whose outputs are summands of it."""
+    layer: str
+    """The norm layer whose output it is, or the first of its summands."""
     summed: bool
     """Whether anything has been added since."""
 
@@ -63,10 +63,12 @@ class ChannelWatch(TorchFunctionMode):
 
     A channel is *dead* if the output of the ReLU that follows its norm layer
     is 0 at every position of every image, over all forwards and all calls of
-    the layer within ``with watch: ...``. The data decide. Norm layers whose
-    output meets a sum before the ReLU are judged by the sum, where a channel
-    may live by the other summand; those that no ReLU or ReLU6 follows, at
-    once or after sums, are not judged.
+    the layer within ``with watch: ...``. The data decide. If a sum stands
+    between norm layers and the ReLU, the sum is judged, where a channel may
+    live by another summand. It counts once, for the norm layer that is its
+    first summand; a norm layer whose channels the sum broadcasts is not
+    considered. Norm layers that no ReLU or ReLU6 follows, directly or after
+    sums, are not judged.
 
     It looks at the functions that are called on tensors, so that it finds
     the ReLU wherever it is called, and costs one comparison of an activation
@@ -107,7 +109,7 @@ class ChannelWatch(TorchFunctionMode):
         if origin is not None:
             self._note(origin, result)
         elif name in SUMS:
-            self._add(args, result)
+            self._add([*args, *kwargs.values()], result)
         return result
 
     @property
@@ -121,27 +123,27 @@ class ChannelWatch(TorchFunctionMode):
     def _listener(self, name: str):
 
         def listen(module, args, output):
-            self._origins[output] = Origin((name, ), False)
+            self._origins[output] = Origin(name, False)
 
         return listen
 
-    def _add(self, summands, result) -> None:
-        origins = [
-            self._origins[tensor] for tensor in summands
-            if isinstance(tensor, Tensor) and tensor in self._origins
-        ]
-        if origins:
-            names = [name for origin in origins for name in origin.layers]
-            self._origins[result] = Origin(tuple(dict.fromkeys(names)), True)
+    def _add(self, summands: list, result: Tensor) -> None:
+        for summand in summands:
+            if isinstance(summand, Tensor) and summand in self._origins and \
+                    summand.dim() == result.dim() and \
+                    summand.shape[1] == result.shape[1]:
+                layer = self._origins[summand].layer
+                self._origins[result] = Origin(layer, True)
+                return
 
     @torch.no_grad()
     def _note(self, origin: Origin, output: Tensor) -> None:
         if not output.numel():
             return
         alive = (output.detach() > 0).transpose(0, 1).flatten(1).any(1)
-        for name in origin.layers:
-            self._alive[name] = self._alive.get(name, alive) | alive
-            self._after_sum[name] = origin.summed
+        self._alive[origin.layer] = self._alive.get(origin.layer,
+                                                    alive) | alive
+        self._after_sum[origin.layer] = origin.summed
 
 
 def positive_probability(norm: nn.Module) -> Optional[Tensor]:

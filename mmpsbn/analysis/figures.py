@@ -18,12 +18,21 @@ STYLE = {'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False}
 def draw_layers(results: Dict[str, List[Layer]], out: str) -> None:
     """The share of dead channels of each layer, as bars.
 
+    Nothing is drawn if no layer was judged in any checkpoint.
+
     Args:
         results (dict): For each checkpoint its layers.
         out (str): The PNG to write.
     """
-    judged = [layer for layer in next(iter(results.values())) if layer.judged]
-    names = [layer.name for layer in judged]
+    # A mask head, for example, is judged only where something was detected.
+    judged = {
+        layer.name: layer for layers in results.values() for layer in layers
+        if layer.judged
+    }
+    names = [layer.name for layer in next(iter(results.values()))
+             if layer.name in judged]
+    if not names:
+        return
     with matplotlib.rc_context(STYLE):
         figure = Figure(
             figsize=(6.5, 1.2 + 0.14 * len(names) * len(results)),
@@ -31,7 +40,7 @@ def draw_layers(results: Dict[str, List[Layer]], out: str) -> None:
         axis = figure.subplots()
         height = 0.8 / len(results)
         for index, (checkpoint, layers) in enumerate(results.items()):
-            values = dead_shares([x for x in layers if x.name in set(names)])
+            values = dead_shares([x for x in layers if x.name in judged])
             axis.barh(
                 np.arange(len(names)) + (index + 0.5) * height - 0.4,
                 100 * values,
@@ -40,7 +49,8 @@ def draw_layers(results: Dict[str, List[Layer]], out: str) -> None:
                 label=checkpoint)
         axis.set_yticks(
             range(len(names)),
-            [f'{x.name} (sum)' if x.after_sum else x.name for x in judged],
+            [f'{name} (sum)' if judged[name].after_sum else name
+             for name in names],
             fontsize=7)
         axis.set_ylim(len(names) - 0.5, -0.5)
         top = max(np.nanmax(dead_shares(x), initial=0)

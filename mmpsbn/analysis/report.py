@@ -12,6 +12,7 @@ from torch import nn
 
 from mmpsbn.convert.conversion import build, load_images, load_weights
 from mmpsbn.convert.raw_outputs import OutputsOf
+from mmpsbn.engine.blame import blamed_on_config
 from mmpsbn.errors import InputError
 from .collapse import (ChannelWatch, channels_of, gamma_and_shift,
                        positive_probability, stage_of)
@@ -54,8 +55,8 @@ def analyze(cfg: Config, checkpoint: dict, name: str,
         images (list[str]): Files of the images that decide what is dead.
 
     Raises:
-        InputError: If the checkpoint does not fit, or if the model has no
-            norm layer.
+        InputError: If the checkpoint does not fit, if the model has no norm
+            layer, or if it cannot be run.
     """
     model = build(cfg, cfg.model)
     load_weights(model, checkpoint, name)
@@ -66,7 +67,7 @@ def analyze(cfg: Config, checkpoint: dict, name: str,
                          'collapse behind one.')
     for start in range(0, len(images), BATCH):
         data = load_images(cfg, images[start:start + BATCH], model)
-        with watch:
+        with watch, blamed_on_config():
             OutputsOf(data).detections(model)
     outputs = watch.outputs
     return [

@@ -1,7 +1,9 @@
 """Conversions of checkpoint files, proven before anything is kept."""
 
 import copy
+import math
 import os.path as osp
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +25,8 @@ from mmpsbn.errors import InputError
 from mmpsbn.registry import MODELS
 from . import raw_outputs
 from .raw_outputs import OutputsOf, largest_difference, same_detections
-from .stock_config import fused_model, mimic_inside, stock_config, stock_model
+from .stock_config import (fused_model, mimic_inside, psbn_inside,
+                           stock_config, stock_model)
 from .to_mimicnorm import Converted, to_mimicnorm
 from .to_stock import fuse, stock_state
 
@@ -78,7 +81,8 @@ def convert_to_stock(cfg: Config, path: str, checkpoint: dict, name: str,
     stock = build(cfg, stock_cfg)
     state = stock_state(model, stock)
     if fused:
-        state, stock_cfg = fuse(stock, state), fused_model(stock_cfg)
+        stock_cfg = fused_model(stock_cfg)
+        state = fuse(stock, build(cfg, stock_cfg), state)
     text = stock_config(cfg, path, stock_cfg)
     content = dict(meta=_meta(checkpoint, name), state_dict=state)
     if keep_optimizer:
@@ -130,7 +134,9 @@ def convert_to_mimicnorm(cfg: Config, checkpoint: dict, name: str,
         state = {k: v for k, v in state.items() if k[:3] != 'fc.'}
     state, anew = with_own_classes(source, state)
     load_weights(source, state, name)
-    converted = to_mimicnorm(source, target, data)
+    with blamed_on_config():
+        converted = to_mimicnorm(source, target, data)
+    _check_finite(math.isfinite(converted.after))
     converted = converted._replace(
         anew=anew,
         state_dict={key: value for key, value in converted.state_dict.items()
@@ -148,8 +154,12 @@ def convert_to_psbn(cfg: Config, checkpoint: dict, name: str,
     """Write a psBN checkpoint, which is the BN checkpoint, checked.
 
     Raises:
-        InputError: If it does not fit the model, or cannot be written.
+        InputError: If the config has no psBN, if the checkpoint does not fit
+            the model, or if the file cannot be written.
     """
+    if not psbn_inside(cfg.model):
+        raise InputError('the config has no psBN; set '
+                         "norm_cfg=dict(type='psBN') where BN was.")
     model = build(cfg, cfg.model)
     load_weights(model, checkpoint, name)
     with replacing(out) as (file, ):
@@ -187,12 +197,11 @@ def _meta(checkpoint: dict, name: str) -> dict:
 def load_images(cfg: Config, files: Sequence[str], model: nn.Module) -> dict:
     """A batch of images, as the config's test pipeline prepares them."""
     with DefaultScope.overwrite_default_scope(
-            cfg.get('default_scope', 'mmdet')):
-        with blamed_on_config():
-            pipeline = Compose([
-                step for step in get_test_pipeline_cfg(cfg)
-                if step['type'] != 'LoadAnnotations'
-            ])
+            cfg.get('default_scope', 'mmdet')), blamed_on_config():
+        pipeline = Compose([
+            step for step in get_test_pipeline_cfg(cfg)
+            if not str(step['type']).endswith('Annotations')
+        ])
         batch = pseudo_collate([
             pipeline(dict(img_path=file, img_id=index))
             for index, file in enumerate(files)
@@ -205,10 +214,14 @@ def prove(model: nn.Module, data: dict, config: str,
     """Compare a model with stock files, run where mmpsbn cannot be imported.
 
     Raises:
-        InputError: If the stock model does not run there.
+        InputError: If the model has outputs that are not finite, or if the
+            stock model does not run there.
     """
     run = OutputsOf(data)
-    expected, found = run(model), run.detections(model)
+    with blamed_on_config():
+        expected = run(model)
+        _check_finite(all(bool(part.isfinite().all()) for part in expected))
+        found = run.detections(model)
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = osp.join(folder, 'in'), osp.join(folder, 'out')
         torch.save(dict(data=data, proposals=run.proposals), inputs)
@@ -220,12 +233,31 @@ def prove(model: nn.Module, data: dict, config: str,
                                text=True)
         if child.returncode:
             raise InputError('the stock model does not run without mmpsbn: '
-                             f'{child.stderr.strip().splitlines()[-1]}')
+                             f'{_why_ended(child)}')
         given = torch.load(outputs, weights_only=True)
     same = sum(map(same_detections, given['detections'], found))
     return Proof(
         largest_difference(given['raw'], expected),
         sum(len(d['labels']) for d in found), same)
+
+
+def _check_finite(finite: bool) -> None:
+    if not finite:
+        raise InputError(
+            'the model has outputs that are NaN or infinite, so the '
+            'conversion cannot be checked. Nothing was written. If training '
+            'has diverged, take an earlier checkpoint.')
+
+
+def _why_ended(child: subprocess.CompletedProcess) -> str:
+    if child.returncode < 0:
+        number = -child.returncode
+        return (f'signal {number} ({signal.strsignal(number)}) ended its '
+                'process. If memory ran out, use fewer images: --number 1.')
+    lines = child.stderr.strip().splitlines()
+    return lines[-1] if lines else (
+        f'its process ended with exit status {child.returncode} and without '
+        'a message. Run the command again, and report it if that repeats.')
 
 
 def save(content: dict, file: str) -> None:

@@ -33,47 +33,66 @@ class OutputsOf:
     def __call__(self, model: nn.Module) -> List[Tensor]:
         if not hasattr(model, 'extract_feat'):
             return list(model(self.inputs))
-        features = model.extract_feat(self.inputs)
         if not hasattr(model, 'roi_head'):
-            return _tensors(model.bbox_head(features))
+            return _tensors(model(self.inputs, self.samples, mode='tensor'))
+        features = model.extract_feat(self.inputs)
         if self.proposals is None:
             self.proposals = model.rpn_head.predict(
                 features, self.samples, rescale=False)
-        return _tensors(
-            model.rpn_head(features)) + _tensors(
-                model.roi_head.forward(features, self.proposals,
-                                       self.samples))
+        outputs = _tensors(
+            model.roi_head.forward(features, self.proposals, self.samples))
+        # Those of Cascade RPN and Sparse R-CNN only predict.
+        if type(model.rpn_head).forward is not nn.Module.forward:
+            outputs = _tensors(model.rpn_head(features)) + outputs
+        return outputs
 
     @torch.no_grad()
     def detections(self, model: nn.Module) -> List[dict]:
-        """Boxes, scores and labels for each image, after post-processing."""
+        """Boxes, scores and labels for each image, after post-processing.
+
+        Results without boxes (of panoptic segmentation, say) are left out.
+        """
         results = model.predict(self.inputs, self.samples, rescale=False)
         return [{
             key: result.pred_instances[key]
             for key in ('bboxes', 'scores', 'labels')
-        } for result in results]
+        } for result in results
+                if 'bboxes' in result.get('pred_instances', ())]
 
 
 def _tensors(node) -> List[Tensor]:
+    """All floating-point tensors in nested outputs of a detector."""
     if isinstance(node, Tensor):
-        return [node]
+        return [node] if node.is_floating_point() else []
+    if isinstance(node, dict):
+        node = node.values()
+    elif not isinstance(node, (list, tuple)):
+        return []
     return [tensor for part in node for tensor in _tensors(part)]
 
 
 @torch.no_grad()
 def distance(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Mean over outputs of |output - expected| / |expected|, L2 norms."""
-    return sum(
-        float((one - other).norm() / other.norm())
-        for one, other in zip(outputs, expected)) / len(outputs)
+    """Mean over outputs of |output - expected| / |expected|, L2 norms.
+
+    Outputs that are expected to be empty or 0 are left out.
+    """
+    distances = [(one - other).norm() / other.norm()
+                 for one, other in zip(outputs, expected) if other.any()]
+    return float(torch.stack(distances).mean())
 
 
 def largest_difference(outputs: Sequence[Tensor],
                        expected: Sequence[Tensor]) -> float:
-    """Of any number of any output, relative to the output's largest."""
-    return max(
-        float((one - other).abs().max() / other.abs().max().clamp(min=1e-12))
-        for one, other in zip(outputs, expected))
+    """Largest difference of any output, relative to its largest number.
+
+    It is NaN if any output has NaN or infinity.
+    """
+    return float(
+        torch.stack([
+            (one - other).abs().max() / other.abs().max().clamp(min=1e-12)
+            for one, other in zip(outputs, expected) if other.numel()
+        ]).max())
 
 
 def same_detections(one: dict, other: dict) -> int:

@@ -8,6 +8,7 @@ from typing import List
 from mmengine.config import Config
 
 from mmpsbn.engine.config import dicts_in
+from mmpsbn.registry import HOOKS
 
 STOCK_NORMS = {
     'psBN': 'BN',
@@ -38,6 +39,11 @@ def mimic_inside(model: dict) -> bool:
         for node in dicts_in(model))
 
 
+def psbn_inside(model: dict) -> bool:
+    """Whether a model's config asks for psBN anywhere."""
+    return any(type_of(node) in STOCK_NORMS for node in dicts_in(model))
+
+
 def stock_model(model: dict) -> dict:
     """A model's config with BN in the place of psBN and of MimicNorm.
 
@@ -46,13 +52,15 @@ def stock_model(model: dict) -> dict:
     """
     model = copy.deepcopy(model)
     for node in dicts_in(model):
-        norm = type_of(node.get('norm_cfg'))
         if type_of(node.get('conv_cfg')) == 'MimicConv':
             del node['conv_cfg']
-            node['norm_cfg'] = dict(type='BN', requires_grad=True)
-        elif norm in STOCK_NORMS:
-            node['norm_cfg']['type'] = STOCK_NORMS[norm]
-            node['norm_cfg'].pop('alpha', None)
+            # What else it has is BN's, too: eps.
+            node['norm_cfg'] = dict(
+                node.get('norm_cfg') or {}, type='BN', requires_grad=True)
+        # Some parts of models have other names for it than norm_cfg.
+        if type_of(node) in STOCK_NORMS:
+            node['type'] = STOCK_NORMS[type_of(node)]
+            node.pop('alpha', None)
         if type_of(node) in STOCK_MODULES:
             node['type'] = STOCK_MODULES[type_of(node)]
             for name in LAST_BN_ARGUMENTS:
@@ -61,14 +69,16 @@ def stock_model(model: dict) -> dict:
 
 
 def fused_model(model: dict) -> dict:
-    """A stock model's config without the norm layers that can be fused."""
+    """A stock model's config without the BN layers that can be fused."""
     model = copy.deepcopy(model)
     for name, part in model.items():
         if name != 'backbone':
             for node in dicts_in(part):
-                # Several norm layers do not fold into the conv they share.
-                if 'SepBN' not in type_of(node):
-                    node.pop('norm_cfg', None)
+                # Several norm layers do not fold into the conv that they
+                # share, and the blocks of a ResNet need theirs.
+                if type_of(node.get('norm_cfg')) in STOCK_NORMS.values() and \
+                        not type_of(node).endswith(('SepBNHead', 'ResLayer')):
+                    node['norm_cfg'] = None
     return model
 
 
@@ -88,7 +98,7 @@ def stock_config(cfg: Config, path: str, model: dict) -> str:
     """
     full = _plain(cfg.to_dict())
     full['model'] = _plain(model)
-    full.pop('custom_imports', None)
+    _remove_mmpsbn(full)
     bases = mmdet_bases(path)
     text = ''
     if bases:
@@ -99,6 +109,21 @@ def stock_config(cfg: Config, path: str, model: dict) -> str:
         else:
             text = ''
     return text + Config(full).pretty_text
+
+
+def _remove_mmpsbn(full: dict) -> None:
+    """Remove imports of this package, and its hooks, from a config."""
+    imports = full.get('custom_imports') or {}
+    names = imports.get('imports') or []
+    names = [name for name in ([names] if isinstance(names, str) else names)
+             if name.split('.')[0] != 'mmpsbn']
+    if names:
+        imports['imports'] = names
+    else:
+        full.pop('custom_imports', None)
+    if 'custom_hooks' in full:
+        full['custom_hooks'] = [hook for hook in full['custom_hooks'] or ()
+                                if type_of(hook) not in HOOKS.module_dict]
 
 
 def mmdet_bases(path: str) -> List[str]:

@@ -4,7 +4,6 @@ A psBN checkpoint is a BN checkpoint. Of MimicNorm, each conv becomes a conv
 and a BN that adds its bias, and a last BN folds into its layer.
 """
 
-from collections import Counter
 from typing import Dict
 
 import torch
@@ -57,21 +56,22 @@ def _fold_last_bn(state: Dict[str, Tensor], prefix: str,
 
 
 @torch.no_grad()
-def fuse(stock: nn.Module, state: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """Fold the BN of ConvModules outside of the backbone into their convs.
+def fuse(stock: nn.Module, fused: nn.Module,
+         state: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """Fold BN into convs, in the ConvModules that are to have no norm layer.
 
-    A ConvModule without a norm layer is stock; a ResNet without is not. Convs
-    that several norm layers follow, as in RetinaSepBNHead, are left alone.
+    Args:
+        stock (nn.Module): The model with BN.
+        fused (nn.Module): The same model, with fewer norm layers.
+        state (dict): The state dict of ``stock``; it stays unchanged.
+
+    Returns:
+        dict: The state dict of ``fused``.
     """
     state = dict(state)
-    modules = {
-        name: module for name, module in stock.named_modules()
-        if isinstance(module, ConvModule) and module.with_norm
-        and not name.startswith('backbone.')
-    }
-    shared = Counter(id(module.conv) for module in modules.values())
-    for name, module in modules.items():
-        if shared[id(module.conv)] > 1:
+    for name, module in stock.named_modules():
+        if not isinstance(module, ConvModule) or not module.with_norm or \
+                fused.get_submodule(name).with_norm:
             continue
         norm = f'{name}.{module.norm_name}.'
         values = {

@@ -4,10 +4,11 @@ import os
 import os.path as osp
 import tempfile
 from difflib import get_close_matches
-from typing import Iterator, List, Optional
+from typing import Dict, Iterator, List, Optional
 
+import mmengine.registry
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
+from mmengine.registry import DefaultScope, Registry
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -37,6 +38,9 @@ KINDS = {
 def read_config(path: str, options: Optional[dict] = None) -> Config:
     """Read a config, with the settings of the command line.
 
+    In a pure Python config of MMEngine, whose types are classes, the types
+    become names: everything that reads configs compares names.
+
     The environment variable MMDET_DATASETS, if set, replaces the config's
     ``data_root``.
 
@@ -49,6 +53,7 @@ def read_config(path: str, options: Optional[dict] = None) -> Config:
     try:
         cfg = Config.fromfile(path)
         cfg.merge_from_dict(options or {})
+        _name_types(cfg)
     except Exception as error:  # A config is a program of the user's.
         if is_full(error):
             raise
@@ -83,6 +88,38 @@ def load_config(path: str,
     _check_sync_bn(cfg)
     _check_writable(cfg.work_dir)
     return cfg
+
+
+def _name_types(cfg: Config) -> None:
+    """Replace the classes and functions of types by their names."""
+    scope = cfg.get('default_scope') or 'mmdet'
+    nodes = [node for node in dicts_in(dict(cfg.items()))
+             if callable(node.get('type'))]
+    if not nodes:
+        return
+    cfg.default_scope = scope
+    names = _registered_names(scope)
+    for node in nodes:
+        # MMEngine builds what is not registered from the class itself.
+        if node['type'] in names:
+            node['type'] = names[node['type']]
+
+
+def _registered_names(scope: str) -> Dict[object, str]:
+    """The names by which a scope finds what is registered."""
+    names: Dict[object, str] = {}
+    for root in vars(mmengine.registry).values():
+        if not isinstance(root, Registry):
+            continue
+        visible = dict(root.module_dict)
+        if scope in root.children:
+            visible.update(root.children[scope].module_dict)
+        for registry in (root, *root.children.values()):
+            for name, module in registry.module_dict.items():
+                names.setdefault(
+                    module, name if visible.get(name) is module else
+                    f'{registry.scope}.{name}')
+    return names
 
 
 def _check_kinds(node, place: str) -> None:
@@ -134,9 +171,10 @@ def dicts_in(node) -> Iterator[dict]:
     if isinstance(node, dict):
         yield node
         node = node.values()
-    if not isinstance(node, str) and hasattr(node, '__iter__'):
-        for value in node:
-            yield from dicts_in(value)
+    elif not isinstance(node, (list, tuple)):
+        return
+    for value in node:
+        yield from dicts_in(value)
 
 
 def _check_sync_bn(cfg: Config) -> None:

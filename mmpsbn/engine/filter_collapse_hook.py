@@ -14,6 +14,7 @@ from mmpsbn.analysis.collapse import (ChannelWatch, Outputs, channels_of,
                                       stage_of)
 from mmpsbn.errors import InputError
 from mmpsbn.registry import HOOKS
+from .watched_step import watch_next_step
 from .whole_files import write_whole
 
 HISTORY = 'filter_collapse.jsonl'
@@ -67,7 +68,8 @@ class FilterCollapseHook(Hook):
         self._last: Dict[str, List[int]] = {}
 
     def before_train(self, runner: Runner) -> None:
-        """Keep the history up to the iteration that a run goes on from."""
+        """Keep the history up to the iteration that a run resumes from."""
+        self._watch = None  # The last step of an earlier run may have failed.
         if not is_main_process():
             return
         path, lines = osp.join(runner.work_dir, HISTORY), []
@@ -87,13 +89,12 @@ class FilterCollapseHook(Hook):
                 model.module if is_model_wrapper(model) else model)
             self._watched = 0
         if self._watch is not None:
-            self._watch.__enter__()
+            watch_next_step(runner.model, self._watch)
 
     def after_train_iter(self, runner: Runner, batch_idx: int,
                          data_batch=None, outputs=None) -> None:
         if self._watch is None:
             return
-        self._watch.__exit__(None, None, None)
         self._watched += 1
         if self._watched == self.sample or runner.iter + 1 == runner.max_iters:
             device = next(runner.model.parameters()).device

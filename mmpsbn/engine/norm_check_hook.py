@@ -1,5 +1,6 @@
 """Norm layers that cannot do their work, said once at the start."""
 
+from contextlib import ExitStack
 from itertools import chain
 from typing import Dict, List, Optional, Set
 
@@ -13,6 +14,7 @@ from mmpsbn.layers.post_shifted_bn import PostShift
 from mmpsbn.layers.sync_post_shifted_bn import PSSyncBatchNorm
 from mmpsbn.registry import HOOKS
 from .config import psbn_types
+from .watched_step import watch_next_step
 
 LEVELS_APART = 3  # In area: levels are 4 apart, less what is rounded.
 
@@ -152,6 +154,9 @@ class NormCheckHook(Hook):
             runner.logger.warning('The normalization has no effect: ' +
                                   '; '.join(reasons) + '.')
         self._watch = LevelWatch(runner.model)
+        ended = ExitStack()
+        ended.callback(self._watch.end)
+        watch_next_step(runner.model, ended)
 
     def after_train_iter(self, runner: Runner, batch_idx: int,
                          data_batch=None, outputs=None) -> None:

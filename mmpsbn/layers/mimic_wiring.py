@@ -1,23 +1,28 @@
-"""What MimicNorm has to know of a model: found as the model is built.
+"""The scalars of residual branches, which MimicNorm sets as a model is built.
 
-The end of every residual branch has a learnable scalar that starts at
-1.2^k / b (k = centered convs of the branch; b = 1 for the first block of the
-network, 2 for the second, ...), and so has, from 1.2, every conv of a
-shortcut (arXiv:2010.09278). And a MimicNorm needs a MimicConv before it.
+The conv that ends a residual branch has a learnable scalar, which starts at
+1.2^k / b. Here k is the number of centered convs of the branch, and b is 1 for
+the first block of the network, 2 for the second, and so on. Each conv of a
+shortcut has a scalar that starts at 1.2 (arXiv:2010.09278). A MimicNorm also
+needs a MimicConv before it.
 
-A conv is not told its place, and parameters that appear after the constructor
-are unknown to the optimizer and to DDP. So this module listens, by torch's
-hook for the registration of sub-modules, for the blocks of
-:data:`BRANCH_ENDS`, for what they are composed to, and for norm layers.
+A conv does not know its place, and the optimizer and DDP do not know
+parameters that appear after the constructor. Therefore this module uses
+torch's hook for the registration of sub-modules. It sets the scalars of a
+block of :data:`BRANCH_ENDS` when the block becomes part of another module: by
+then, the constructor of the block has finished.
 """
 
-from typing import Callable, Dict, List, NamedTuple, Optional, Type
+from typing import (Callable, Dict, Iterator, List, NamedTuple, Optional,
+                    Type)
 
 from mmcv.cnn import is_norm
 from mmdet.models.backbones.darknet import ResBlock
+from mmdet.models.backbones.efficientnet import EdgeResidual
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
 from mmdet.models.layers import InvertedResidual
 from mmdet.models.layers.csp_layer import DarknetBottleneck
+from mmdet.models.layers.res_layer import SimplifiedBasicBlock
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
@@ -29,13 +34,13 @@ class BranchEnd(NamedTuple):
     """Where the residual branch of a kind of block ends."""
 
     name: str
-    """The sub-module that ends it, a conv or a ConvModule."""
+    """Name of the sub-module that ends the branch, a conv or a ConvModule."""
     added: Callable[[nn.Module], bool] = lambda block: True
-    """Whether this block adds its branch to anything; if not, b is 1."""
+    """Whether a block adds its branch to anything. If not, b is 1."""
 
 
-#: The residual blocks that are known; their subclasses (ResNeXt's, Res2Net's)
-#: are, too. Blocks of your own are added here before they are built.
+#: The known residual blocks. Their subclasses (those of ResNeXt and Res2Net,
+#: for example) are known, too. Add your own blocks before you build them.
 BRANCH_ENDS: Dict[Type[nn.Module], BranchEnd] = {
     BasicBlock:
     BranchEnd('conv2'),
@@ -47,6 +52,10 @@ BRANCH_ENDS: Dict[Type[nn.Module], BranchEnd] = {
     BranchEnd('conv2', lambda block: block.add_identity),
     InvertedResidual:
     BranchEnd('linear_conv', lambda block: block.with_res_shortcut),
+    EdgeResidual:
+    BranchEnd('conv2', lambda block: block.with_residual),
+    SimplifiedBasicBlock:
+    BranchEnd('conv2'),
 }
 SHORTCUT = 'downsample'
 
@@ -62,24 +71,27 @@ def wire(parent: nn.Module, name: str, child: Optional[nn.Module]) -> None:
     if isinstance(child, MimicNorm) or is_norm(child):
         check_pair(module_before(parent, name), child)
         return
-    convs = mimic_convs(child)
-    if not convs:
-        return
     end = next((end for kind, end in BRANCH_ENDS.items()
-                if isinstance(parent, kind)), None)
-    if end is not None and name == SHORTCUT:
-        for conv in convs:
-            conv.set_scale(CENTERING_GAIN)
-    elif end is not None and name == end.name:
-        branch = convs + [
-            conv for other, sibling in parent.named_children()
-            if other not in (name, SHORTCUT) for conv in mimic_convs(sibling)
-        ]
-        centered = sum(conv.centered for conv in branch)
-        convs[-1].branch = 1 if end.added(parent) else None
-        convs[-1].set_scale(CENTERING_GAIN**centered)
-    else:
-        _number_branches(parent, name, convs)
+                if isinstance(child, kind)), None)
+    if end is not None:
+        _scale_block(child, end)
+    _number_branches(parent, name, mimic_convs(child))
+
+
+def _scale_block(block: nn.Module, end: BranchEnd) -> None:
+    """Give a block its scalars, unless it has them from an earlier parent."""
+    # Subclasses may have other convs.
+    last = mimic_convs(getattr(block, end.name, nn.Identity()))[-1:]
+    if not last or last[0].scale is not None:
+        return
+    branch = [
+        conv for name, part in block.named_children()
+        if name != SHORTCUT for conv in mimic_convs(part)
+    ]
+    last[0].branch = 1 if end.added(block) else None
+    last[0].set_scale(CENTERING_GAIN**sum(conv.centered for conv in branch))
+    for conv in mimic_convs(getattr(block, SHORTCUT, None) or nn.Identity()):
+        conv.set_scale(CENTERING_GAIN)
 
 
 def mimic_convs(module: nn.Module) -> List[MimicConv]:
@@ -88,14 +100,15 @@ def mimic_convs(module: nn.Module) -> List[MimicConv]:
 
 def _number_branches(parent: nn.Module, name: str,
                      convs: List[MimicConv]) -> None:
-    """Count on from the branches that the parent has already."""
+    """Continue the numbers of the branches that come before in the parent."""
     ends = [conv for conv in convs if conv.branch]
-    before = max((conv.branch or 0
-                  for other, sibling in parent.named_children()
-                  if other != name for conv in mimic_convs(sibling)),
+    if not ends:
+        return
+    before = max((conv.branch or 0 for sibling in modules_before(parent, name)
+                  for conv in mimic_convs(sibling)),
                  default=0)
-    # Parts of a network that is put together anew count on already.
-    if not ends or min(conv.branch for conv in ends) > before:
+    # The parts of a network that is composed again are numbered already.
+    if min(conv.branch for conv in ends) > before:
         return
     for conv in ends:
         number = conv.branch + before
@@ -103,14 +116,17 @@ def _number_branches(parent: nn.Module, name: str,
         conv.branch = number
 
 
-def module_before(parent: nn.Module, name: str) -> Optional[nn.Module]:
-    """The sub-module that was registered before ``name``."""
-    last = None
+def modules_before(parent: nn.Module, name: str) -> Iterator[nn.Module]:
+    """The sub-modules that come before ``name``, which may be a new one."""
     for other, module in parent.named_children():
         if other == name:
-            break
-        last = module
-    return last
+            return
+        yield module
+
+
+def module_before(parent: nn.Module, name: str) -> Optional[nn.Module]:
+    """The last sub-module that comes before ``name``."""
+    return next(iter([*modules_before(parent, name)][-1:]), None)
 
 
 def check_pair(conv: Optional[nn.Module], norm: nn.Module) -> None:
@@ -131,8 +147,10 @@ def check_pair(conv: Optional[nn.Module], norm: nn.Module) -> None:
                                                  None) is not None:
         kind = type(conv).__name__
         what = (
-            "add conv_cfg=dict(type='MimicConv') beside it" if
-            type(conv) is nn.Conv2d else 'only MimicConv does, so remove the '
+            "add conv_cfg=dict(type='MimicConv') next to it, or choose psBN "
+            'or BN for a part of the model that ignores conv_cfg (CSPNeXt and '
+            'ResNeSt do)' if type(conv) is nn.Conv2d else
+            'only MimicConv does, so remove the '
             f'setting that asks for {kind} (dcn or another conv_cfg), or '
             'choose psBN or BN there')
         raise InputError(
