@@ -106,7 +106,7 @@ def test_parts_of_mimicnorm(detector, row, centred, last):
     model = build(cfg.model)
     kinds = Counter(type(module).__name__ for module in model.modules())
     assert kinds['MimicConv'] == 20
-    assert sum(module.centred for module in model.modules()
+    assert sum(module.centered for module in model.modules()
                if isinstance(module, MimicConv)) == centred
     assert sorted(kind for kind in kinds if kind in (
         'LastBNLinear', 'LastBNRPNHead', 'LastBNRetinaHead')) == last
