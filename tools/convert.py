@@ -81,7 +81,7 @@ def main():
         moved = convert_to_mimicnorm(cfg, checkpoint, args.checkpoint, images,
                                      args.out)
         print(f'{args.out}: outputs moved by {moved.before:.3f} of their norm '
-              f'when the filters were centred, and by {moved.after:.3f} after '
+              f'when the filters were centered, and by {moved.after:.3f} after '
               f'the biases were calibrated on {len(images)} images.')
         if moved.anew:
             print('The checkpoint is of another number of classes; without '

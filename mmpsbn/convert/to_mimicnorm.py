@@ -1,6 +1,6 @@
 """From a model with BN to one with MimicNorm, on weights.
 
-BN folds into the conv before it. Centring the filters then changes what the
+BN folds into the conv before it. Centering the filters then changes what the
 model computes, because their inputs have a positive mean; most of that change
 is a constant for each channel, which a few images measure and the biases take
 back. What the last BN needs is measured on the same images.

@@ -216,7 +216,7 @@ def check_deformable_convs(model: dict) -> None:
         if node.get('dcn') and norm_cfg.get('type') == 'MimicNorm':
             raise InputError(
                 "norm_cfg=dict(type='MimicNorm') and dcn exclude each other: "
-                'deformable convs have no centred filters; remove dcn, or '
+                'deformable convs have no centered filters; remove dcn, or '
                 'choose psBN or BN.')
 
 
