@@ -10,16 +10,19 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import mmcv
 import torch
-from mmcv.cnn import fuse_conv_bn
+from mmcv.cnn import ConvModule
+from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpsbn.convert.conversion import (TOLERANCE, build, load_images,
                                        load_weights)
+from mmpsbn.convert.folding import fold_batch_norm
 from mmpsbn.convert.raw_outputs import (OutputsOf, largest_difference,
                                         same_detections)
 from mmpsbn.convert.stock_config import stock_model
@@ -34,6 +37,8 @@ from .operators import onnx_translations
 OPSET = 18
 # A ResNet with FPN halves the size five times.
 MULTIPLE = 32
+# Convs that BN folds into.
+PLAIN = (nn.Conv2d, Conv2dAdaptivePadding)
 # Of the detections, what rounding may turn around in NMS.
 SHARE_APART = 0.01
 
@@ -151,7 +156,37 @@ def folded_stock(cfg: Config, model: nn.Module) -> nn.Module:
     """The stock model that computes what a model does, BN in its convs."""
     stock = build(cfg, stock_model(cfg.model))
     stock.load_state_dict(stock_state(model, stock))
-    return fuse_conv_bn(stock)
+    _fold(stock)
+    return stock
+
+
+@torch.no_grad()
+def _fold(model: nn.Module) -> None:
+    """Fold each BN into the plain conv before it that no other layer uses.
+
+    MMCV's ``fuse_conv_bn`` folds several BN into a conv that they share, and
+    folds into convs that compute with other weights than their own.
+    """
+    uses = Counter(child for module in model.modules()
+                   for child in module.children())
+    for module in model.modules():
+        before = None
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, _BatchNorm) and type(before) in PLAIN and \
+                    uses[before] == 1 and _comes_first(module):
+                weight, bias = fold_batch_norm(
+                    before.weight, before.bias, layer.running_mean,
+                    layer.running_var, layer.weight, layer.bias, layer.eps)
+                before.weight.copy_(weight)
+                before.bias = nn.Parameter(bias)
+                module._modules[name] = nn.Identity()
+            before = layer
+
+
+def _comes_first(module: nn.Module) -> bool:
+    """Whether the conv of a module comes directly before the norm layer."""
+    return not isinstance(module, ConvModule) or \
+        'conv norm' in ' '.join(module.order)
 
 
 @blamed_on_config()
@@ -265,7 +300,12 @@ def _compare(session, names: List[str], model: nn.Module,
                 session.run(None, {'images': data['inputs'].numpy()}))))
     proposals = None
     if 'rois' in found:
-        proposals = [InstanceData(bboxes=found['rois'][:, 1:])]
+        boxes = found['rois'][:, 1:]
+        # Those that fill up their number have no area, and no meaning.
+        real = boxes.any(1)
+        proposals = [InstanceData(bboxes=boxes[real])]
+        for name in ('cls_score', 'bbox_pred'):
+            found[name] = found[name][real]
     run = OutputsOf(data, proposals)
     outputs = [found[name] for name in names[2:] if name != 'rois']
     expected, = run.detections(model)
