@@ -8,6 +8,7 @@ places with the score -1, and the detections of an image are padded.
 from typing import List, NamedTuple, Tuple
 
 import torch
+from mmcv.ops import RoIAlign
 from mmdet.models.dense_heads import AnchorHead, RPNHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 
 from mmpsbn.errors import InputError
 from .operators import nms, roi_align
+
+# Settings of NMS that are exported.
+NMS = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
 
 
 class Candidates(NamedTuple):
@@ -67,12 +71,12 @@ class Exportable(nn.Module):
         features = self.model.extract_feat(images)
         if not self.two_stage:
             head = self.model.bbox_head
-            scores, boxes = head(features)
+            scores, boxes = _scores_and_boxes(head, features)
             found = _best(
                 dense_candidates(head, scores, boxes, shape), head.test_cfg)
             return (*_detections(*found), *scores, *boxes)
         head = self.model.rpn_head
-        scores, boxes = head(features)
+        scores, boxes = _scores_and_boxes(head, features)
         proposals, valid, _ = _best(
             dense_candidates(head, scores, boxes, shape, by_level=True),
             head.test_cfg)
@@ -204,6 +208,16 @@ def roi_candidates(roi_head: StandardRoIHead, rois: Tensor, valid: Tensor,
         groups.unflatten(0, (number, proposals)).flatten(1, 2))
 
 
+def _scores_and_boxes(head: AnchorHead, features: Tuple[Tensor, ...]):
+    outputs = head(features)
+    if len(outputs) != 2:
+        raise InputError(
+            f'{type(head).__name__} cannot be exported: it gives more than '
+            'scores and boxes, such as centerness. A RetinaNet or a Faster '
+            'R-CNN can be exported.')
+    return outputs
+
+
 def _top(scores: Tensor, number: int) -> Tuple[Tensor, Tensor]:
     """The best scores of each row and where they are; all where number < 1."""
     total = scores.shape[1]
@@ -274,7 +288,19 @@ def _check(model: nn.Module) -> None:
             'and Faster R-CNN can, with DeltaXYWHBBoxCoder and RoIAlign.')
     for test_cfg in [dense.test_cfg,
                      *([roi_head.test_cfg] if two_stage else [])]:
-        kind = test_cfg.nms.get('type', 'nms')
-        if kind != 'nms':
-            raise InputError(f'NMS of the type {kind} cannot be exported; set '
-                             "nms=dict(type='nms', iou_threshold=...).")
+        settings = (test_cfg or {}).get('nms') or {}
+        if settings.get('type', 'nms') != 'nms' or not {
+                'iou_threshold'
+        } <= set(settings) <= NMS:
+            raise InputError(
+                f'NMS with the settings {dict(settings)} cannot be exported; '
+                "set nms=dict(type='nms', iou_threshold=...) in the model's "
+                'test_cfg.')
+    for name, layer in model.named_modules():
+        if type(layer).__module__.startswith('mmcv.ops') and not isinstance(
+                layer, RoIAlign):
+            raise InputError(
+                f'{name} is a {type(layer).__name__} of MMCV, which ONNX does '
+                'not have, so that the detector cannot be exported. Use a '
+                'detector without it; of deformable convs (dcn), train one '
+                'with plain convs.')

@@ -27,7 +27,7 @@ from mmpsbn.convert.raw_outputs import (OutputsOf, largest_difference,
                                         same_detections)
 from mmpsbn.convert.stock_config import stock_model
 from mmpsbn.convert.to_stock import stock_state
-from mmpsbn.engine.blame import blamed_on_config
+from mmpsbn.engine.blame import blamed_on_config, in_a_sentence
 from mmpsbn.engine.whole_files import replacing
 from mmpsbn.errors import InputError
 from mmpsbn.stack import check_packages
@@ -89,6 +89,7 @@ def export_onnx(cfg: Config, checkpoint: dict, name: str,
     model = build(cfg, cfg.model)
     load_weights(model, checkpoint, name)
     folded = Exportable(folded_stock(cfg, model))
+    check_runs(model, folded, prepared(cfg, images[0], model, shape))
     before = _count(_program(Exportable(model), shape, optimize=False))
     program, *agreement = checked_program(cfg, checkpoint, model, folded,
                                           images, shape, dynamic, raw)
@@ -187,6 +188,27 @@ def _comes_first(module: nn.Module) -> bool:
     """Whether the conv of a module comes directly before the norm layer."""
     return not isinstance(module, ConvModule) or \
         'conv norm' in ' '.join(module.order)
+
+
+def check_runs(model: nn.Module, exportable: Exportable, data: dict) -> None:
+    """Run a detector on one image.
+
+    Raises:
+        InputError: If it fails, or if it cannot be exported.
+    """
+    height, width = data['inputs'].shape[-2:]
+    try:
+        with torch.no_grad():
+            exportable(data['inputs'])
+        OutputsOf(data).detections(model)
+    except InputError:
+        raise
+    except Exception as error:  # A model may ask for anything.
+        raise InputError(
+            f'{type(model).__name__} fails on an image of {height} x {width} '
+            f'pixels: {in_a_sentence(error)}. Try a larger --shape. If '
+            'tools/test.py fails as well, the cause is in MMDetection or in '
+            'the config.') from error
 
 
 @blamed_on_config()
