@@ -157,12 +157,12 @@ def folded_stock(cfg: Config, model: nn.Module) -> nn.Module:
     """The stock model that computes what a model does, BN in its convs."""
     stock = build(cfg, stock_model(cfg.model))
     stock.load_state_dict(stock_state(model, stock))
-    _fold(stock)
+    fold(stock)
     return stock
 
 
 @torch.no_grad()
-def _fold(model: nn.Module) -> None:
+def fold(model: nn.Module) -> None:
     """Fold each BN into the plain conv before it that no other layer uses.
 
     MMCV's ``fuse_conv_bn`` folds several BN into a conv that they share, and
