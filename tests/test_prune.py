@@ -345,7 +345,7 @@ def test_the_command_writes_files_that_agree(faster, digits, tmp_path, capsys,
     cfg, model = faster
     planted_faster(model)
     plant_dead_on_objects(model)
-    cfg.model.test_cfg.rpn.nms.iou_threshold = 0.1  # Less than 100 RoIs.
+    model.rpn_head.test_cfg.nms.iou_threshold = 0.1  # Less than 100 RoIs.
     torch.save(checkpoint(model), tmp_path / 'a.pth')
     out = tmp_path / 'new' / 'out'
     command(monkeypatch, FASTER, tmp_path / 'a.pth', '--out', out, '--images',
