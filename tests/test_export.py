@@ -241,6 +241,16 @@ def test_a_file_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize('scale, shape', [
+    (300, (320, 320)), ((1333, 800), (800, 1344)), ((64, 96), (64, 96))])
+def test_the_shape_is_that_of_the_test_images(scale, shape):
+    cfg = demo_config('retinanet')
+    resize, = (step for step in cfg.test_pipeline if step.type == 'Resize')
+    resize.scale = scale
+    cfg.test_dataloader.dataset.pipeline = cfg.test_pipeline
+    assert onnx_file.test_shape(cfg) == shape
+
+
 def convs_like(**settings):
     return lambda model: model.backbone.update(conv_cfg=dict(**settings))
 

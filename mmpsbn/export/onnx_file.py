@@ -219,8 +219,10 @@ def test_shape(cfg: Config) -> Tuple[int, int]:
         InputError: If its test pipeline does not say.
     """
     for step in get_test_pipeline_cfg(cfg):
-        if step['type'] == 'Resize' and step.get('scale'):
-            return tuple(_padded(size) for size in sorted(step['scale']))
+        scale = step.get('scale')
+        if step['type'] == 'Resize' and scale:
+            sizes = [scale] * 2 if isinstance(scale, int) else sorted(scale)
+            return tuple(map(_padded, sizes))
     raise InputError("the config's test pipeline has no Resize with a scale; "
                      'give the shape by --shape HEIGHT WIDTH.')
 
