@@ -282,10 +282,14 @@ def _check(model: nn.Module) -> None:
     fits = fits and all(
         type(head.bbox_coder) is DeltaXYWHBBoxCoder for head in heads)
     if not fits:
+        parts = [dense, *([roi_head, roi_head.bbox_roi_extractor,
+                           roi_head.bbox_head] if two_stage else [])]
+        names = ', '.join(type(part).__name__ for part in parts)
         raise InputError(
-            f'{type(model).__name__} with {type(dense).__name__} cannot be '
-            'exported: single-stage detectors with an anchor head (RetinaNet) '
-            'and Faster R-CNN can, with DeltaXYWHBBoxCoder and RoIAlign.')
+            f'{type(model).__name__} with {names} cannot be exported: '
+            'single-stage detectors with an anchor head (RetinaNet) and '
+            'Faster R-CNN can, with DeltaXYWHBBoxCoder, StandardRoIHead '
+            'without masks, SingleRoIExtractor, a BBoxHead and RoIAlign.')
     for test_cfg in [dense.test_cfg,
                      *([roi_head.test_cfg] if two_stage else [])]:
         settings = (test_cfg or {}).get('nms') or {}
