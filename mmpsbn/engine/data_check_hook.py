@@ -78,9 +78,10 @@ def _check_boxes(dataset, classes: Sequence[str]) -> None:
 
 
 def _check_heads(runner: Runner, dataset, number: int) -> None:
-    if hasattr(runner.model, 'language_model'):
+    model = getattr(runner.model, 'module', runner.model)  # Of a wrapper.
+    if hasattr(model, 'language_model'):
         return  # It takes the names of any number of classes.
-    for part, module in runner.model.named_modules():
+    for part, module in model.named_modules():
         if not isinstance(module, HEADS) or _any_class(part, module):
             continue
         if module.num_classes != number:
