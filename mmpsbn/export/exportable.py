@@ -5,6 +5,7 @@ on their values: candidates that a threshold or NMS removes stay in their
 places with the score -1, and the detections of an image are padded.
 """
 
+import sys
 from typing import List, NamedTuple, Tuple
 
 import torch
@@ -301,8 +302,9 @@ def _check(model: nn.Module) -> None:
                 "set nms=dict(type='nms', iou_threshold=...) in the model's "
                 'test_cfg.')
     for name, layer in model.named_modules():
-        if type(layer).__module__.startswith('mmcv.ops') and not isinstance(
-                layer, RoIAlign):
+        # MMCV's compiled operators; other layers of mmcv.ops are plain torch.
+        module = sys.modules[type(layer).__module__]
+        if hasattr(module, 'ext_module') and not isinstance(layer, RoIAlign):
             raise InputError(
                 f'{name} is a {type(layer).__name__} of MMCV, which ONNX does '
                 'not have, so that the detector cannot be exported. Use a '
