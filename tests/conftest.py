@@ -1,3 +1,4 @@
+import ctypes
 import resource
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,25 @@ def full_disk(size=100):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@contextmanager
+def as_ordinary_user():
+    """Permissions of files hold for this process, as not for root.
+
+    It drops the capabilities CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)()  # Effective, permitted, inheritable; twice.
+    assert libc.capget(header, data) == 0
+    before, data[0] = data[0], data[0] & ~0b110
+    assert libc.capset(header, data) == 0
+    try:
+        yield
+    finally:
+        data[0] = before
+        assert libc.capset(header, data) == 0
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import needs_onnx
+from mmcv.cnn import ConvModule, is_norm
 from mmcv.ops import batched_nms
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.structures import DetDataSample
@@ -17,11 +18,11 @@ from test_convert import DETECTORS, build, demo_config, images, trained
 from test_docs import SESSION
 from test_tools import FASTER, refused  # noqa: F401  The fixture.
 
-from mmpsbn.convert.raw_outputs import same_detections
+from mmpsbn.convert.raw_outputs import largest_difference, same_detections
 from mmpsbn.errors import InputError
 from mmpsbn.export import export_onnx, onnx_file
 from mmpsbn.export.exportable import Exportable, extract_rois
-from mmpsbn.export.onnx_file import detections_of
+from mmpsbn.export.onnx_file import detections_of, fold, folded_stock
 from mmpsbn.export.operators import nms, roi_align
 
 
@@ -240,6 +241,63 @@ def test_a_file_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize('scale, shape', [
+    (300, (320, 320)), ((1333, 800), (800, 1344)), ((64, 96), (64, 96))])
+def test_the_shape_is_that_of_the_test_images(scale, shape):
+    cfg = demo_config('retinanet')
+    resize, = (step for step in cfg.test_pipeline if step.type == 'Resize')
+    resize.scale = scale
+    cfg.test_dataloader.dataset.pipeline = cfg.test_pipeline
+    assert onnx_file.test_shape(cfg) == shape
+
+
+def convs_like(**settings):
+    return lambda model: model.backbone.update(conv_cfg=dict(**settings))
+
+
+def apart(model):
+    model.bbox_head.update(type='RetinaSepBNHead', num_ins=4,
+                           norm_cfg=dict(type='psBN'))
+
+
+@pytest.mark.parametrize('change, left', [
+    (lambda model: None, 0),
+    # Its convs are shared by four norm layers each.
+    (apart, 16),
+    # Its filters are standardized, and so would be what BN folds into them.
+    (convs_like(type='ConvWS'), 20),
+    (convs_like(type='Conv2dAdaptivePadding'), 0),
+])
+def test_bn_is_folded_where_that_changes_nothing(change, left):
+    cfg = demo_config('retinanet', 'psbn')
+    change(cfg.model)
+    model = build(cfg.model).eval()
+    for layer in filter(is_norm, model.modules()):
+        torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
+        torch.nn.init.normal_(layer.running_mean, std=0.1)
+        torch.nn.init.uniform_(layer.running_var, 0.5, 1.5)
+    folded, inputs = folded_stock(cfg, model), torch.randn(1, 3, 96, 128)
+    assert sum(map(is_norm, folded.modules())) == left
+    with torch.no_grad():
+        found, expected = (sum(map(list, m(inputs)), [])
+                           for m in (folded, model))
+    assert largest_difference(found, expected) < 1e-5
+
+
+def test_convs_after_which_the_norm_layer_does_not_come_next():
+    model = torch.nn.Sequential(
+        *(ConvModule(4, 4, 3, norm_cfg=dict(type='BN'), order=order)
+          for order in (('conv', 'act', 'norm'), ('norm', 'conv', 'act'),
+                        ('act', 'conv', 'norm'))))
+    for layer in filter(is_norm, model.modules()):
+        torch.nn.init.normal_(layer.running_mean)
+    inputs = torch.randn(2, 4, 9, 9)
+    expected = model.eval()(inputs)
+    fold(model)
+    torch.testing.assert_close(model(inputs), expected)
+    assert list(map(is_norm, (m.bn for m in model))) == [True, True, False]
+
+
 @needs_onnx
 def test_what_the_exporter_cannot_follow(digits, tmp_path):
     cfg = demo_config('retinanet', 'psbn')
@@ -260,8 +318,30 @@ def test_what_the_exporter_cannot_follow(digits, tmp_path):
 def test_other_post_processing_is_refused(digits, tmp_path, no_export):
     cfg = demo_config('retinanet', 'psbn')
     cfg.model.test_cfg.nms = dict(type='soft_nms', iou_threshold=0.5)
-    with pytest.raises(InputError, match='type soft_nms'):
+    with pytest.raises(InputError, match="'type': 'soft_nms'"):
         export(cfg, build(cfg.model), digits, tmp_path / 'a.onnx')
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda model: model.test_cfg.nms.update(max_num=5), "'max_num': 5"),
+    (lambda model: model.test_cfg.pop('nms'), r'settings \{\}'),
+    (lambda model: model.backbone.update(
+        dcn=dict(type='DCNv2', deform_groups=1), depth=50,
+        stage_with_dcn=(False, False, False, True)),
+     'layer4.0.conv2 is a ModulatedDeformConv2dPack of MMCV'),
+    (lambda model: model.bbox_head.update(
+        type='ATSSHead', loss_centerness=dict(
+            type='CrossEntropyLoss', use_sigmoid=True)),
+     'ATSSHead cannot be exported: it gives more'),
+    (lambda model: model.bbox_head.anchor_generator.update(
+        strides=[8, 16]), 'fails on an image of 96 x 128 pixels: Assertion'),
+])
+def test_what_cannot_be_exported_is_named(change, words, digits, tmp_path,
+                                          no_export):
+    cfg = demo_config('retinanet', 'psbn')
+    change(cfg.model)
+    with pytest.raises(InputError, match=words):
+        export(cfg, build(cfg.model), digits, tmp_path / 'a.onnx', (96, 128))
 
 
 @needs_onnx

@@ -10,6 +10,9 @@ import pytest
 import torch
 from conftest import ROOT, needs_onnx
 from mmcv.cnn import is_norm
+from mmcv.cnn.bricks import Conv2dAdaptivePadding
+from mmcv.cnn.bricks.conv_ws import ConvWS2d
+from mmdet.models.layers import NormedConv2d
 from test_convert import build, demo_config, images
 from test_tools import FASTER, refused  # noqa: F401  The fixture.
 from torch import nn
@@ -118,6 +121,20 @@ def planted_faster(model):
         'roi_head.bbox_head.shared_fcs.1': [1, 2],
         'rpn_head.rpn_conv': [8],
     }, {ALIVE: 1, PADDED: 1, OUTPUT: 1}
+
+
+def plant_dead_on_objects(model):
+    """A channel that is dead on every RoI with an area, and alive on others.
+
+    Such RoIs fill up their number in an ONNX file.
+    """
+    for level in range(4):
+        plant(model, f'neck.fpn_convs.{level}.conv', [2], 1.)
+    layer = model.roi_head.bbox_head.shared_fcs[0]
+    weight = layer.weight.data[3].view(64, -1)
+    weight.zero_()
+    weight[2] = -1
+    layer.bias.data[3] = 0.5
 
 
 def planted_retina(model):
@@ -252,6 +269,10 @@ def first(value):
     ((*first(-1.), nn.Conv2d(4, 4, 3, groups=2)), 0, {COUPLED: 1}),
     ((*first(-1.), nn.Conv2d(4, 4, 3, groups=4)), 0, {COUPLED: 1}),
     ((*first(-1.), nn.ConvTranspose2d(4, 4, 3)), 0, {COUPLED: 1}),
+    # They pad by themselves, or compute with other weights than their own.
+    ((*first(2.), Conv2dAdaptivePadding(4, 4, 3)), 0, {COUPLED: 1}),
+    ((*first(-1.), ConvWS2d(4, 4, 3)), 0, {COUPLED: 1}),
+    ((*first(-1.), NormedConv2d(4, 4, 3)), 0, {COUPLED: 1}),
     ((*first(-1.), nn.PixelShuffle(2), nn.Conv2d(1, 4, 1)), 0, {}),
     ((nn.Conv2d(3, 4, 1), nn.Threshold(1e9, 0)), 3,
      {LAST: 1, OUTPUT: 2}),
@@ -320,14 +341,17 @@ def test_the_command_writes_files_that_agree(faster, digits, tmp_path, capsys,
                                              monkeypatch):
     cfg, model = faster
     planted_faster(model)
+    plant_dead_on_objects(model)
+    model.rpn_head.test_cfg.nms.iou_threshold = 0.1  # Less than 100 RoIs.
     torch.save(checkpoint(model), tmp_path / 'a.pth')
     out = tmp_path / 'new' / 'out'
     command(monkeypatch, FASTER, tmp_path / 'a.pth', '--out', out, '--images',
             digits / 'train2017', '--number', 2, '--shape', *SHAPE,
-            '--cfg-options', 'model.test_cfg.rcnn.score_thr=0')
+            '--cfg-options', 'model.test_cfg.rcnn.score_thr=0',
+            'model.test_cfg.rpn.nms.iou_threshold=0.1')
     shown = capsys.readouterr().out
-    assert 'counted once: 9.' in shown
-    assert f'Constant for a layer, yet kept: 1, {OUTPUT}.' in shown
+    assert 'counted once: 10.' in shown
+    assert f'Constant for a layer, yet kept: 2, {OUTPUT}.' in shown
     assert '2 images that decided: raw outputs differ' in shown
     assert '14 images that had no say' in shown
     assert {path.name for path in out.iterdir()} == set(pruned_files.FILES)

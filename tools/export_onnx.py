@@ -5,8 +5,9 @@
   dets    (N, K, 5)      x1, y1, x2, y2 in pixels of the input, and the score
   labels  (N, K)         -1 where an image has less than K detections
 
-Norm layers are folded into convs. The file is run by onnxruntime and compared
-with PyTorch before it is kept; its metadata hold classes, mean and std.
+BN is folded into convs where that changes nothing. The file is run by
+onnxruntime and compared with PyTorch before it is kept; its metadata hold
+classes, mean and std.
 """
 
 import argparse

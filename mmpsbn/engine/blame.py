@@ -9,7 +9,7 @@ from urllib.error import URLError
 from mmengine.registry import build_from_cfg
 from mmengine.runner import BaseLoop, Runner
 
-from mmpsbn.errors import FULL, InputError
+from mmpsbn.errors import DENIED, FULL, InputError
 
 # Of a loop: what its hooks do before the first iteration.
 BEGINNINGS = ('before_train', 'before_test')
@@ -32,7 +32,7 @@ def blamed_on_config():
         raise
     except Exception as error:  # A config may ask for anything.
         steps = list(traceback.walk_tb(error.__traceback__))
-        if is_full(error) or _runs(steps):
+        if is_of_disk(error) or _runs(steps):
             raise
         names = [name for name in map(_built, steps) if name]
         frame, line = steps[-1]
@@ -56,9 +56,12 @@ def in_a_sentence(error: Exception) -> str:
     return f'{type(error).__name__}: {text}' if text else type(error).__name__
 
 
-def is_full(error: Exception) -> bool:
-    """Whether a disk is full; MMEngine copies a config to read it."""
-    return isinstance(error, OSError) and error.errno in FULL
+def is_of_disk(error: Exception) -> bool:
+    """Whether a disk is full, or does not let a file be read or written.
+
+    MMEngine copies a config to read it.
+    """
+    return isinstance(error, OSError) and error.errno in FULL + DENIED
 
 
 def _runs(steps: list) -> bool:

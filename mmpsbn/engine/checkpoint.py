@@ -172,6 +172,11 @@ def read_checkpoint(path: str) -> dict:
     except FileNotFoundError as error:
         raise InputError(
             f'the checkpoint {path} does not exist, or is no file.') from error
+    except PermissionError as error:  # Of the file, or of a download's.
+        remedy = 'Set TORCH_HOME to a folder that you can write' \
+            if '://' in path else 'Change its permissions'
+        raise InputError(f'the checkpoint {path} cannot be read ({error}). '
+                         f'{remedy}.') from error
     except pickle.UnpicklingError as error:
         if 'Weights only load failed' not in str(error):
             raise TornCheckpoint(_torn(path)) from error

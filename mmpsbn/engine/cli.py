@@ -11,7 +11,7 @@ from urllib.error import URLError
 import torch.distributed as dist
 from mmengine.config import DictAction
 
-from mmpsbn.errors import FULL, InputError
+from mmpsbn.errors import DENIED, FULL, InputError
 from .checkpoint import without_code
 
 
@@ -112,9 +112,13 @@ def told_to_the_user(interrupted: str = 'the command has not finished'):
         sys.exit(f'error: a download failed ({error.reason}); fetch the file '
                  'by other means, and name it in the config.')
     except OSError as error:
+        file = f' ({error.filename})' if error.filename else ''
+        if error.errno in DENIED:
+            sys.exit(f'error: a file cannot be read or written{file}: '
+                     f'{error.strerror}. Change its permissions, or name '
+                     'another file or folder.')
         if error.errno not in FULL:
             raise
-        file = f' ({error.filename})' if error.filename else ''
         sys.exit(f'error: nothing more can be written{file}: '
                  f'{error.strerror}. Make room, '
                  'and type the command again.')

@@ -16,7 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from mmpsbn.layers import MimicNorm
 from mmpsbn.layers.post_shifted_bn import PostShift
 from mmpsbn.registry import NORM_LAYERS
-from .blame import blamed_on_config, in_a_sentence, is_full
+from .blame import blamed_on_config, in_a_sentence, is_of_disk
 from .checkpoint import find_resumable, is_of_mimicnorm, read_checkpoint
 from mmpsbn.errors import InputError
 
@@ -55,7 +55,7 @@ def read_config(path: str, options: Optional[dict] = None) -> Config:
         cfg.merge_from_dict(options or {})
         _name_types(cfg)
     except Exception as error:  # A config is a program of the user's.
-        if is_full(error):
+        if is_of_disk(error):
             raise
         raise InputError(f'the config {path} cannot be read: '
                          f'{in_a_sentence(error)}.') from error

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import mmcv
-from mmdet.datasets import CocoDataset
+from mmdet.datasets import CocoDataset, XMLDataset
+from mmdet.registry import DATASETS
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 
-from .blame import blamed_on_config
+from .blame import blamed_on_config, in_a_sentence
 from .config import dicts_in
 from mmpsbn.errors import InputError
 
@@ -20,6 +22,9 @@ from mmpsbn.errors import InputError
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp')
 # Of MMEngine, MMDetection and pycocotools: what reads annotations.
 READERS = ('base_dataset.py', 'coco.py', 'coco_metric.py')
+# Where the data sets of MMDetection's configs belong, and what they contain.
+COCO = 'COCO2017', 'data/coco/', 'annotations/, train2017/, val2017/'
+VOC = 'PASCAL VOC', 'data/VOCdevkit/', 'VOC2007/, VOC2012/'
 
 
 def _is_number(value) -> bool:
@@ -65,7 +70,10 @@ class DataFiles(NamedTuple):
 
     annotations: str
     images: str
-    classes: Tuple[str, ...]
+    dataset: dict
+    """The data set's part of the config."""
+    kind: type
+    """Its class; ``object`` if there is none of this name."""
 
 
 def data_files(cfg: Config, loaders: Sequence[str]) -> Iterator[DataFiles]:
@@ -78,12 +86,17 @@ def data_files(cfg: Config, loaders: Sequence[str]) -> Iterator[DataFiles]:
             root = dataset.get('data_root') or ''
             if not dataset.get('ann_file') or '://' in root:
                 continue
-            prefix = (dataset.get('data_prefix') or {}).get('img', '')
-            classes = (dataset.get('metainfo') or {}).get(
-                'classes', CocoDataset.METAINFO['classes'])
+            kind = dataset.get('type')
+            if not isinstance(kind, type):
+                kind = DATASETS.get(str(kind)) or object
+            prefixes = dataset.get('data_prefix') or {}
+            prefix = osp.join(
+                prefixes.get('sub_data_root', ''),
+                dataset.get('img_subdir', 'JPEGImages')) if issubclass(
+                    kind, XMLDataset) else prefixes.get('img', '')
             yield DataFiles(
                 osp.join(root, dataset['ann_file']), osp.join(root, prefix),
-                tuple(classes))
+                dataset, kind)
 
 
 @blamed_on_config()
@@ -91,20 +104,21 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
     """Raise if files of the data set are missing.
 
     Raises:
-        InputError: With the files, where COCO2017 belongs, and the way to
-            do without it.
+        InputError: With the files, where the data set belongs, and the way
+            to do without it.
     """
     sets = list(data_files(cfg, loaders))
     paths = [path for files in sets for path in files[:2]]
     missing = [path for path in dict.fromkeys(paths) if not osp.exists(path)]
     if missing:
+        name, root, content = VOC if any(
+            issubclass(files.kind, XMLDataset) for files in sets) else COCO
         raise InputError(
             f'the data set is incomplete: {", ".join(missing)} '
-            f'{"does" if len(missing) == 1 else "do"} not exist. Put COCO2017 '
-            f'under {cfg.get("data_root", "data/coco/")} (annotations/, '
-            'train2017/, val2017/), or set MMDET_DATASETS to the folder that '
-            'holds it. The demo makes its own data: '
-            'python tools/make_demo_data.py --out data/digits.')
+            f'{"does" if len(missing) == 1 else "do"} not exist. Put {name} '
+            f'under {cfg.get("data_root", root)} ({content}), or set '
+            'MMDET_DATASETS to the folder that holds it. The demo makes its '
+            'own data: python tools/make_demo_data.py --out data/digits.')
     for files in sets:
         if not osp.getsize(files.annotations):
             raise InputError(
@@ -129,11 +143,17 @@ def blamed_on_data(cfg: Config, loaders: Sequence[str]):
         raise
     except Exception as error:
         trace = ''.join(traceback.format_exception(error))
+        _blame_xml(error)
         for files in data_files(cfg, loaders):
-            if any(name in trace for name in READERS):
+            if any(name in trace for name in READERS) and getattr(
+                    files.kind, 'load_data_list',
+                    None) is CocoDataset.load_data_list:
                 blame_annotations(files)
+            if any(name in trace for name in ("'mask'", "'segmentation'")):
+                _blame_masks(files)
             if 'loading.py' in trace:
                 blame_images(files)
+        _blame_filters(error)
         raise
     finally:
         CocoDataset.COCOAPI = reader
@@ -151,9 +171,10 @@ def blame_annotations(files: DataFiles) -> None:
     if not content['images']:
         raise InputError(f'{files.annotations} lists no image.')
     names = {category['name'] for category in content['categories']}
+    classes = tuple((files.dataset.get('metainfo') or {}).get(
+        'classes', files.kind.METAINFO['classes']))
     check_classes(files.annotations,
-                  [name for name in files.classes if name in names],
-                  files.classes)
+                  [name for name in classes if name in names], classes)
     if not content['annotations']:
         raise InputError(f'{files.annotations} has no box.')
     images = {image['id'] for image in content['images']}
@@ -200,14 +221,64 @@ def check_classes(name: str, found: Sequence, classes: Sequence[str]) -> None:
             'number.')
 
 
+def _blame_xml(error: Exception) -> None:
+    """Raise if an error comes from reading a file of PASCAL VOC's layout."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        self = frame.f_locals.get('self')
+        image = frame.f_locals.get('img_info')
+        if isinstance(self, XMLDataset) and isinstance(image, dict):
+            raise InputError(
+                f'the annotation file {image["xml_path"]} cannot be used: '
+                f'{in_a_sentence(error)}. {self.ann_file} lists its image, '
+                "and in PASCAL VOC's layout each object has a name and a "
+                'bndbox of xmin, ymin, xmax and ymax. Correct the file, or '
+                'remove its line from the list.') from error
+
+
+def _blame_filters(error: Exception) -> None:
+    """Raise if an error comes from a data set that leaves out every image."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        self = frame.f_locals.get('self')
+        if frame.f_code.co_name == '_serialize_data' and isinstance(
+                self, BaseDataset) and not self.data_list:
+            raise InputError(
+                f'no image of {self.ann_file} is left: filter_cfg of the '
+                'dataset removes those without a box of a class in metainfo, '
+                'and small ones. Set metainfo=dict(classes=(...)) of the '
+                'dataset to the names in the annotations, or change '
+                'filter_cfg.') from error
+
+
+def _samples(files: DataFiles) -> Iterator[dict]:
+    """What a data set gives its pipeline."""
+    dataset = DATASETS.build(dict(files.dataset, pipeline=[]))
+    yield from map(dataset.get_data_info, range(len(dataset)))
+
+
+def _blame_masks(files: DataFiles) -> None:
+    """Raise if a data set has boxes without masks.
+
+    Raises:
+        InputError: With the first image of such a box.
+    """
+    for sample in _samples(files):
+        if any('mask' not in box for box in sample['instances']):
+            raise InputError(
+                f'{files.annotations} has boxes without masks, for one in '
+                f'the image {sample["img_path"]}, but the config trains or '
+                "evaluates masks. Add a 'segmentation' to each annotation, "
+                'or choose a detector of boxes, such as Faster R-CNN, and '
+                "metric='bbox' in the evaluator.")
+
+
 def blame_images(files: DataFiles) -> None:
     """Raise if an image of a data set cannot be read.
 
     Raises:
         InputError: With the first such image.
     """
-    for image in read_annotations(files.annotations)['images']:
-        path = osp.join(files.images, image['file_name'])
+    for sample in _samples(files):
+        path = sample['img_path']
         if not osp.exists(path):
             raise InputError(f'the image {path} does not exist, but '
                              f'{files.annotations} lists it.')
@@ -261,10 +332,24 @@ def find_images(cfg: Config, folder: Optional[str],
                 "the config's folder of training images "
                 f'{files.images if files else ""} cannot be read; name a '
                 'folder by --images.')
-        folder = files.images
-    images = list_images(folder)[:number]
-    check_images(images)
-    return images
+        images = _training_images(files)
+    else:
+        images = list_images(folder)
+    check_images(images[:number])
+    return images[:number]
+
+
+def _training_images(files: DataFiles) -> List[str]:
+    if not issubclass(files.kind, XMLDataset):
+        return list_images(files.images)
+    # A folder of PASCAL VOC has the images of training and of tests.
+    try:
+        with open(files.annotations) as stream:
+            names = stream.read().split()
+    except OSError as error:
+        raise InputError(f'{files.annotations} cannot be read '
+                         f'({error.strerror}).') from error
+    return [osp.join(files.images, f'{name}.jpg') for name in names]
 
 
 def list_images(folder: str) -> List[str]:

@@ -1,8 +1,11 @@
 """A data set and a model that do not belong together, stopped at once."""
 
-from mmdet.models.dense_heads import RPNHead
+from typing import Iterator, Sequence
+
+from mmdet.datasets import XMLDataset
+from mmdet.models.dense_heads import DETRHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-from mmdet.models.roi_heads import BBoxHead
+from mmdet.models.roi_heads import BBoxHead, FCNMaskHead
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -10,17 +13,20 @@ from mmpsbn.registry import HOOKS
 from .data import check_classes
 from mmpsbn.errors import InputError
 
+HEADS = BaseDenseHead, BBoxHead, DETRHead, FCNMaskHead
+
 
 @HOOKS.register_module()
 class DataCheckHook(Hook):
     """Check that a data set has the classes that the model predicts.
 
-    MMDetection's CocoDataset leaves out every box whose category is not
-    among its classes, without a word.
+    MMDetection leaves out every box whose category is not among the classes
+    of the data set, without a message.
 
     Raises:
-        InputError: If the annotation file lacks a class, or if the model
-            predicts another number of classes.
+        InputError: If an annotation file lacks a class, if no box of PASCAL
+            VOC's layout is of a class, or if the model predicts another
+            number of classes.
     """
 
     priority = 'VERY_HIGH'
@@ -35,17 +41,57 @@ class DataCheckHook(Hook):
         self._check(runner, runner.test_dataloader.dataset)
 
     def _check(self, runner: Runner, dataset) -> None:
-        classes = dataset.metainfo.get('classes')
-        if classes is None:
-            return
-        name = getattr(dataset, 'ann_file', type(dataset).__name__)
-        check_classes(name, getattr(dataset, 'cat_ids', classes), classes)
-        for part, module in runner.model.named_modules():
-            # An RPN tells objects from background, whatever their class.
-            if isinstance(module, (BaseDenseHead, BBoxHead)) and not \
-                    isinstance(module, RPNHead) and \
-                    module.num_classes != len(classes):
-                raise InputError(
-                    f'{part} predicts {module.num_classes} classes, but '
-                    f'{name} has {len(classes)}; set num_classes of the head '
-                    f'to {len(classes)}.')
+        for part in _unwrapped(dataset):
+            classes = part.metainfo.get('classes')
+            if classes is not None:
+                _check_boxes(part, classes)
+                _check_heads(runner, part, len(classes))
+
+
+def _unwrapped(dataset) -> Iterator:
+    """The data sets within those that repeat, concatenate or mix others."""
+    if hasattr(dataset, 'dataset'):
+        yield from _unwrapped(dataset.dataset)
+    elif hasattr(dataset, 'datasets'):
+        for part in dataset.datasets:
+            yield from _unwrapped(part)
+    else:
+        yield dataset
+
+
+def _name(dataset) -> str:
+    return getattr(dataset, 'ann_file', type(dataset).__name__)
+
+
+def _check_boxes(dataset, classes: Sequence[str]) -> None:
+    check_classes(
+        _name(dataset), getattr(dataset, 'cat_ids', classes), classes)
+    if isinstance(dataset, XMLDataset) and not any(
+            dataset.get_data_info(index)['instances']
+            for index in range(len(dataset))):
+        raise InputError(
+            f'none of the {len(dataset)} images of {_name(dataset)} has a box '
+            f'of a class in metainfo ({", ".join(classes[:3])}, ...). Set '
+            'metainfo=dict(classes=(...)) of the dataset to the names of the '
+            "objects in its XML files, and num_classes of the model's heads "
+            'to their number.')
+
+
+def _check_heads(runner: Runner, dataset, number: int) -> None:
+    model = getattr(runner.model, 'module', runner.model)  # Of a wrapper.
+    if hasattr(model, 'language_model'):
+        return  # It takes the names of any number of classes.
+    for part, module in model.named_modules():
+        if not isinstance(module, HEADS) or _any_class(part, module):
+            continue
+        if module.num_classes != number:
+            raise InputError(
+                f'{part} predicts {module.num_classes} classes, but '
+                f'{_name(dataset)} has {number}; set num_classes of the head '
+                f'to {number}.')
+
+
+def _any_class(part: str, head) -> bool:
+    """Whether a head has one output for all classes, as in an RPN."""
+    return 'rpn_head' in part.split('.') or \
+        'RPN' in type(head).__name__ or getattr(head, 'class_agnostic', False)

@@ -5,9 +5,11 @@ on their values: candidates that a threshold or NMS removes stay in their
 places with the score -1, and the detections of an image are padded.
 """
 
+import sys
 from typing import List, NamedTuple, Tuple
 
 import torch
+from mmcv.ops import RoIAlign
 from mmdet.models.dense_heads import AnchorHead, RPNHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
@@ -20,6 +22,9 @@ from torch import Tensor, nn
 
 from mmpsbn.errors import InputError
 from .operators import nms, roi_align
+
+# Settings of NMS that are exported.
+NMS = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
 
 
 class Candidates(NamedTuple):
@@ -67,12 +72,12 @@ class Exportable(nn.Module):
         features = self.model.extract_feat(images)
         if not self.two_stage:
             head = self.model.bbox_head
-            scores, boxes = head(features)
+            scores, boxes = _scores_and_boxes(head, features)
             found = _best(
                 dense_candidates(head, scores, boxes, shape), head.test_cfg)
             return (*_detections(*found), *scores, *boxes)
         head = self.model.rpn_head
-        scores, boxes = head(features)
+        scores, boxes = _scores_and_boxes(head, features)
         proposals, valid, _ = _best(
             dense_candidates(head, scores, boxes, shape, by_level=True),
             head.test_cfg)
@@ -204,6 +209,16 @@ def roi_candidates(roi_head: StandardRoIHead, rois: Tensor, valid: Tensor,
         groups.unflatten(0, (number, proposals)).flatten(1, 2))
 
 
+def _scores_and_boxes(head: AnchorHead, features: Tuple[Tensor, ...]):
+    outputs = head(features)
+    if len(outputs) != 2:
+        raise InputError(
+            f'{type(head).__name__} cannot be exported: it gives more than '
+            'scores and boxes, such as centerness. A RetinaNet or a Faster '
+            'R-CNN can be exported.')
+    return outputs
+
+
 def _top(scores: Tensor, number: int) -> Tuple[Tensor, Tensor]:
     """The best scores of each row and where they are; all where number < 1."""
     total = scores.shape[1]
@@ -268,13 +283,30 @@ def _check(model: nn.Module) -> None:
     fits = fits and all(
         type(head.bbox_coder) is DeltaXYWHBBoxCoder for head in heads)
     if not fits:
+        parts = [dense, *([roi_head, roi_head.bbox_roi_extractor,
+                           roi_head.bbox_head] if two_stage else [])]
+        names = ', '.join(type(part).__name__ for part in parts)
         raise InputError(
-            f'{type(model).__name__} with {type(dense).__name__} cannot be '
-            'exported: single-stage detectors with an anchor head (RetinaNet) '
-            'and Faster R-CNN can, with DeltaXYWHBBoxCoder and RoIAlign.')
+            f'{type(model).__name__} with {names} cannot be exported: '
+            'single-stage detectors with an anchor head (RetinaNet) and '
+            'Faster R-CNN can, with DeltaXYWHBBoxCoder, StandardRoIHead '
+            'without masks, SingleRoIExtractor, a BBoxHead and RoIAlign.')
     for test_cfg in [dense.test_cfg,
                      *([roi_head.test_cfg] if two_stage else [])]:
-        kind = test_cfg.nms.get('type', 'nms')
-        if kind != 'nms':
-            raise InputError(f'NMS of the type {kind} cannot be exported; set '
-                             "nms=dict(type='nms', iou_threshold=...).")
+        settings = (test_cfg or {}).get('nms') or {}
+        if settings.get('type', 'nms') != 'nms' or not {
+                'iou_threshold'
+        } <= set(settings) <= NMS:
+            raise InputError(
+                f'NMS with the settings {dict(settings)} cannot be exported; '
+                "set nms=dict(type='nms', iou_threshold=...) in the model's "
+                'test_cfg.')
+    for name, layer in model.named_modules():
+        # MMCV's compiled operators; other layers of mmcv.ops are plain torch.
+        module = sys.modules[type(layer).__module__]
+        if hasattr(module, 'ext_module') and not isinstance(layer, RoIAlign):
+            raise InputError(
+                f'{name} is a {type(layer).__name__} of MMCV, which ONNX does '
+                'not have, so that the detector cannot be exported. Use a '
+                'detector without it; of deformable convs (dcn), train one '
+                'with plain convs.')

@@ -10,21 +10,24 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import mmcv
 import torch
-from mmcv.cnn import fuse_conv_bn
+from mmcv.cnn import ConvModule
+from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpsbn.convert.conversion import (TOLERANCE, build, load_images,
                                        load_weights)
+from mmpsbn.convert.folding import fold_batch_norm
 from mmpsbn.convert.raw_outputs import (OutputsOf, largest_difference,
                                         same_detections)
 from mmpsbn.convert.stock_config import stock_model
 from mmpsbn.convert.to_stock import stock_state
-from mmpsbn.engine.blame import blamed_on_config
+from mmpsbn.engine.blame import blamed_on_config, in_a_sentence
 from mmpsbn.engine.whole_files import replacing
 from mmpsbn.errors import InputError
 from mmpsbn.stack import check_packages
@@ -34,6 +37,8 @@ from .operators import onnx_translations
 OPSET = 18
 # A ResNet with FPN halves the size five times.
 MULTIPLE = 32
+# Convs that BN folds into.
+PLAIN = (nn.Conv2d, Conv2dAdaptivePadding)
 # Of the detections, what rounding may turn around in NMS.
 SHARE_APART = 0.01
 
@@ -84,6 +89,7 @@ def export_onnx(cfg: Config, checkpoint: dict, name: str,
     model = build(cfg, cfg.model)
     load_weights(model, checkpoint, name)
     folded = Exportable(folded_stock(cfg, model))
+    check_runs(model, folded, prepared(cfg, images[0], model, shape))
     before = _count(_program(Exportable(model), shape, optimize=False))
     program, *agreement = checked_program(cfg, checkpoint, model, folded,
                                           images, shape, dynamic, raw)
@@ -151,7 +157,58 @@ def folded_stock(cfg: Config, model: nn.Module) -> nn.Module:
     """The stock model that computes what a model does, BN in its convs."""
     stock = build(cfg, stock_model(cfg.model))
     stock.load_state_dict(stock_state(model, stock))
-    return fuse_conv_bn(stock)
+    fold(stock)
+    return stock
+
+
+@torch.no_grad()
+def fold(model: nn.Module) -> None:
+    """Fold each BN into the plain conv before it that no other layer uses.
+
+    MMCV's ``fuse_conv_bn`` folds several BN into a conv that they share, and
+    folds into convs that compute with other weights than their own.
+    """
+    uses = Counter(child for module in model.modules()
+                   for child in module.children())
+    for module in model.modules():
+        before = None
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, _BatchNorm) and type(before) in PLAIN and \
+                    uses[before] == 1 and _comes_first(module):
+                weight, bias = fold_batch_norm(
+                    before.weight, before.bias, layer.running_mean,
+                    layer.running_var, layer.weight, layer.bias, layer.eps)
+                before.weight.copy_(weight)
+                before.bias = nn.Parameter(bias)
+                module._modules[name] = nn.Identity()
+            before = layer
+
+
+def _comes_first(module: nn.Module) -> bool:
+    """Whether the conv of a module comes directly before the norm layer."""
+    return not isinstance(module, ConvModule) or \
+        'conv norm' in ' '.join(module.order)
+
+
+def check_runs(model: nn.Module, exportable: Exportable, data: dict) -> None:
+    """Run a detector on one image.
+
+    Raises:
+        InputError: If it fails, or if it cannot be exported.
+    """
+    height, width = data['inputs'].shape[-2:]
+    try:
+        with torch.no_grad():
+            exportable(data['inputs'])
+        OutputsOf(data).detections(model)
+    except InputError:
+        raise
+    except Exception as error:  # A model may ask for anything.
+        raise InputError(
+            f'{type(model).__name__} fails on an image of {height} x {width} '
+            f'pixels: {in_a_sentence(error)}. Try a larger --shape. If '
+            'tools/test.py fails as well, the cause is in MMDetection or in '
+            'the config.') from error
 
 
 @blamed_on_config()
@@ -162,8 +219,10 @@ def test_shape(cfg: Config) -> Tuple[int, int]:
         InputError: If its test pipeline does not say.
     """
     for step in get_test_pipeline_cfg(cfg):
-        if step['type'] == 'Resize' and step.get('scale'):
-            return tuple(_padded(size) for size in sorted(step['scale']))
+        scale = step.get('scale')
+        if step['type'] == 'Resize' and scale:
+            sizes = [scale] * 2 if isinstance(scale, int) else sorted(scale)
+            return tuple(map(_padded, sizes))
     raise InputError("the config's test pipeline has no Resize with a scale; "
                      'give the shape by --shape HEIGHT WIDTH.')
 
@@ -265,7 +324,12 @@ def _compare(session, names: List[str], model: nn.Module,
                 session.run(None, {'images': data['inputs'].numpy()}))))
     proposals = None
     if 'rois' in found:
-        proposals = [InstanceData(bboxes=found['rois'][:, 1:])]
+        boxes = found['rois'][:, 1:]
+        # Those that fill up their number have no area, and no meaning.
+        real = boxes.any(1)
+        proposals = [InstanceData(bboxes=boxes[real])]
+        for name in ('cls_score', 'bbox_pred'):
+            found[name] = found[name][real]
     run = OutputsOf(data, proposals)
     outputs = [found[name] for name in names[2:] if name != 'rois']
     expected, = run.detections(model)

@@ -19,8 +19,9 @@ from mmpsbn.convert.raw_outputs import (OutputsOf, largest_difference,
 from mmpsbn.engine.whole_files import replacing
 from mmpsbn.errors import InputError
 from mmpsbn.export.exportable import Exportable
-from mmpsbn.export.onnx_file import (SHARE_APART, check_onnx, checked_program,
-                                     folded_stock, prepared, test_shape)
+from mmpsbn.export.onnx_file import (SHARE_APART, check_onnx, check_runs,
+                                     checked_program, folded_stock, prepared,
+                                     test_shape)
 from mmpsbn.stack import check_packages
 from .constant_inputs import InputWatch
 from .removal import Removal, readers, remove_constants
@@ -95,6 +96,7 @@ def prune(cfg: Config, checkpoint: dict, name: str, images: Sequence[str],
     load_weights(model, checkpoint, name)
     before = Exportable(folded_stock(cfg, model))
     after = Exportable(folded_stock(cfg, model))
+    check_runs(model, after, prepared(cfg, images[0], model, shape))
     watch = InputWatch(model, readers(after.model))
     for file in images:
         data = prepared(cfg, file, model, shape)

@@ -163,9 +163,10 @@ def _obstacle(group, reading: Sequence[nn.Module]) -> str:
     if OPTYPE.OUTPUT in types:
         return OUTPUT
     layers = _layers(group)
+    # Subclasses may pad by themselves, or compute with other weights.
     plain = types <= {OPTYPE.CONV, OPTYPE.LINEAR, OPTYPE.ELEMENTWISE} and \
-        all(getattr(layer, 'groups', 1) == 1 and
-            not getattr(layer, 'transposed', False) for layer, _ in layers)
+        all(type(layer) in (nn.Conv2d, nn.Linear) and
+            getattr(layer, 'groups', 1) == 1 for layer, _ in layers)
     if not plain or len(reading) < sum(reads for _, reads in layers):
         return COUPLED
     return ''
