@@ -5,6 +5,7 @@ import torch
 from mmdet.models.dense_heads import RetinaHead, RetinaSepBNHead
 from mmdet.utils import register_all_modules
 from mmengine.optim import OptimWrapper, OptimWrapperDict
+from test_checkpoint import Toy, toy_runner
 from torch import nn
 
 from mmpsbn.engine import LevelWatch, find_idle_norms
@@ -84,3 +85,27 @@ def test_one_level_and_frozen_statistics_are_not_reported():
     for feature in FEATURES:
         model(feature)
     assert watch.end() == []
+
+
+@pytest.mark.parametrize('asked, found, said', [
+    ('psBN', PSBatchNorm2d, False), ('psBN', nn.BatchNorm2d, True),
+    ('mmpsbn.psSyncBN', nn.BatchNorm2d, True), ('BN', nn.BatchNorm2d, False)
+])
+def test_psbn_that_was_converted_away_is_reported(asked, found, said, tmp_path,
+                                                  caplog):
+    runner = toy_runner(tmp_path / 'run', Toy(found), epochs=1,
+                        custom_hooks=[dict(type='mmpsbn.NormCheckHook')])
+    runner.cfg.model = dict(backbone=dict(norm_cfg=dict(type=asked)))
+    with caplog.at_level('WARNING', logger=runner.logger.name):
+        runner.logger.addHandler(caplog.handler)
+        runner.train()
+    text = f"the config asks for {asked.split('.')[-1]}, and the model has no"
+    assert (text in caplog.text) == said
+
+
+def test_an_optimizer_of_copies_is_reported():
+    model = PSBatchNorm2d(4)
+    copies = [nn.Parameter(p.detach().clone()) for p in model.parameters()]
+    wrapper = OptimWrapper(torch.optim.SGD(copies, 0.1, weight_decay=0.1))
+    reason, = find_idle_norms(model, wrapper)
+    assert 'trained as plain BN' in reason
