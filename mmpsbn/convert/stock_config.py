@@ -49,7 +49,8 @@ def stock_model(model: dict) -> dict:
         norm = type_of(node.get('norm_cfg'))
         if type_of(node.get('conv_cfg')) == 'MimicConv':
             del node['conv_cfg']
-            node['norm_cfg'] = dict(type='BN', requires_grad=True)
+            eps = {k: v for k, v in node['norm_cfg'].items() if k == 'eps'}
+            node['norm_cfg'] = dict(type='BN', requires_grad=True, **eps)
         elif norm in STOCK_NORMS:
             node['norm_cfg']['type'] = STOCK_NORMS[norm]
             node['norm_cfg'].pop('alpha', None)
