@@ -8,6 +8,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 from mmpsbn.analysis import saved_bytes, turns
@@ -76,7 +77,9 @@ def measure_costs(cfgs: Dict[str, Config], rounds: int) -> Dict[str, Cost]:
 def _training_batch(cfg: Config) -> dict:
     loader = dict(
         cfg.train_dataloader, num_workers=0, persistent_workers=False)
-    with redirect_stdout(StringIO()):  # pycocotools tells what it does.
+    # pycocotools prints what it does.
+    with redirect_stdout(StringIO()), DefaultScope.overwrite_default_scope(
+            cfg.get('default_scope', 'mmdet')):
         with blamed_on_config():
             loader = Runner.build_dataloader(loader, seed=0)
         return next(iter(loader))
