@@ -8,6 +8,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
@@ -88,6 +89,8 @@ def _training_batch(cfg: Config) -> dict:
 def _actions(model, batch):
     """A training step, a prediction, and the loss, as functions."""
     model.train()
+    # Augmentations of batches (YOLOX's) ask for it, and a Runner sets it.
+    MessageHub.get_current_instance().update_info('iter', 0)
     data = model.data_preprocessor(batch, True)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
 

@@ -159,10 +159,14 @@ def _heads_without_last_bn(model: nn.Module) -> List[str]:
     for head in boxes if isinstance(boxes, nn.ModuleList) else [boxes]:
         if head is not None:
             heads['roi_head.bbox_head'] = head
-    return [
-        f'{name} ({type(head).__name__})' for name, head in heads.items()
-        if not any(isinstance(part, LastBN) for part in head.modules())
-    ]
+    found = []
+    for name, head in heads.items():
+        parts = list(head.modules())
+        scores = any(isinstance(part, (nn.Conv2d, nn.Linear))
+                     for part in parts)
+        if scores and not any(isinstance(part, LastBN) for part in parts):
+            found.append(f'{name} ({type(head).__name__})')
+    return found
 
 
 def _default(cfg: Config, node: dict, name: str):
