@@ -115,6 +115,22 @@ def test_one_comparison_holds_a_folder(digits, tmp_path):
     plan.write()
 
 
+def test_a_folder_that_cannot_be_read_or_written(digits, tmp_path):
+    folder = tmp_path / 'closed'
+    folder.mkdir()
+    plan = comparison(digits, folder)
+    folder.chmod(0)
+    user = os.geteuid()
+    os.seteuid(user or 65534)  # Root may read and write everything.
+    try:
+        with pytest.raises(InputError, match='closed cannot be read: Perm'):
+            Comparison(plan.cfg, plan.cfgs, [], [0], str(folder))
+        with pytest.raises(InputError, match='closed cannot be written: Perm'):
+            plan.write()
+    finally:
+        os.seteuid(user)
+
+
 def test_two_comparisons_that_make_a_folder_at_the_same_time(digits,
                                                               tmp_path):
     one = comparison(digits, tmp_path / 'new')

@@ -213,7 +213,8 @@ class Comparison:
             write_whole(self.work_dir / PLAN, json.dumps(self._plan).encode())
         except OSError as error:
             raise InputError(f'the work dir {self.work_dir} cannot be '
-                             f'written: {error.strerror}') from error
+                             f'written: {error.strerror}. Choose another with '
+                             '--work-dir.') from error
 
     def interrupt(self) -> None:
         """Let the runs in progress end, as after Ctrl-C."""
@@ -351,18 +352,24 @@ class Comparison:
             length.evaluations * length.images / cost.batch / self.processes)
 
     def _check_folder(self) -> None:
-        if not self.work_dir.exists():
-            return
-        if not self.work_dir.is_dir():
-            raise InputError(f'the work dir {self.work_dir} is no folder.')
-        if all(file.name == LOCK for file in self.work_dir.iterdir()):
-            return
-        file = self.work_dir / PLAN
-        if not file.exists():
+        try:
+            if not self.work_dir.exists():
+                return
+            if not self.work_dir.is_dir():
+                raise InputError(f'the work dir {self.work_dir} is no folder.')
+            if all(file.name == LOCK for file in self.work_dir.iterdir()):
+                return
+            file = self.work_dir / PLAN
+            found = file.read_text() if file.exists() else None
+        except OSError as error:
+            raise InputError(f'the work dir {self.work_dir} cannot be read: '
+                             f'{error.strerror}. Choose another with '
+                             '--work-dir.') from error
+        if found is None:
             raise InputError(f'the work dir {self.work_dir} is not empty and '
                              'holds no comparison; choose another with '
                              '--work-dir.')
-        if json.loads(file.read_text()) != self._plan:
+        if json.loads(found) != self._plan:
             raise InputError(
                 f'the work dir {self.work_dir} belongs to another comparison: '
                 'its config, --cfg-options or number of processes were '
