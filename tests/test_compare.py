@@ -24,6 +24,7 @@ from test_tools import FASTER, SHORT, refused, run  # noqa: F401  A fixture.
 
 from mmpsbn.compare import (NORMS, Comparison, Cost, measure_costs, with_norm,
                             write_report)
+from mmpsbn.compare.costs import warnings_of
 from mmpsbn.compare.report import Row, rows_of, verdict
 from mmpsbn.compare.runs import shares_of_machine
 from mmpsbn.compare.session import print_plan
@@ -465,6 +466,33 @@ def test_configs_that_are_not_inherited_from_mmdet(name, dataset, options,
         options=options)
     assert status == 0, output
     assert 'to go, on this machine' in output
+
+
+def test_psbn_without_decay_is_warned_of(digits, tmp_path):
+    plan = comparison(digits, tmp_path / 'work', **{
+        'optim_wrapper.paramwise_cfg': dict(norm_decay_mult=0.)})
+    warning, = warnings_of(measure_costs(plan.cfgs, rounds=1))
+    assert warning.startswith('psBN: no psBN layer has weight decay')
+
+
+def test_runs_at_once_share_no_file_of_results(digits, tmp_path):
+    plan = comparison(digits, tmp_path / 'work', **{
+        'val_evaluator.outfile_prefix': 'results/val'})
+    plan.write()
+    assert [plan._config(run).val_evaluator.outfile_prefix
+            for run in plan.runs] == [str(plan.folder(run) / 'val')
+                                      for run in plan.runs]
+
+
+def test_pretrained_weights_of_gn_are_remarked(digits, tmp_path):
+    plan = comparison(digits, tmp_path / 'work', ('BN', 'GN'), **{
+        'model.backbone.norm_cfg': dict(type='GN', num_groups=8),
+        'model.backbone.init_cfg': dict(type='Pretrained', checkpoint='gn.pth',
+                                        _delete_=True)})
+    assert plan.remarks() == [
+        'gn.pth is taken as of GN, like the config: no other normalization '
+        'finds its running statistics there.'
+    ]
 
 
 def test_norm_layers_that_levels_share_are_told(digits, tmp_path, capsys):

@@ -178,6 +178,14 @@ def test_a_failure_of_two_processes_is_reported_without_the_launcher(
     assert 'NoSuchHook' in plan.failures[run]
 
 
+def test_a_run_without_an_evaluation_has_no_result(digits, tmp_path):
+    plan = short_plan(digits, tmp_path / 'work')
+    plan.cfgs['BN'].default_hooks.logger = None
+    run, = plan.runs
+    assert not plan.run(run, lambda share: None)
+    assert 'no evaluation was logged' in plan.failures[run]
+
+
 def test_a_kill_during_the_last_evaluation(digits, tmp_path):
     plan = short_plan(digits, tmp_path / 'work', epochs=2,
                       **{'val_evaluator.prefix': 'val'})
@@ -198,8 +206,11 @@ def test_a_kill_during_the_last_evaluation(digits, tmp_path):
 
 
 def test_a_config_that_counts_iterations(digits, tmp_path):
-    plan = short_plan(digits, tmp_path / 'work', loop=dict(
-        type='IterBasedTrainLoop', max_iters=4, val_interval=2))
+    plan = short_plan(
+        digits, tmp_path / 'work',
+        loop=dict(type='IterBasedTrainLoop', max_iters=4, val_interval=2),
+        # Results are read from the files of LocalVisBackend.
+        visualizer=dict(vis_backends=[]))
     run, = plan.runs
     assert plan.run(run, lambda share: None), plan.failures
     assert list(plan.curve(run, plan.scores[0])) == [2, 4]

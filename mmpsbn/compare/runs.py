@@ -19,7 +19,7 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from mmpsbn.convert import convert_to_mimicnorm
 from mmpsbn.convert.conversion import build
-from mmpsbn.convert.stock_config import mimic_inside, stock_model
+from mmpsbn.convert.stock_config import mimic_inside, stock_model, type_of
 from mmpsbn.engine.blame import blamed_on_config
 from mmpsbn.engine.checkpoint import (check_fits, is_of_mimicnorm, layer_of,
                                       read_checkpoint, state_of,
@@ -181,7 +181,12 @@ class Comparison:
                 'FrozenBN normalizes with the running statistics it starts '
                 'from, and the config starts from no weights: it is the '
                 'identity here.')
-        if 'GN' in self.cfgs and sources:
+        of_gn = type_of(self.cfg.model.backbone.get('norm_cfg')) == 'GN'
+        if of_gn and sources:
+            remarks.append(f'{", ".join(sources)} is taken as of GN, like the '
+                           'config: no other normalization finds its running '
+                           'statistics there.')
+        elif 'GN' in self.cfgs and sources:
             remarks.append(f'GN takes {", ".join(sources)} without the norm '
                            'layers; its own start anew.')
         if sources and any(
@@ -273,6 +278,11 @@ class Comparison:
             line for line in self._scalars(run)
             if 'step' in line and 'iter' not in line
         ]
+        if not (evaluations or diverged):
+            self.failures[run] = (
+                'training ended, but no evaluation was logged: the config '
+                'needs a LoggerHook in default_hooks.')
+            return False
         result = dict(
             metrics=evaluations[-1] if evaluations else {},
             seconds=before + time.monotonic() - begin,
@@ -314,10 +324,22 @@ class Comparison:
                     interval=cfg.train_cfg.get('val_interval', 1000))
         interval = max(10, self.length.iterations // MEASUREMENTS)
         custom = list(cfg.get('custom_hooks') or [])
-        if not any('FilterCollapseHook' in hook['type'] for hook in custom):
+        if not any('FilterCollapseHook' in str(hook['type'])
+                   for hook in custom):
             custom.append(
                 dict(type='mmpsbn.FilterCollapseHook', interval=interval))
         cfg.custom_hooks = custom
+        for node in dicts_in(cfg.val_evaluator):
+            # Metrics read these files again, and runs at once share no file.
+            if node.get('outfile_prefix'):
+                node['outfile_prefix'] = str(
+                    self.folder(run) / Path(node['outfile_prefix']).name)
+        # Results are read from its files.
+        backends = (cfg.get('visualizer') or {}).get('vis_backends')
+        if backends is not None and not any(
+                str(backend['type']).endswith('LocalVisBackend')
+                for backend in backends):
+            backends.append(dict(type='LocalVisBackend'))
         self._convert_start(cfg)
         return cfg
 
