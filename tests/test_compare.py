@@ -236,9 +236,9 @@ def test_starts_of_one_file_name_are_converted_apart(digits, tmp_path):
         torch.save(dict(state_dict=model.state_dict()), paths[-1])
     plan = comparison(
         digits, tmp_path / 'work', ('MimicNorm', ), load_from=paths[1],
-        **{'model.backbone.init_cfg': dict(type='Pretrained', prefix='backbone',
-                                           checkpoint=paths[0],
-                                           _delete_=True)})
+        **{'model.backbone.init_cfg': dict(
+            type='Pretrained', prefix='backbone', checkpoint=paths[0],
+            _delete_=True)})
     plan.write()
     cfg = plan._config(plan.runs[0])
     values = [

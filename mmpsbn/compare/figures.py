@@ -36,7 +36,8 @@ def draw_scores(rows, out: str) -> None:
                       color=colour)
         axis.set_yticks(
             range(len(rows)),
-            [f'{r.norm}, lr {in_digits(r.lr)}' if many else r.norm for r in rows])
+            [f'{row.norm}, lr {in_digits(row.lr)}' if many else row.norm
+             for row in rows])
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_xlabel('mAP')
         axis.grid(axis='x', lw=0.4)

@@ -153,20 +153,19 @@ def _in_words(layers: Counter) -> str:
 
 def _heads_without_last_bn(model: nn.Module) -> List[str]:
     """Name the heads of a detector that score classes without a last BN."""
-    heads = {name: head for name, head in model.named_children()
-             if name.endswith('_head') and name != 'roi_head'}
+    heads = [(name, head) for name, head in model.named_children()
+             if name.endswith('_head') and name != 'roi_head']
     boxes = getattr(getattr(model, 'roi_head', None), 'bbox_head', None)
-    for head in boxes if isinstance(boxes, nn.ModuleList) else [boxes]:
-        if head is not None:
-            heads['roi_head.bbox_head'] = head
+    heads += [('roi_head.bbox_head', head) for head in (
+        boxes if isinstance(boxes, nn.ModuleList) else [boxes]) if head]
     found = []
-    for name, head in heads.items():
+    for name, head in heads:
         parts = list(head.modules())
         scores = any(isinstance(part, (nn.Conv2d, nn.Linear))
                      for part in parts)
         if scores and not any(isinstance(part, LastBN) for part in parts):
             found.append(f'{name} ({type(head).__name__})')
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _default(cfg: Config, node: dict, name: str):

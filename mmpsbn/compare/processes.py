@@ -60,6 +60,9 @@ def start(command: Sequence[str], output: IO, lock: IO,
           environment: Optional[Dict[str, str]] = None) -> subprocess.Popen:
     """Start a Python that ends with this process, see :mod:`.tether`.
 
+    Linux ends it with the thread that calls this function, so that thread has
+    to wait for the child.
+
     Args:
         command (list[str]): The arguments of the Python.
         output (file): Takes what it prints.
@@ -105,5 +108,7 @@ def reason_of(status: int, output: str) -> str:
                 f'({names.get(-status, "unknown")}). '
                 f'{ADVICE.get(-status, "")}').strip()
     lines = LAUNCHER.split(output)[0].strip().splitlines() or ['no output']
-    errors = [line for line in lines if line.startswith('error: ')]
-    return (errors or lines)[-1]
+    if ended:  # Other processes may have printed something since.
+        errors = [line for line in lines if line.startswith('error: ')]
+        lines = errors or lines
+    return lines[-1]

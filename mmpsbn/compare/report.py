@@ -168,7 +168,9 @@ def _write(comparison: Comparison, rows: Sequence[Row],
                    **figures}
         draw_lrs({'': rows}, str(out / 'lrs.png'))
     draw_curves({
-        row.norm: [comparison.curve(run, comparison.scores[0]) for run in row.well]
+        row.norm: [
+            comparison.curve(run, comparison.scores[0]) for run in row.well
+        ]
         for row in best
     }, comparison.length.unit, str(out / 'curves.png'))
     histories = {

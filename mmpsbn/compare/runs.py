@@ -212,7 +212,7 @@ class Comparison:
         """
         try:
             self.work_dir.mkdir(parents=True, exist_ok=True)
-            self._lock = lock_folder(self.work_dir)
+            self._lock = self._lock or lock_folder(self.work_dir)
             # Another comparison may have made the folder in the meantime.
             self._check_folder()
             write_whole(self.work_dir / PLAN, json.dumps(self._plan).encode())
