@@ -13,7 +13,6 @@ going on after an interruption are those of tools/compare_norms.py.
 import argparse
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 
@@ -26,7 +25,8 @@ from mmpsbn.compare import Comparison, carry_out, with_norm
 from mmpsbn.compare.runs import shares_of_machine
 from mmpsbn.compare.session import costs_of
 from mmpsbn.datasets import make_digits
-from mmpsbn.engine.cli import add_cfg_options, told_to_the_user
+from mmpsbn.engine.cli import (add_cfg_options, interrupted_by_signals,
+                               told_to_the_user)
 from mmpsbn.engine.config import read_config
 
 CONFIGS = {
@@ -124,6 +124,6 @@ def main():
 
 
 if __name__ == '__main__':
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupted_by_signals()
     with told_to_the_user('the same command goes on from here'):
         main()

@@ -20,7 +20,6 @@ comparison a report of its own.
 import argparse
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 from statistics import mean
@@ -41,7 +40,8 @@ from mmpsbn.compare.session import costs_of, in_words, left
 from mmpsbn.compare.tables import markdown, mean_and_spread
 from mmpsbn.datasets import make_digits
 from mmpsbn.engine.checkpoint import find_resumable
-from mmpsbn.engine.cli import add_cfg_options, told_to_the_user
+from mmpsbn.engine.cli import (add_cfg_options, interrupted_by_signals,
+                               told_to_the_user)
 from mmpsbn.engine.config import read_config
 from mmpsbn.engine.data import check_data
 from mmpsbn.engine.whole_files import whole_folder
@@ -393,6 +393,6 @@ def main():
 
 
 if __name__ == '__main__':
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupted_by_signals()
     with told_to_the_user('the same command goes on from here'):
         main()

@@ -11,17 +11,20 @@ import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import mmcv
+import mmdet
 import pytest
 import torch
 from conftest import ROOT
 from mmengine.runner import load_checkpoint
 from test_convert import build, demo_config
-from test_tools import FASTER, SHORT, refused  # noqa: F401  The fixture.
+from test_tools import FASTER, SHORT, refused, run  # noqa: F401  A fixture.
 
 from mmpsbn.compare import (NORMS, Comparison, Cost, measure_costs, with_norm,
                             write_report)
+from mmpsbn.compare.costs import warnings_of
 from mmpsbn.compare.report import Row, rows_of, verdict
 from mmpsbn.compare.runs import shares_of_machine
 from mmpsbn.compare.session import print_plan
@@ -145,6 +148,52 @@ def test_the_plan_is_every_norm_lr_and_seed(digits, tmp_path):
     assert not (tmp_path / 'new').exists()
 
 
+def test_learning_rates_are_different_runs_if_they_differ(digits, tmp_path):
+    plan = comparison(digits, tmp_path / 'new', ('BN', ), seeds=(0, 0),
+                      lrs=(.01, .01, .010000001))
+    assert [run.name for run in plan.runs] == [
+        'BN_lr0.01_seed0', 'BN_lr0.010000001_seed0'
+    ]
+
+
+def multiple_sets(evaluator, prefixes=('first', 'second')):
+    return dict(type='MultiDatasetsEvaluator', metrics=[evaluator] * 2,
+                dataset_prefixes=prefixes, _delete_=True)
+
+
+@pytest.mark.parametrize('change, name', [
+    (dict(), 'coco/bbox_mAP'),
+    (dict(prefix='val'), 'val/bbox_mAP'),
+    (dict(metric=['segm', 'bbox']), 'coco/bbox_mAP'),
+    (multiple_sets(dict(type='CocoMetric')), 'first/coco/bbox_mAP'),
+    (multiple_sets(dict(type='CocoMetric', prefix='val')),
+     'first/val/bbox_mAP'),
+])
+def test_map_is_found_by_the_name_that_the_config_gives_it(
+        change, name, digits, tmp_path):
+    plan = comparison(digits, tmp_path, ('BN', ), **{'val_evaluator': change})
+    run, = plan.runs
+    plan.folder(run).mkdir()
+    (plan.folder(run) / 'result.json').write_text(
+        json.dumps(dict(metrics={name: .5, f'{name}_50': .7}, seconds=1.)))
+    found, = rows_of(plan)
+    assert (found.scores, found.scores50) == ([.5], [.7])
+    second = 'the config also measures second'
+    assert (second in ' '.join(plan.remarks())) == ('first' in name)
+
+
+def test_map50_that_is_not_measured_is_no_zero(digits, tmp_path):
+    plan = comparison(digits, tmp_path, ('BN', ),
+                      **{'val_evaluator.metric_items': ['mAP']})
+    run, = plan.runs
+    plan.folder(run).mkdir()
+    (plan.folder(run) / 'result.json').write_text(
+        json.dumps(dict(metrics={'coco/bbox_mAP': .5}, seconds=1.)))
+    write_report(plan, {'BN': Cost(1., 1., 1., 1., None, 8)}, 'command')
+    assert '| BN | 0.04 | 1 | 0.500 | 0.000 | - | - |' in (
+        tmp_path / 'report.md').read_text()
+
+
 def test_time_is_estimated_from_what_was_seen(digits, tmp_path):
     plan = comparison(digits, tmp_path, seeds=(0, 1))
     cost = Cost(10., 1., 2., 0., None, 8)
@@ -175,6 +224,28 @@ def test_mimicnorm_starts_from_converted_weights(digits, tmp_path):
     assert converted['backbone.layer1.0.conv1.weight'].mean(
         (1, 2, 3)).abs().max() < 1e-6
     assert 'tools/convert.py' in plan.remarks()[0]
+
+
+def test_starts_of_one_file_name_are_converted_apart(digits, tmp_path):
+    model = build(with_norm(demo_config('faster-rcnn', 'psbn'), 'BN').model)
+    paths = []
+    for name, value in (('a', 1.), ('b', 2.)):
+        (tmp_path / name).mkdir()
+        paths.append(str(tmp_path / name / 'model.pth'))
+        model.neck.fpn_convs[0].conv.bias.data.fill_(value)
+        torch.save(dict(state_dict=model.state_dict()), paths[-1])
+    plan = comparison(
+        digits, tmp_path / 'work', ('MimicNorm', ), load_from=paths[1],
+        **{'model.backbone.init_cfg': dict(
+            type='Pretrained', prefix='backbone', checkpoint=paths[0],
+            _delete_=True)})
+    plan.write()
+    cfg = plan._config(plan.runs[0])
+    values = [
+        torch.load(path)['state_dict']['neck.fpn_convs.0.conv.bias'][0]
+        for path in (cfg.model.backbone.init_cfg.checkpoint, cfg.load_from)
+    ]
+    assert values == [1, 2]
 
 
 def test_a_detector_of_other_classes_starts_them_anew(digits, tmp_path):
@@ -233,8 +304,8 @@ def test_norms_of_each_level_do_not_become_mimicnorm(tmp_path, digits):
     Comparison(cfg, cfgs, [], [0], str(tmp_path / 'work'))
 
 
-def row(norm, *scores):
-    return Row(norm, 0.1, [], [], list(scores), list(scores), [], [])
+def row(norm, *scores, lr=0.1):
+    return Row(norm, lr, [], [], list(scores), list(scores), [], [])
 
 
 def test_the_verdict_claims_no_more_than_the_seeds():
@@ -246,6 +317,17 @@ def test_the_verdict_claims_no_more_than_the_seeds():
         [row('BN', .5), row('psBN', .9)])
     assert 'No run detected anything' in verdict(
         [row('BN', 0.), row('GN', 0.)])
+
+
+def test_the_verdict_says_what_makes_a_comparison_unequal():
+    equal = verdict([row('BN', .5, .62), row('psBN', .6, .64)])
+    assert 'differ' not in equal
+    seeds = verdict([row('BN', .5, .62, .6), row('psBN', .9)])
+    assert 'One seed tells no difference from chance (psBN)' in seeds
+    assert 'The numbers of seeds differ (BN 3, psBN 1)' in seeds
+    lrs = verdict([row('BN', .5, .6), row('BN', .7, .71, lr=0.2),
+                   row('psBN', .6, .64)])
+    assert 'The learning rates differ (BN 0.1, 0.2; psBN 0.1)' in lrs
 
 
 @pytest.fixture
@@ -355,6 +437,64 @@ def test_a_dry_run_writes_nothing(compare, capsys, tmp_path):
     assert not (tmp_path / 'new').exists()
 
 
+STOCK = """_base_ = ['{}']
+data = dict(metainfo=dict(classes=tuple('0123456789')))
+train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False,
+                        dataset={})
+val_dataloader = dict(dataset=data)
+model = dict(backbone=dict(init_cfg=None), bbox_head=dict(num_classes=10))
+"""
+
+
+@pytest.mark.parametrize('name, dataset, options', [
+    ('retinanet/retinanet_r18_fpn_1x_coco', 'data',
+     ['train_dataloader.dataset.pipeline.2.scale=(160,160)']),
+    ('yolox/yolox_tiny_8xb8-300e_coco', 'dict(dataset=data)',
+     ['train_dataloader.dataset.pipeline.0.img_scale=(96,96)',
+      'train_dataloader.dataset.pipeline.1.border=(-48,-48)',
+      'train_dataloader.dataset.pipeline.4.scale=(96,96)']),
+])
+def test_configs_that_are_not_inherited_from_mmdet(name, dataset, options,
+                                                   digits, tmp_path):
+    base = Path(mmdet.__file__).parent / '.mim' / 'configs' / f'{name}.py'
+    config = tmp_path / 'config.py'
+    config.write_text(STOCK.format(base, dataset))
+    # A process of its own, in which nothing has set a default scope.
+    status, output = run(
+        COMPARE[0], config, '--norms', 'psBN', '--seeds', '1', '--rounds', '1',
+        '--work-dir', tmp_path / 'new', '--dry-run', data=digits,
+        options=options)
+    assert status == 0, output
+    assert 'to go, on this machine' in output
+
+
+def test_psbn_without_decay_is_warned_of(digits, tmp_path):
+    plan = comparison(digits, tmp_path / 'work', **{
+        'optim_wrapper.paramwise_cfg': dict(norm_decay_mult=0.)})
+    warning, = warnings_of(measure_costs(plan.cfgs, rounds=1))
+    assert warning.startswith('psBN: no psBN layer has weight decay')
+
+
+def test_runs_at_once_share_no_file_of_results(digits, tmp_path):
+    plan = comparison(digits, tmp_path / 'work', **{
+        'val_evaluator.outfile_prefix': 'results/val'})
+    plan.write()
+    assert [plan._config(run).val_evaluator.outfile_prefix
+            for run in plan.runs] == [str(plan.folder(run) / 'val')
+                                      for run in plan.runs]
+
+
+def test_pretrained_weights_of_gn_are_remarked(digits, tmp_path):
+    plan = comparison(digits, tmp_path / 'work', ('BN', 'GN'), **{
+        'model.backbone.norm_cfg': dict(type='GN', num_groups=8),
+        'model.backbone.init_cfg': dict(type='Pretrained', checkpoint='gn.pth',
+                                        _delete_=True)})
+    assert plan.remarks() == [
+        'gn.pth is taken as of GN, like the config: no other normalization '
+        'finds its running statistics there.'
+    ]
+
+
 def test_norm_layers_that_levels_share_are_told(digits, tmp_path, capsys):
     plan = comparison(digits, tmp_path / 'work', ('psBN', 'GN'),
                       detector='retinanet',
@@ -410,6 +550,7 @@ def test_a_run_that_diverges_has_ended(digits, tmp_path):
     (['--norms', 'LN'], 'no normalization of this comparison'),
     (['--seeds', '0'], '--seeds 0: at least 1'),
     (['--lrs', '-1'], 'a learning rate is above 0'),
+    (['--lrs', 'inf'], 'a learning rate is above 0'),
     (['--work-dir', 'other'], 'belongs to another comparison'),
     (['--work-dir', 'foreign'], 'is not empty and holds no comparison'),
     (['--work-dir', 'file'], 'is no folder'),
@@ -438,9 +579,16 @@ def test_a_model_without_a_backbone(digits):
 @pytest.mark.parametrize('change', [
     dict(val_evaluator=dict(type='VOCMetric', _delete_=True)),
     dict(val_dataloader=None),
+    dict(val_evaluator=dict(metric='proposal')),
+    dict(val_evaluator=dict(metric_items=['AR@100'])),
 ])
 def test_a_config_that_measures_no_map(change, digits, tmp_path):
     cfg = demo_config('faster-rcnn', 'psbn')
     cfg.merge_from_dict(change)
     with pytest.raises(InputError, match='by coco/bbox_mAP'):
         Comparison(cfg, {'BN': cfg}, [], [0], str(tmp_path / 'work'))
+
+
+def test_a_config_that_never_evaluates(digits, tmp_path):
+    with pytest.raises(InputError, match='val_begin=9 .* never measured'):
+        comparison(digits, tmp_path, **{'train_cfg.val_begin': 9})

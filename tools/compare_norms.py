@@ -10,9 +10,9 @@ report.html and figures in the work dir.
 """
 
 import argparse
+import math
 import os.path as osp
 import shlex
-import signal
 import sys
 
 import mmpsbn  # noqa: F401  First: it checks the stack.
@@ -23,7 +23,8 @@ from mmpsbn.compare import NORMS, Comparison, carry_out, with_norm
 from mmpsbn.compare.placing import check_norms
 from mmpsbn.compare.runs import LOADERS, shares_of_machine
 from mmpsbn.compare.session import costs_of, print_plan
-from mmpsbn.engine.cli import add_cfg_options, told_to_the_user
+from mmpsbn.engine.cli import (add_cfg_options, interrupted_by_signals,
+                               told_to_the_user)
 from mmpsbn.engine.config import check_start, read_config
 from mmpsbn.engine.data import check_data
 from mmpsbn.errors import InputError
@@ -77,8 +78,9 @@ def check_arguments(args):
             raise InputError(f'--{name.replace("_", "-")} '
                              f'{getattr(args, name)}: at least 1.')
     for lr in args.lrs:
-        if not lr > 0:
-            raise InputError(f'--lrs {lr:g}: a learning rate is above 0.')
+        if not 0 < lr < math.inf:
+            raise InputError(f'--lrs {lr:g}: a learning rate is above 0, '
+                             'and finite.')
 
 
 def main():
@@ -105,7 +107,6 @@ def main():
 
 
 if __name__ == '__main__':
-    # A terminated comparison ends its run as an interrupted one does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupted_by_signals()
     with told_to_the_user('the same command goes on from here'):
         main()

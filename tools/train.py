@@ -47,9 +47,14 @@ def main():
     with blamed_on_config(), blamed_on_data(cfg, LOADERS):
         runner = build_runner(cfg)
         if cfg.get('resume'):
-            check_fits(runner.model, read_checkpoint(cfg.load_from),
-                       cfg.load_from)
+            checkpoint = read_checkpoint(cfg.load_from)
+            check_fits(runner.model, checkpoint, cfg.load_from)
         runner.train()
+        if cfg.get('resume') and runner.val_loop and \
+                checkpoint.get('meta', {}).get('iter', 0) >= runner.max_iters:
+            # The last evaluation follows the last checkpoint: it may be all
+            # that an interrupted run lacks.
+            runner.val()
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """What a training step costs with each normalization, side by side."""
 
+import copy
 import statistics
 from contextlib import redirect_stdout
 from io import StringIO
@@ -8,12 +9,17 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.logging import MessageHub
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from torch import nn
 
 from mmpsbn.analysis import saved_bytes, turns
 from mmpsbn.convert.conversion import build
 from mmpsbn.engine.blame import blamed_on_config
-from mmpsbn.engine.norm_check_hook import LevelWatch, shared_in_words
+from mmpsbn.engine.norm_check_hook import (LevelWatch, find_idle_norms,
+                                           shared_in_words)
 
 
 class Cost(NamedTuple):
@@ -33,12 +39,18 @@ class Cost(NamedTuple):
     """Images of the batch."""
     shared: Sequence[str] = ()
     """Norm layers that several pyramid levels share, see LevelWatch."""
+    idle: Sequence[str] = ()
+    """Why its layers have no effect, see find_idle_norms."""
 
 
 def warnings_of(costs: Dict[str, Cost]) -> List[str]:
     """What makes some normalizations worse than they are."""
-    return [f'{norm}: {shared_in_words(cost.shared)}'
-            for norm, cost in costs.items() if cost.shared]
+    return [
+        f'{norm}: {warning}' for norm, cost in costs.items() for warning in [
+            *([shared_in_words(cost.shared)] if cost.shared else []),
+            *(f'{reason}.' for reason in cost.idle)
+        ]
+    ]
 
 
 def measure_costs(cfgs: Dict[str, Config], rounds: int) -> Dict[str, Cost]:
@@ -50,10 +62,11 @@ def measure_costs(cfgs: Dict[str, Config], rounds: int) -> Dict[str, Cost]:
     """
     device = get_device()
     batch = _training_batch(next(iter(cfgs.values())))
-    steps, predictions, saved, peak, shared = {}, {}, {}, {}, {}
+    steps, predictions, saved, peak, shared, idle = {}, {}, {}, {}, {}, {}
     for norm, cfg in cfgs.items():
         model = build(cfg, cfg.model).to(device)
         steps[norm], predictions[norm], loss = _actions(model, batch)
+        idle[norm] = _idle_norms(cfg, model)
         watch = LevelWatch(model)
         saved[norm] = saved_bytes(loss, model.parameters()) / 2**20
         shared[norm] = watch.end()
@@ -68,7 +81,7 @@ def measure_costs(cfgs: Dict[str, Config], rounds: int) -> Dict[str, Cost]:
             statistics.median(step[norm]),
             statistics.median(a / b for a, b in zip(step[norm], first)),
             statistics.median(inference[norm]), saved[norm], peak.get(norm),
-            len(batch['inputs']), shared[norm])
+            len(batch['inputs']), shared[norm], idle[norm])
         for norm in cfgs
     }
 
@@ -76,15 +89,29 @@ def measure_costs(cfgs: Dict[str, Config], rounds: int) -> Dict[str, Cost]:
 def _training_batch(cfg: Config) -> dict:
     loader = dict(
         cfg.train_dataloader, num_workers=0, persistent_workers=False)
-    with redirect_stdout(StringIO()):  # pycocotools tells what it does.
+    # pycocotools prints what it does.
+    with redirect_stdout(StringIO()), DefaultScope.overwrite_default_scope(
+            cfg.get('default_scope', 'mmdet')):
         with blamed_on_config():
             loader = Runner.build_dataloader(loader, seed=0)
         return next(iter(loader))
 
 
+@blamed_on_config()
+def _idle_norms(cfg: Config, model: nn.Module) -> List[str]:
+    """Say why norm layers have no effect with the config's optimizer."""
+    with DefaultScope.overwrite_default_scope(
+            cfg.get('default_scope', 'mmdet')):
+        optim_wrapper = build_optim_wrapper(
+            model, copy.deepcopy(cfg.optim_wrapper))
+    return find_idle_norms(model.train(), optim_wrapper)
+
+
 def _actions(model, batch):
     """A training step, a prediction, and the loss, as functions."""
     model.train()
+    # Augmentations of batches (YOLOX's) ask for it, and a Runner sets it.
+    MessageHub.get_current_instance().update_info('iter', 0)
     data = model.data_preprocessor(batch, True)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
 

@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 
 from mmpsbn.analysis.figures import COLOURS, STYLE
 from .costs import Cost
+from .tables import in_digits
 
 MARKERS = 'os^Dv<>'
 ASIDE = 0.08  # Of a learning rate, from a normalization to the next.
@@ -35,7 +36,8 @@ def draw_scores(rows, out: str) -> None:
                       color=colour)
         axis.set_yticks(
             range(len(rows)),
-            [f'{r.norm}, lr {r.lr:g}' if many else r.norm for r in rows])
+            [f'{row.norm}, lr {in_digits(row.lr)}' if many else row.norm
+             for row in rows])
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_xlabel('mAP')
         axis.grid(axis='x', lw=0.4)
@@ -80,7 +82,7 @@ def draw_lrs(panels: Dict[str, Sequence], out: str) -> None:
             above.set_title(title, fontsize=9)
             below.set(xlabel='learning rate', xscale='log',
                       xlim=(lrs[0] / 1.5, lrs[-1] * 1.5))
-            below.set_xticks(lrs, [f'{lr:g}' for lr in lrs])
+            below.set_xticks(lrs, [in_digits(lr) for lr in lrs])
             below.minorticks_off()
         for axis, label in zip(axes[:, 0], ('mAP', 'dead channels, %')):
             axis.set_ylabel(label)

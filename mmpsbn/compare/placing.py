@@ -1,55 +1,81 @@
 """A detector's config with another normalization in the same places."""
 
 import copy
+import inspect
+import math
+from collections import Counter
 from difflib import get_close_matches
-from typing import Callable, Dict, Iterator
+from typing import Callable, Dict, Iterator, List
 
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from torch import nn
 
 from mmpsbn.convert.conversion import build
-from mmpsbn.convert.stock_config import stock_model, type_of
+from mmpsbn.convert.stock_config import mimic_inside, stock_model, type_of
 from mmpsbn.engine.blame import blamed_on_config
+from mmpsbn.engine.config import NORMS as NORM_MODULES
 from mmpsbn.engine.config import dicts_in
 from mmpsbn.errors import InputError
+from mmpsbn.layers import MimicNorm
+from mmpsbn.layers.last_bn import LastBN
+from mmpsbn.layers.post_shifted_bn import PostShift
+from mmpsbn.registry import MODELS
 
-GROUPS = 32  # Of MMDetection's configs with GN.
-# The last BN of MimicNorm: heads, and what has it in their place.
+GROUPS = 32  # MMDetection's configs with GN have as many.
+# Heads that can have MimicNorm's last BN, and the types that add it.
 LAST_BN_HEADS = {
     'RPNHead': 'LastBNRPNHead',
     'RetinaHead': 'LastBNRetinaHead',
     'RetinaSepBNHead': 'LastBNRetinaHead',
 }
 LAST_BN_LINEAR = dict(type='LastBNLinear')
+MISSING = inspect.Parameter.empty
 
 
 @blamed_on_config()
 def with_norm(cfg: Config, norm: str) -> Config:
-    """A config with a normalization wherever it had one.
+    """Place a normalization wherever a config has one.
 
-    These are the backbone, and the neck and heads whose ``norm_cfg`` is set.
-    All but FrozenBN are trained: ``norm_eval`` is False. FrozenBN is the
-    backbone's alone, as in MMDetection's configs, with BN elsewhere. GN has
-    32 groups, or as many as leave four channels to each. MimicNorm takes its
-    convs along, and a last BN in the heads that can have one.
+    The places are the parts of the model whose ``norm_cfg`` is set, by the
+    config or by default. Layer norm keeps its place, because it normalizes
+    tokens. So does GN next to a backbone without GN, because MMDetection has
+    it in heads that pyramid levels share. :func:`placing_remarks` names the
+    norm layers that stay.
+
+    Every normalization except FrozenBN is trained: ``norm_eval`` is False.
+    FrozenBN is in the parts that take ``norm_eval``, which are the backbones,
+    and BN is in the others. GN has 32 groups, or the largest number that
+    divides the channels of every layer and leaves at least four channels per
+    group. MimicNorm comes with its convolutions, and with a last BN in the
+    heads that support one.
 
     Args:
-        cfg (Config): Of a detector; it stays as it is.
+        cfg (Config): The config of a detector; it is not changed.
         norm (str): One of ``NORMS``.
 
     Raises:
-        InputError: If there is no such normalization, or no place for one.
+        InputError: If the normalization is unknown, or if the model has no
+            place for it.
     """
     check_norms([norm])
     cfg = copy.deepcopy(cfg)
     cfg.model = stock_model(cfg.model)
-    backbone = cfg.model.get('backbone')
-    if backbone is None:
+    if cfg.model.get('backbone') is None:
         raise InputError('the model of the config has no backbone, and so no '
                          'place that is known for a normalization.')
-    # What MMDetection's backbones have where nothing is said.
-    backbone.setdefault('norm_cfg', dict(type='BN', requires_grad=True))
-    if 'norm_eval' in backbone or norm == 'FrozenBN':
-        backbone.norm_eval = norm == 'FrozenBN'
+    for node in dicts_in(cfg.model):
+        default = _default(cfg, node, 'norm_cfg')
+        if isinstance(default, dict):
+            node.setdefault('norm_cfg', copy.deepcopy(default))
+        if _default(cfg, node, 'norm_eval') is not MISSING:
+            node['norm_eval'] = norm == 'FrozenBN'
+    if not any(_places(cfg)):
+        raise InputError(
+            f'{norm} has no place in the model of the config: its backbone '
+            f'{type_of(cfg.model.backbone)} and its other parts have no batch '
+            'norm that their norm_cfg could replace. Choose a detector with '
+            'batch norm, such as one with a ResNet.')
     NORMS[norm](cfg)
     cfg.setdefault('custom_imports', dict(imports=[]))
     if 'mmpsbn' not in cfg.custom_imports.imports:
@@ -72,10 +98,107 @@ def check_norms(norms) -> None:
                              f'did you mean {" or ".join(names)}?')
 
 
+def placing_remarks(cfg: Config, cfgs: Dict[str, Config]) -> List[str]:
+    """Describe what :func:`with_norm` could not place.
+
+    Args:
+        cfg (Config): The config of a detector.
+        cfgs (dict[str, Config]): The config with each normalization.
+    """
+    # psBN marks the layers that a comparison replaces.
+    model = build(cfg, with_norm(cfg, 'psBN').model).train()
+    kept = _other_norms(model, PostShift)
+    remarks = []
+    if kept:
+        remarks.append(f'These norm layers are the same in every run: '
+                       f'{_in_words(kept)}. A comparison replaces batch norm '
+                       'that a norm_cfg sets.')
+    if not any(layer.training for layer in model.modules()
+               if isinstance(layer, PostShift)):
+        remarks.append('The detector holds every norm layer that a comparison '
+                       'replaces in evaluation mode, so no run trains one.')
+    for norm, placed in cfgs.items():
+        if not mimic_inside(placed.model):
+            continue
+        try:
+            model = build(placed, placed.model)
+        except InputError as error:
+            raise InputError(f'{norm} does not fit the detector: {error} '
+                             f'Leave {norm} out of --norms.') from error
+        beside = _other_norms(model, MimicNorm) - kept
+        if beside:
+            remarks.append(f'{norm} has BN in {_in_words(beside)}, because '
+                           'these parts take no conv_cfg.')
+        heads = _heads_without_last_bn(model)
+        if heads:
+            remarks.append(
+                f'{norm} is without its last BN in {", ".join(heads)}, so '
+                'its mAP there is not that of the whole method. A last BN '
+                f'exists for {", ".join(LAST_BN_HEADS)} and for the box heads '
+                'of RoI heads that take cls_predictor_cfg.')
+    return remarks
+
+
+def _other_norms(model: nn.Module, placed: type) -> Counter:
+    """Count norm layers that are not of the class ``placed``, by part."""
+    return Counter(
+        f'{".".join(name.split(".")[:1 + name.startswith("roi_head")])} '
+        f'({type(layer).__name__})' for name, layer in model.named_modules()
+        if isinstance(layer, NORM_MODULES) and not isinstance(layer, placed))
+
+
+def _in_words(layers: Counter) -> str:
+    return ', '.join(f'{count} in {part}' for part, count in layers.items())
+
+
+def _heads_without_last_bn(model: nn.Module) -> List[str]:
+    """Name the heads of a detector that score classes without a last BN."""
+    heads = [(name, head) for name, head in model.named_children()
+             if name.endswith('_head') and name != 'roi_head']
+    boxes = getattr(getattr(model, 'roi_head', None), 'bbox_head', None)
+    heads += [('roi_head.bbox_head', head) for head in (
+        boxes if isinstance(boxes, nn.ModuleList) else [boxes]) if head]
+    found = []
+    for name, head in heads:
+        parts = list(head.modules())
+        scores = any(isinstance(part, (nn.Conv2d, nn.Linear))
+                     for part in parts)
+        if scores and not any(isinstance(part, LastBN) for part in parts):
+            found.append(f'{name} ({type(head).__name__})')
+    return list(dict.fromkeys(found))
+
+
+def _default(cfg: Config, node: dict, name: str):
+    """Look up the default of an argument that the class of a node takes.
+
+    Returns:
+        The default; MISSING if the class does not take the argument.
+    """
+    kind = node.get('type')
+    if isinstance(kind, str):
+        with DefaultScope.overwrite_default_scope(
+                cfg.get('default_scope', 'mmdet')), \
+                MODELS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    for parent in getattr(kind, '__mro__', ()):
+        if '__init__' in vars(parent):
+            parameters = inspect.signature(parent.__init__).parameters
+            if name in parameters:
+                return parameters[name].default
+            # Only **kwargs pass an argument on to the next class.
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+                break
+    return MISSING
+
+
 def _places(cfg: Config) -> Iterator[dict]:
-    """The parts of a model that have norm layers."""
+    """Iterate over the parts of a model whose normalization is replaced."""
+    only_gn = type_of(cfg.model.backbone.get('norm_cfg')) == 'GN'
     for node in dicts_in(cfg.model):
-        if isinstance(node.get('norm_cfg'), dict):
+        kind = type_of(node.get('norm_cfg'))
+        if isinstance(node.get('norm_cfg'), dict) and not (
+                kind.startswith('LN') or kind.endswith(('1d', '3d'))
+                or kind == 'GN' and not only_gn):
             yield node
 
 
@@ -83,38 +206,64 @@ def _simple(norm: str) -> Callable[[Config], None]:
 
     def place(cfg: Config) -> None:
         for node in _places(cfg):
-            node['norm_cfg'] = dict(type=norm, requires_grad=True)
+            node['norm_cfg'] = dict(
+                type=norm,
+                requires_grad=True,
+                **_batch_norm_settings(node['norm_cfg'], 'eps', 'momentum'))
 
     return place
 
 
+def _batch_norm_settings(norm_cfg: dict, *names: str) -> dict:
+    """Select settings that pretrained weights with BN were trained with."""
+    if 'num_groups' in norm_cfg:
+        return {}
+    return {name: norm_cfg[name] for name in names if name in norm_cfg}
+
+
 def _frozen(cfg: Config) -> None:
     _simple('BN')(cfg)
-    cfg.model.backbone.norm_cfg = dict(type='BN', requires_grad=False)
+    frozen = [node for node in _places(cfg) if node.get('norm_eval')]
+    if not frozen:
+        raise InputError(
+            f'FrozenBN has no place in the model of the config: no part with '
+            'batch norm takes norm_eval. Leave FrozenBN out of --norms.')
+    for node in frozen:
+        node['norm_cfg']['requires_grad'] = False
 
 
 def _group_norm(cfg: Config) -> None:
-    smallest = min(
-        module.num_features for module in build(cfg, cfg.model).modules()
-        if hasattr(module, 'num_features'))
+    marked = copy.deepcopy(cfg)
+    _simple('psBN')(marked)
+    channels = [
+        layer.num_features for layer in build(marked, marked.model).modules()
+        if isinstance(layer, PostShift)
+    ]
+    most = max(1, min(GROUPS, min(channels) // 4))
+    common = math.gcd(*channels)
+    groups = max(n for n in range(1, most + 1) if common % n == 0)
     for node in _places(cfg):
-        node['norm_cfg'] = dict(
-            type='GN',
-            num_groups=max(1, min(GROUPS, smallest // 4)),
-            requires_grad=True)
+        if type_of(node['norm_cfg']) != 'GN':
+            node['norm_cfg'] = dict(
+                type='GN', num_groups=groups, requires_grad=True)
 
 
 def _mimic_norm(cfg: Config) -> None:
     for node in _places(cfg):
+        if _default(cfg, node, 'conv_cfg') is MISSING:
+            node['norm_cfg'] = dict(type='BN', requires_grad=True)
+            continue
         node['conv_cfg'] = dict(type='MimicConv')
-        node['norm_cfg'] = dict(type='MimicNorm')
+        node['norm_cfg'] = dict(
+            type='MimicNorm', **_batch_norm_settings(node['norm_cfg'], 'eps'))
     for node in dicts_in(cfg.model):
         node_type = type_of(node)
         if node_type in LAST_BN_HEADS:
             node['type'] = LAST_BN_HEADS[node_type]
             # Levels share a head without norm layers.
             node.pop('num_ins', None)
-        if node_type.endswith('BBoxHead'):
+        if node_type.endswith('BBoxHead') and type_of(
+                node.get('cls_predictor_cfg')) in ('', 'Linear'):
             node['cls_predictor_cfg'] = dict(LAST_BN_LINEAR)
 
 

@@ -13,9 +13,8 @@ from .costs import Cost, warnings_of
 from .figures import (draw_collapse, draw_costs, draw_curves, draw_lrs,
                       draw_scores)
 from .runs import Comparison, Run
-from .tables import markdown, mean_and_spread
+from .tables import in_digits, markdown, mean_and_spread
 
-MAP, MAP50 = 'coco/bbox_mAP', 'coco/bbox_mAP_50'
 PAGE = 'report.html'
 LAYOUT = '''<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title><style>
@@ -43,6 +42,7 @@ class Row(NamedTuple):
     scores: List[float]
     """mAP of each run; 0 where nothing was detected, or it diverged."""
     scores50: List[float]
+    """mAP50 of each run; empty if the config does not measure it."""
     before: List[float]
     """Share of channels that are dead in the first steps of each run that has
     not diverged, sums left out."""
@@ -63,13 +63,14 @@ def rows_of(comparison: Comparison) -> List[Row]:
     rows = []
     for (norm, lr), runs in groups.items():
         results = [comparison.result(run) for run in runs]
+        scores = [[result['metrics'].get(name, 0) for result in results]
+                  for name in comparison.scores]
         well = [run for run, result in zip(runs, results)
                 if not result.get('diverged')]
         histories = list(filter(None, map(comparison.history, well)))
         rows.append(
-            Row(norm, lr, runs, well,
-                *([result['metrics'].get(name, 0) for result in results]
-                  for name in (MAP, MAP50)),
+            Row(norm, lr, runs, well, scores[0],
+                scores[1] if scores[1:] else [],
                 *([shares(history[at]).get('dead', 0) for history in histories]
                   for at in (0, -1))))
     order = list(comparison.cfgs)
@@ -86,22 +87,45 @@ def best_rows(rows: Sequence[Row]) -> List[Row]:
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """Which normalization these runs speak for, and how clearly."""
-    first, *others = sorted(best_rows(rows), key=lambda row: -row.mean)
+    """Say which normalization these runs speak for, and how clearly."""
+    best = best_rows(rows)
+    first, *others = sorted(best, key=lambda row: -row.mean)
     if not first.mean:
         return 'No run detected anything: train longer, or at another lr.'
     text = (f'**{first.norm}** has the highest mean mAP, {first.mean:.3f} at '
-            f'lr {first.lr:g}, each normalization taken at its best lr.')
+            f'lr {in_digits(first.lr)}, each normalization taken at its best '
+            'lr.')
+    single = [row.norm for row in best if len(row.scores) < 2]
     close = [row.norm for row in others
              if max(row.scores) >= min(first.scores)]
-    if len(first.scores) < 2:
-        return f'{text} One seed tells no difference from chance.'
-    if close:
-        return (f'{text} Seeds of {", ".join(close)} reach into its range: '
-                'these runs do not tell them apart.')
-    if others:
+    if single:
+        text += (' One seed tells no difference from chance '
+                 f'({", ".join(single)}).')
+    elif close:
+        text += (f' Seeds of {", ".join(close)} reach into its range: these '
+                 'runs do not tell them apart.')
+    elif others:
         text += ' No seed of another reaches its lowest.'
-    return text
+    return ' '.join([text, *_inequalities(rows, best)])
+
+
+def _inequalities(rows: Sequence[Row], best: Sequence[Row]) -> List[str]:
+    """Say where some normalizations had more trials than others."""
+    seeds = {row.norm: len(row.scores) for row in best}
+    lrs: Dict[str, List[str]] = {}
+    for row in rows:
+        lrs.setdefault(row.norm, []).append(in_digits(row.lr))
+    found = []
+    if len(set(seeds.values())) > 1:
+        numbers = ', '.join(f'{norm} {n}' for norm, n in seeds.items())
+        found.append(f'The numbers of seeds differ ({numbers}): run the '
+                     'missing seeds before comparing the means.')
+    if len(set(map(tuple, lrs.values()))) > 1:
+        tried = '; '.join(f'{norm} {", ".join(own)}'
+                          for norm, own in lrs.items())
+        found.append(f'The learning rates differ ({tried}): the best of more '
+                     'rates is higher by chance alone.')
+    return found
 
 
 def write_report(comparison: Comparison, costs: Dict[str, Cost],
@@ -144,7 +168,9 @@ def _write(comparison: Comparison, rows: Sequence[Row],
                    **figures}
         draw_lrs({'': rows}, str(out / 'lrs.png'))
     draw_curves({
-        row.norm: [comparison.curve(run, MAP) for run in row.well]
+        row.norm: [
+            comparison.curve(run, comparison.scores[0]) for run in row.well
+        ]
         for row in best
     }, comparison.length.unit, str(out / 'curves.png'))
     histories = {
@@ -179,7 +205,7 @@ is what autograd keeps of its forward.
 {pictures}
 
 {_list('Without a result:', _missing(comparison))}\
-{_list('Starts:', comparison.remarks())}\
+{_list('Remarks:', comparison.remarks())}\
 {_list('Beware:', warnings_of(costs))}```shell
 {command}
 ```
@@ -200,7 +226,7 @@ def table(rows: Sequence[Row]) -> str:
         'Norm', 'lr', 'seeds', 'mAP', 'spread', 'mAP50', 'spread',
         'dead before', 'dead', 'diverged'
     ], [[
-        row.norm, f'{row.lr:g}',
+        row.norm, in_digits(row.lr),
         str(len(row.runs)), *mean_and_spread(row.scores),
         *mean_and_spread(row.scores50),
         *(f'{statistics.mean(shares):.2%}' if shares else '-'

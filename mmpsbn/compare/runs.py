@@ -1,18 +1,17 @@
 """The runs of a comparison: planned, run side by side, gone on with."""
 
 import copy
+import hashlib
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import (Callable, Dict, List, NamedTuple, Optional, Sequence,
+                    Tuple)
 
 import torch
 from mmengine.config import Config
@@ -20,7 +19,7 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from mmpsbn.convert import convert_to_mimicnorm
 from mmpsbn.convert.conversion import build
-from mmpsbn.convert.stock_config import mimic_inside, stock_model
+from mmpsbn.convert.stock_config import mimic_inside, stock_model, type_of
 from mmpsbn.engine.blame import blamed_on_config
 from mmpsbn.engine.checkpoint import (check_fits, is_of_mimicnorm, layer_of,
                                       read_checkpoint, state_of,
@@ -30,8 +29,11 @@ from mmpsbn.engine.data import blamed_on_data, find_images
 from mmpsbn.engine.filter_collapse_hook import HISTORY, read_history
 from mmpsbn.engine.whole_files import write_whole
 from mmpsbn.errors import InputError
+from . import tether
 from .costs import Cost
-from .placing import with_norm
+from .placing import placing_remarks, with_norm
+from .processes import LOCK, interrupt, lock_folder, reason_of, start
+from .tables import in_digits
 
 LOADERS = ('train_dataloader', 'val_dataloader')
 PLAN = 'comparison.json'
@@ -55,10 +57,10 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f'{self.norm}_lr{self.lr:g}_seed{self.seed}'
+        return f'{self.norm}_lr{in_digits(self.lr)}_seed{self.seed}'
 
     def __str__(self) -> str:
-        return f'{self.norm}, lr {self.lr:g}, seed {self.seed}'
+        return f'{self.norm}, lr {in_digits(self.lr)}, seed {self.seed}'
 
 
 class Length(NamedTuple):
@@ -97,21 +99,25 @@ class Comparison:
 
     Raises:
         InputError: If the config measures no mAP, if what it starts from is
-            another detector, or if the folder is of another comparison.
+            another detector, if a normalization does not fit the detector,
+            or if the folder is of another comparison.
     """
 
     @blamed_on_config()
     def __init__(self, cfg: Config, cfgs: Dict[str, Config],
                  lrs: Sequence[float], seeds: Sequence[int], work_dir: str,
                  processes: int = 1) -> None:
-        _check_evaluation(cfg)
+        #: The names of mAP and, if it is measured, of mAP50 in evaluations.
+        self.scores, self._other_sets = _score_names(cfg)
         self.cfg, self.cfgs, self.processes = cfg, cfgs, processes
         lrs = list(lrs) or [cfg.optim_wrapper.optimizer.lr]
-        # Seed by seed, so that an early end has something of everything.
-        self.runs = [
-            Run(norm, lr, seed) for seed in seeds for lr in lrs
-            for norm in cfgs
-        ]
+        # Seed by seed, so that an early end has something of everything. A
+        # run that is asked for twice is one run.
+        self.runs = list(
+            dict.fromkeys(
+                Run(norm, lr, seed) for seed in seeds for lr in lrs
+                for norm in cfgs))
+        self._placing = placing_remarks(cfg, cfgs)
         # Layers for which what all start from has no weights.
         self._anew = _check_load_from(cfg, cfgs)
         self.work_dir = Path(work_dir)
@@ -122,6 +128,7 @@ class Comparison:
         self._interrupted = threading.Event()
         # Runs at once may start from the same converted weights.
         self._preparing = threading.Lock()
+        self._lock = None
 
     def folder(self, run: Run) -> Path:
         return self.work_dir / run.name
@@ -174,7 +181,12 @@ class Comparison:
                 'FrozenBN normalizes with the running statistics it starts '
                 'from, and the config starts from no weights: it is the '
                 'identity here.')
-        if 'GN' in self.cfgs and sources:
+        of_gn = type_of(self.cfg.model.backbone.get('norm_cfg')) == 'GN'
+        if of_gn and sources:
+            remarks.append(f'{", ".join(sources)} is taken as of GN, like the '
+                           'config: no other normalization finds its running '
+                           'statistics there.')
+        elif 'GN' in self.cfgs and sources:
             remarks.append(f'GN takes {", ".join(sources)} without the norm '
                            'layers; its own start anew.')
         if sources and any(
@@ -186,20 +198,28 @@ class Comparison:
             remarks.append(f'{", ".join(self._anew)} start anew: '
                            f'{self.cfg.load_from} is of another number of '
                            'classes.')
-        return remarks
+        if self._other_sets:
+            remarks.append(f'The mAP is {self.scores[0]}; the config also '
+                           f'measures {", ".join(self._other_sets)}.')
+        return remarks + self._placing
 
     def write(self) -> None:
-        """Make the folder, so that it is known as this comparison's.
+        """Make the folder, and hold it until this process has ended.
 
         Raises:
-            InputError: If it cannot be written.
+            InputError: If it cannot be written, or if another process holds
+                it.
         """
         try:
             self.work_dir.mkdir(parents=True, exist_ok=True)
+            self._lock = self._lock or lock_folder(self.work_dir)
+            # Another comparison may have made the folder in the meantime.
+            self._check_folder()
             write_whole(self.work_dir / PLAN, json.dumps(self._plan).encode())
         except OSError as error:
             raise InputError(f'the work dir {self.work_dir} cannot be '
-                             f'written: {error.strerror}') from error
+                             f'written: {error.strerror}. Choose another with '
+                             '--work-dir.') from error
 
     def interrupt(self) -> None:
         """Let the runs in progress end, as after Ctrl-C."""
@@ -224,47 +244,48 @@ class Comparison:
             KeyboardInterrupt: If it was interrupted, by :meth:`interrupt` from
                 another thread.
         """
-        folder, start = self.folder(run), time.monotonic()
+        folder, begin = self.folder(run), time.monotonic()
         folder.mkdir(exist_ok=True)
         config = folder / 'config.py'
         with self._preparing:
             self._config(run).dump(config)
         before = self._seconds_before(run)
         with open(folder / OUTPUT, 'w') as output:
-            child = subprocess.Popen([
-                sys.executable, *self._train(), str(config), '--work-dir',
-                str(folder), '--resume'
-            ], stdout=output, stderr=subprocess.STDOUT,
-                                     start_new_session=True,
-                                     env={**os.environ, **(environment or {})})
+            child = start([
+                *self._train(), str(config), '--work-dir', str(folder),
+                '--resume'
+            ], output, self._lock, environment)
             try:
                 while child.poll() is None and not self._interrupted.is_set():
                     watch(self.done(run))
                     self._interrupted.wait(1)
             finally:
-                # Ctrl-C reaches it only from here, and once.
-                if child.poll() is None:
-                    child.send_signal(signal.SIGINT)
-                    child.wait()
+                interrupt(child)
                 write_whole(folder / SECONDS,
-                            str(before + time.monotonic() - start).encode())
-        if child.returncode == 130:
+                            str(before + time.monotonic() - begin).encode())
+        if child.returncode and self._interrupted.is_set():
             raise KeyboardInterrupt
         diverged = False
         if child.returncode:
-            lines = (folder / OUTPUT).read_text().strip().splitlines()
-            last = lines[-1] if lines else 'no output'
-            diverged = DIVERGED in last
+            reason = reason_of(
+                child.returncode,
+                (folder / OUTPUT).read_text(errors='replace'))
+            diverged = DIVERGED in reason
             if not diverged:
-                self.failures[run] = last
+                self.failures[run] = reason
                 return False
         evaluations = [] if diverged else [
             line for line in self._scalars(run)
             if 'step' in line and 'iter' not in line
         ]
+        if not (evaluations or diverged):
+            self.failures[run] = (
+                'training ended, but no evaluation was logged: the config '
+                'needs a LoggerHook in default_hooks.')
+            return False
         result = dict(
             metrics=evaluations[-1] if evaluations else {},
-            seconds=before + time.monotonic() - start,
+            seconds=before + time.monotonic() - begin,
             diverged=diverged)
         write_whole(folder / RESULT, json.dumps(result).encode())
         return True
@@ -280,7 +301,8 @@ class Comparison:
             return [train]
         return [
             '-m', 'torch.distributed.run', '--standalone',
-            f'--nproc_per_node={self.processes}', train, '--launcher=pytorch'
+            f'--nproc_per_node={self.processes}', tether.__file__, train,
+            '--launcher=pytorch'
         ]
 
     @blamed_on_config()
@@ -291,12 +313,33 @@ class Comparison:
         hooks = cfg.setdefault('default_hooks', {})
         hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
         hooks['checkpoint']['max_keep_ckpts'] = 1
+        if self.length.unit == 'iteration':
+            # By MMEngine's default, all are evaluations of epoch 0, and a
+            # checkpoint is written only at the end.
+            hooks.setdefault('logger', dict(type='LoggerHook'))
+            hooks['logger']['log_metric_by_epoch'] = False
+            if hooks['checkpoint'].get('by_epoch', True):
+                hooks['checkpoint'].update(
+                    by_epoch=False,
+                    interval=cfg.train_cfg.get('val_interval', 1000))
         interval = max(10, self.length.iterations // MEASUREMENTS)
         custom = list(cfg.get('custom_hooks') or [])
-        if not any('FilterCollapseHook' in hook['type'] for hook in custom):
+        if not any('FilterCollapseHook' in str(hook['type'])
+                   for hook in custom):
             custom.append(
                 dict(type='mmpsbn.FilterCollapseHook', interval=interval))
         cfg.custom_hooks = custom
+        for node in dicts_in(cfg.val_evaluator):
+            # Metrics read these files again, and runs at once share no file.
+            if node.get('outfile_prefix'):
+                node['outfile_prefix'] = str(
+                    self.folder(run) / Path(node['outfile_prefix']).name)
+        # Results are read from its files.
+        backends = (cfg.get('visualizer') or {}).get('vis_backends')
+        if backends is not None and not any(
+                str(backend['type']).endswith('LocalVisBackend')
+                for backend in backends):
+            backends.append(dict(type='LocalVisBackend'))
         self._convert_start(cfg)
         return cfg
 
@@ -304,9 +347,13 @@ class Comparison:
         """Weights of BN that training starts from, made to fit MimicNorm."""
         if not mimic_inside(cfg.model):
             return
+        model = repr(cfg.model)
         for node, key in _starts(cfg):
             source = node[key]
-            out = self.work_dir / f'mimicnorm_{Path(source).stem}.pth'
+            # Other files of the same name, and other models, have other ones.
+            digest = hashlib.sha256(f'{source}\n{model}'.encode()).hexdigest()
+            out = self.work_dir / (
+                f'mimicnorm_{Path(source).stem}_{digest[:8]}.pth')
             if not out.exists():
                 checkpoint = read_checkpoint(source)
                 if is_of_mimicnorm(state_of(checkpoint)):
@@ -327,18 +374,24 @@ class Comparison:
             length.evaluations * length.images / cost.batch / self.processes)
 
     def _check_folder(self) -> None:
-        if not self.work_dir.exists():
-            return
-        if not self.work_dir.is_dir():
-            raise InputError(f'the work dir {self.work_dir} is no folder.')
-        if not any(self.work_dir.iterdir()):
-            return
-        file = self.work_dir / PLAN
-        if not file.exists():
+        try:
+            if not self.work_dir.exists():
+                return
+            if not self.work_dir.is_dir():
+                raise InputError(f'the work dir {self.work_dir} is no folder.')
+            if all(file.name == LOCK for file in self.work_dir.iterdir()):
+                return
+            file = self.work_dir / PLAN
+            found = file.read_text() if file.exists() else None
+        except OSError as error:
+            raise InputError(f'the work dir {self.work_dir} cannot be read: '
+                             f'{error.strerror}. Choose another with '
+                             '--work-dir.') from error
+        if found is None:
             raise InputError(f'the work dir {self.work_dir} is not empty and '
                              'holds no comparison; choose another with '
                              '--work-dir.')
-        if json.loads(file.read_text()) != self._plan:
+        if json.loads(found) != self._plan:
             raise InputError(
                 f'the work dir {self.work_dir} belongs to another comparison: '
                 'its config, --cfg-options or number of processes were '
@@ -378,13 +431,46 @@ def shares_of_machine(at_once: int, processes: int) -> List[Dict[str, str]]:
     ]
 
 
-def _check_evaluation(cfg: Config) -> None:
-    if not cfg.get('val_dataloader') or not any(
-            str(node.get('type')).endswith('CocoMetric')
-            for node in dicts_in(cfg.get('val_evaluator'))):
+def _score_names(cfg: Config) -> Tuple[List[str], List[str]]:
+    """Find the names of mAP in the evaluations of a config.
+
+    Returns:
+        tuple: The names of mAP and, if it is measured, of mAP50 on the first
+        validation set, and those of mAP on other sets.
+
+    Raises:
+        InputError: If the config does not measure the mAP of boxes at the end
+            of training.
+    """
+    evaluator = cfg.get('val_evaluator') or []
+    if 'metrics' in evaluator:  # An Evaluator, of several data sets perhaps.
+        sets = evaluator.get('dataset_prefixes')
+        evaluator = evaluator['metrics']
+    else:
+        sets = None
+    metrics = [evaluator] if isinstance(evaluator, dict) else evaluator
+    found = []
+    for name, metric in zip(sets or [''] * len(metrics), metrics):
+        if str(metric.get('type')).endswith('CocoMetric') and 'bbox' in \
+                metric.get('metric', 'bbox') and not metric.get('format_only'):
+            prefix = f'{name}/' * bool(name) + (metric.get('prefix') or 'coco')
+            found.append([
+                f'{prefix}/bbox_{item}' for item in ('mAP', 'mAP_50')
+                if item in (metric.get('metric_items') or [item])
+            ])
+    found = [names for names in found if names and names[0].endswith('mAP')]
+    if not cfg.get('val_dataloader') or not found:
         raise InputError('the comparison is by coco/bbox_mAP, and the config '
                          'does not measure it: it needs a val_dataloader, and '
-                         'CocoMetric as val_evaluator.')
+                         'CocoMetric as val_evaluator, with bbox as metric.')
+    train_cfg = cfg.train_cfg
+    last = train_cfg.get('max_iters') or train_cfg.max_epochs
+    if train_cfg.get('val_begin', 1) > last:
+        raise InputError(
+            f'train_cfg.val_begin={train_cfg.val_begin} of the config is '
+            f'after the end of training, {last}, so that mAP is never '
+            'measured; set it to 1.')
+    return found[0], [names[0] for names in found[1:]]
 
 
 def _check_load_from(cfg: Config, cfgs: Dict[str, Config]) -> List[str]:
@@ -448,12 +534,12 @@ def _length(cfg: Config, processes: int) -> Length:
             len(DATASETS.build(copy.deepcopy(cfg[loader]['dataset'])))
             for loader in LOADERS)
     train_cfg = cfg.train_cfg
-    interval = train_cfg.get('val_interval', 1)
     if 'max_iters' in train_cfg:
         iterations = train_cfg.max_iters
+        interval = train_cfg.get('val_interval', 1000)  # MMEngine's default.
         return Length(iterations, max(1, iterations // interval), val,
                       'iteration')
     batch = cfg.train_dataloader.batch_size * processes
-    epochs = train_cfg.max_epochs
+    epochs, interval = train_cfg.max_epochs, train_cfg.get('val_interval', 1)
     return Length(epochs * math.ceil(train / batch),
                   max(1, epochs // interval), val, 'epoch')

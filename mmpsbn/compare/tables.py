@@ -13,6 +13,12 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
                      for row in rows)
 
 
+def in_digits(lr: float) -> str:
+    """Write a learning rate in as few digits as tell it from others."""
+    text = f'{lr:g}'
+    return text if float(text) == lr else repr(lr)
+
+
 def mean_and_spread(values: Sequence[float], digits: int = 3) -> List[str]:
     """Mean, and largest minus smallest."""
     if not values:

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 from contextlib import contextmanager
 from typing import Optional, Tuple
@@ -88,6 +89,16 @@ def shape_of(args: argparse.Namespace) -> Optional[Tuple[int, int]]:
         raise InputError(f'--shape {args.shape[0]} {args.shape[1]}: height '
                          'and width must be multiples of 32.')
     return tuple(args.shape)
+
+
+def interrupted_by_signals() -> None:
+    """Let a closed terminal and ``kill`` end the program as Ctrl-C does.
+
+    A program that nohup started keeps on ignoring the closed terminal.
+    """
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(name) is not signal.SIG_IGN:
+            signal.signal(name, signal.default_int_handler)
 
 
 @contextmanager

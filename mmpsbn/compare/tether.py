@@ -1,0 +1,31 @@
+"""Start a Python that ends with the process that started it.
+
+Run this file as a script, with the arguments of the new Python. Linux kills
+that Python as soon as its parent is gone, however the parent ended. The file
+imports nothing of this package, because it runs before every process of a
+training.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+#: Environment variable with the process id of the parent.
+PARENT = 'MMPSBN_PARENT'
+PR_SET_PDEATHSIG = 1  # Of Linux's prctl.h.
+
+
+def main() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+    if os.getppid() != int(os.environ[PARENT]):
+        sys.exit('the process that started this one has already ended.')
+    os.environ[PARENT] = str(os.getpid())
+    # The background jobs of a shell script ignore Ctrl-C, and their children
+    # inherit that. A comparison ends its runs by the same signal.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+
+
+if __name__ == '__main__':
+    main()

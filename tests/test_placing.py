@@ -1,0 +1,154 @@
+"""Normalizations in MMDetection's own configs, whatever these leave unsaid."""
+
+from collections import Counter
+from pathlib import Path
+
+import mmdet
+import pytest
+from mmengine.config import Config
+from test_convert import demo_config
+
+from mmpsbn.compare import NORMS, with_norm
+from mmpsbn.compare.placing import placing_remarks
+from mmpsbn.convert.conversion import build
+from mmpsbn.engine.config import NORMS as NORM_MODULES
+from mmpsbn.errors import InputError
+
+YOLO = 'yolo/yolov3_d53_8xb8-320-273e_coco'
+HRNET = 'hrnet/faster-rcnn_hrnetv2p-w18-1x_coco'
+DOUBLE_HEAD = 'double_heads/dh-faster-rcnn_r50_fpn_1x_coco'
+FCOS = 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco'
+C4 = 'faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco'
+
+
+def stock(name):
+    """A config of MMDetection's own, not inherited through ``mmdet::``."""
+    return Config.fromfile(
+        Path(mmdet.__file__).parent / '.mim' / 'configs' / f'{name}.py')
+
+
+def layers(cfg, norm):
+    """Count the norm layers by class, and by whether they are trained."""
+    model = build(cfg, with_norm(cfg, norm).model).train()
+    return Counter((type(layer).__name__, layer.training)
+                   for layer in model.modules()
+                   if isinstance(layer, NORM_MODULES))
+
+
+@pytest.mark.parametrize('name, number', [(YOLO, 72), (HRNET, 305)])
+def test_norm_layers_that_a_constructor_freezes_are_trained(name, number):
+    cfg = stock(name)
+    assert layers(cfg, 'psBN') == {('PSBatchNorm2d', True): number}
+    assert layers(cfg, 'GN') == {('GroupNorm', True): number}
+
+
+def test_frozen_bn_freezes_the_backbone_alone():
+    assert layers(stock(YOLO), 'FrozenBN') == {
+        ('BatchNorm2d', False): 52,
+        ('BatchNorm2d', True): 20
+    }
+
+
+def test_norm_layers_by_default_are_replaced():
+    # The residual blocks of this head say BN in their own code.
+    assert layers(stock(DOUBLE_HEAD), 'GN') == {
+        ('GroupNorm', True): 42 + 12,
+        ('GroupNorm', False): 11,  # Of frozen_stages=1.
+        ('BatchNorm2d', True): 3,
+    }
+
+
+def test_the_settings_of_bn_stay_those_of_its_pretrained_weights():
+    cfg = stock('efficientnet/retinanet_effb3_fpn_8xb4-crop896-1x_coco')
+    for norm in ('BN', 'psBN'):
+        norm_cfg = with_norm(cfg, norm).model.backbone.norm_cfg
+        assert (norm_cfg.eps, norm_cfg.momentum) == (1e-3, 0.01)
+    mimic = with_norm(cfg, 'MimicNorm')
+    assert mimic.model.backbone.norm_cfg == dict(type='MimicNorm', eps=1e-3)
+    # What the weights of BN are converted from.
+    assert with_norm(mimic, 'BN').model.backbone.norm_cfg.eps == 1e-3
+
+
+def test_gn_next_to_bn_stays_and_is_remarked():
+    cfg = stock(FCOS)
+    for norm in ('BN', 'MimicNorm'):
+        assert layers(cfg, norm)['GroupNorm', True] == 8
+    assert 'same in every run: 8 in bbox_head (GroupNorm)' in placing_remarks(
+        cfg, {})[0]
+    whole = stock('gn/mask-rcnn_r50_fpn_gn-all_2x_coco')
+    assert not any('GroupNorm' in kind for kind, _ in layers(whole, 'BN'))
+    # GN itself is as the config has it.
+    norm_cfg = with_norm(whole, 'GN').model.backbone.norm_cfg
+    assert norm_cfg.num_groups == 32
+
+
+@pytest.mark.parametrize('name, heads', [
+    (FCOS, 'bbox_head (FCOSHead)'),
+    ('atss/atss_r50_fpn_1x_coco', 'bbox_head (ATSSHead)'),
+    ('gfl/gfl_r50_fpn_1x_coco', 'bbox_head (GFLHead)'),
+    (YOLO, 'bbox_head (YOLOV3Head)'),
+    ('detr/detr_r50_8xb2-150e_coco', 'bbox_head (DETRHead)'),
+    ('ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco',
+     'bbox_head (SSDHead)'),
+    ('centernet/centernet_r18_8xb16-crop512-140e_coco',
+     'bbox_head (CenterNetHead)'),
+    (DOUBLE_HEAD, 'roi_head.bbox_head (DoubleConvFCBBoxHead)'),
+])
+def test_mimicnorm_without_its_last_bn_is_remarked(name, heads):
+    cfg = stock(name)
+    remarks = placing_remarks(cfg, {'MimicNorm': with_norm(cfg, 'MimicNorm')})
+    assert any(f'without its last BN in {heads}, so' in remark
+               for remark in remarks)
+
+
+def test_norm_layers_that_cannot_be_replaced_are_remarked():
+    cfg = stock('centernet/centernet_r18_8xb16-crop512-140e_coco')
+    assert '6 in neck (BatchNorm2d)' in placing_remarks(cfg, {})[0]
+
+
+@pytest.mark.parametrize('detector', ['faster-rcnn', 'retinanet'])
+def test_a_detector_that_takes_everything_has_no_remark(detector):
+    cfg = demo_config(detector, 'psbn')
+    assert placing_remarks(
+        cfg, {norm: with_norm(cfg, norm) for norm in NORMS}) == []
+
+
+def test_mimicnorm_leaves_parts_without_conv_cfg():
+    cfg = stock(C4)
+    mimic = with_norm(cfg, 'MimicNorm')
+    assert placing_remarks(cfg, {'MimicNorm': mimic}) == [
+        'MimicNorm has BN in 10 in roi_head.shared_head (BatchNorm2d), '
+        'because these parts take no conv_cfg.'
+    ]
+
+
+def test_a_detector_that_mimicnorm_does_not_fit():
+    # A convolution of CSPNeXt's ignores conv_cfg.
+    cfg = stock('rtmdet/rtmdet_tiny_8xb32-300e_coco')
+    with pytest.raises(InputError, match='Leave MimicNorm out of --norms'):
+        placing_remarks(cfg, {'MimicNorm': with_norm(cfg, 'MimicNorm')})
+
+
+@pytest.mark.parametrize('norm', NORMS)
+def test_a_transformer_has_no_place(norm):
+    with pytest.raises(InputError, match='SwinTransformer .* no batch norm'):
+        with_norm(stock('swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco'), norm)
+
+
+def test_batch_norm_next_to_a_transformer_is_replaced():
+    cfg = stock('swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco')
+    cfg.model.neck.norm_cfg = dict(type='BN')
+    found = layers(cfg, 'psBN')
+    assert found['PSBatchNorm2d', True] == 8 and found['LayerNorm', True] > 0
+    with pytest.raises(InputError, match='no part with batch norm takes'):
+        with_norm(cfg, 'FrozenBN')
+
+
+@pytest.mark.parametrize('name, groups', [
+    (HRNET, 2),
+    ('efficientnet/retinanet_effb3_fpn_8xb4-crop896-1x_coco', 4),
+])
+def test_groups_divide_the_channels_of_every_layer(name, groups):
+    cfg = with_norm(stock(name), 'GN')
+    assert cfg.model.backbone.norm_cfg.num_groups == groups
+    build(cfg, cfg.model)
