@@ -87,11 +87,11 @@ def to_mimicnorm(cfg, model, digits, tmp_path):
 
 
 @pytest.mark.parametrize('detector', DETECTORS)
-def test_all_but_centring_is_exact(detector, digits, tmp_path):
+def test_all_but_centering_is_exact(detector, digits, tmp_path):
     cfg = mimic_config(detector)
-    cfg.model.backbone.conv_cfg.centre = False
+    cfg.model.backbone.conv_cfg.center = False
     if detector == 'retinanet':
-        cfg.model.bbox_head.conv_cfg.centre = False
+        cfg.model.bbox_head.conv_cfg.center = False
     converted, _ = to_mimicnorm(cfg, trained_bn(cfg), digits, tmp_path)
     assert converted.before < 1e-4 and converted.after < 1e-4
 
@@ -201,7 +201,7 @@ def test_a_config_without_ours_is_refused(digits):
 def test_mimicnorm_folds_bn_with_the_eps_of_its_norm_cfg(digits, tmp_path):
     """YOLOX and EfficientNet have 1e-3, not 1e-5."""
     cfg = demo_config('retinanet')
-    cfg.model.backbone.conv_cfg.centre = False
+    cfg.model.backbone.conv_cfg.center = False
     cfg.model.backbone.norm_cfg.eps = 0.1
     assert stock_model(cfg.model).backbone.norm_cfg == dict(
         type='BN', requires_grad=True, eps=0.1)

@@ -89,7 +89,7 @@ def test_table_by_images_at_a_time():
                          '| GN | 0.500 (0.000) | - |']
 
 
-@pytest.mark.parametrize('detector, row, centred, last', [
+@pytest.mark.parametrize('detector, row, centered, last', [
     ('faster-rcnn', 'none', 0, []),
     ('faster-rcnn', 'weight mean', 20, []),
     ('faster-rcnn', 'last BN', 0, ['LastBNLinear']),
@@ -100,14 +100,14 @@ def test_table_by_images_at_a_time():
     ('retinanet', 'last BN', 0, ['LastBNRetinaHead']),
     ('retinanet', 'MimicNorm', 20, ['LastBNRetinaHead']),
 ])
-def test_parts_of_mimicnorm(detector, row, centred, last):
+def test_parts_of_mimicnorm(detector, row, centered, last):
     cfg = demo_norms.config_with(
         read_config(demo_norms.CONFIGS[detector]), detector, row)
     model = build(cfg.model)
     kinds = Counter(type(module).__name__ for module in model.modules())
     assert kinds['MimicConv'] == 20
     assert sum(module.centered for module in model.modules()
-               if isinstance(module, MimicConv)) == centred
+               if isinstance(module, MimicConv)) == centered
     assert sorted(kind for kind in kinds if kind in (
         'LastBNLinear', 'LastBNRPNHead', 'LastBNRetinaHead')) == last
 

@@ -185,7 +185,7 @@ def test_correlations_are_seen_at_every_relu_and_change_nothing():
         for key, value in net.state_dict().items():
             assert value.equal(before[key]), key
     # The paper's claim, at the start: all images look alike to a deep network
-    # without norm layers, and not so if its filters are centred.
+    # without norm layers, and not so if its filters are centered.
     last = {norm: own['images'][-1] for norm, own in found.items()}
     assert len(found['BN']['images']) == 16
     assert last['none'] > 0.75 and max(last['BN'], last['MimicNorm']) < 0.5

@@ -1,6 +1,6 @@
 """How alike activations are, at every ReLU of a network.
 
-arXiv:2010.09278 has it that centred filters whiten the activations, and keep
+arXiv:2010.09278 has it that centered filters whiten the activations, and keep
 those of different images apart, as BN does.
 """
 
