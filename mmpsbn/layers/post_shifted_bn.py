@@ -120,9 +120,11 @@ class PostShift(StepAware):
                 or bias.any()):
             nn.init.constant_(bias, self.alpha)
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
-        self._loaded = True
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # MMEngine loads what is there and what fits.
+        bias = state_dict.get(f'{prefix}bias')
+        self._loaded |= getattr(bias, 'shape', None) == self.bias.shape
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, alpha={self.alpha}'
