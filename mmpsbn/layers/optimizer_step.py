@@ -51,6 +51,9 @@ class StepAware:
     def join_steps(self) -> None:
         """Let the steps of the optimizer that holds the parameter act."""
         _wrap_optimizers()
+        # torch.fx inlines what is not torch's, and cannot trace a forward pass
+        # that asks for shapes or counts batches.
+        self.__dict__['__module__'] = nn.Module.__module__
         _layers.add(self)
         _joined[0] += 1
 

@@ -80,8 +80,6 @@ class PostShift(StepAware):
             dtype=dtype)
         self.alpha = float(alpha)
         self.reset_parameters()
-        # torch.fx inlines what is not torch's, and cannot trace BN's forward.
-        self.__dict__['__module__'] = nn.BatchNorm2d.__module__
         self.join_steps()
 
     @staticmethod
