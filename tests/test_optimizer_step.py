@@ -424,6 +424,17 @@ def test_several_optimizers_are_no_copies():
                 part.zero_grad()
             loss_of(model, seed).backward()
             for part in parts:
+def test_an_old_gradient_moves_a_layer_that_was_frozen_later():
+    """As zero_grad(set_to_none=False) leaves one."""
+    layer = PSBatchNorm2d(3)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=1.0)
+    layer.bias.grad = torch.zeros(3)
+    layer.requires_grad_(False)
+    for _ in range(10):
+        optimizer.step()
+    torch.testing.assert_close(layer.bias.data, torch.full((3, ), 0.1))
+
+
                 part.step()
 
 

@@ -115,7 +115,9 @@ class Plan:
         parts: Dict[tuple, Part] = {}
         for key, (layer, parameter) in self.owned.items():
             # An optimizer may step within the step of one that wraps it.
-            if not parameter.requires_grad or key in _stepping:
+            if frozen or key in _stepping:
+            # A step changes what has a gradient, even if it was frozen later.
+            frozen = not parameter.requires_grad and parameter.grad is None
                 continue
             # One operation on several DTensors takes one mesh.
             kind = (layer.before_step, layer.after_step,
