@@ -15,11 +15,12 @@ wrapper that runs torch's hooks. Optimizers without such layers are unchanged.
 """
 
 import functools
+import threading
 import warnings
 from contextlib import contextmanager
 from typing import (Callable, Dict, Iterator, List, NamedTuple, Sequence, Set,
                     Tuple)
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -50,12 +51,13 @@ class StepAware:
 
     def join_steps(self) -> None:
         """Let the steps of the optimizer that holds the parameter act."""
-        _wrap_optimizers()
         # torch.fx inlines what is not torch's, and cannot trace a forward pass
         # that asks for shapes or counts batches.
         self.__dict__['__module__'] = nn.Module.__module__
-        _layers.add(self)
-        _joined[0] += 1
+        _wrap_optimizers()
+        with _lock:
+            _layers.add(self)
+            _joined[0] += 1
 
     def __setstate__(self, state) -> None:
         super().__setstate__(state)
@@ -102,7 +104,7 @@ class Plan:
         if self.joined == _joined[0] and self.held == held:
             return
         found = {id(layer._parameters.get(layer.stepped)): layer
-                 for layer in _layers}
+                 for layer in _live_layers()}
         found = {**{key: layer for key, (layer, _) in self.owned.items()},
                  **found}
         self.owned = {id(p): (found[id(p)], p) for p in parameters
@@ -114,10 +116,10 @@ class Plan:
         """The layers whose parameters are trained, in parts."""
         parts: Dict[tuple, Part] = {}
         for key, (layer, parameter) in self.owned.items():
-            # An optimizer may step within the step of one that wraps it.
-            if frozen or key in _stepping:
             # A step changes what has a gradient, even if it was frozen later.
             frozen = not parameter.requires_grad and parameter.grad is None
+            # An optimizer may step within the step of one that wraps it.
+            if frozen or key in _stepping:
                 continue
             # One operation on several DTensors takes one mesh.
             kind = (layer.before_step, layer.after_step,
@@ -130,10 +132,10 @@ class Plan:
 
 # torch.compile of a step compiles the step alone: the functions below that
 # keep account of the layers are not for it to trace.
+_lock = threading.Lock()  # Threads may build models and train others.
 _layers: 'WeakSet[StepAware]' = WeakSet()
 _joined = [0]  # The number of layers that have ever joined.
 _reached: 'WeakSet[StepAware]' = WeakSet()
-_plans: 'WeakKeyDictionary[Optimizer, Plan]' = WeakKeyDictionary()
 _stepping: Set[int] = set()  # Parameters within a step.
 
 
@@ -147,12 +149,20 @@ def _wrap_optimizers() -> None:
         return hooked(_wrap(step))
 
     Optimizer.profile_hook_step = staticmethod(profile_hook_step)
-    classes = [Optimizer]
+    # Others may have decorated a step that torch has wrapped. Therefore its
+    # wrapper stays, and calls another function.
+    code, wrappers, classes = hooked(_wrap).__code__, set(), [Optimizer]
     while classes:
         cls = classes.pop()
         classes += cls.__subclasses__()
-        if getattr(vars(cls).get('step'), 'hooked', False):
-            cls.step = profile_hook_step(cls.step.__wrapped__)
+        step = cls.step
+        while step and getattr(step, '__code__', None) is not code:
+            step = getattr(step, '__wrapped__', None)
+        wrappers.add(step)
+    for wrapper in wrappers - {None}:
+        for cell in wrapper.__closure__:
+            if cell.cell_contents is wrapper.__wrapped__:
+                cell.cell_contents = _wrap(wrapper.__wrapped__)
 
 
 def _wrap(step: Callable) -> Callable:
@@ -164,8 +174,10 @@ def _wrap(step: Callable) -> Callable:
             return step(optimizer, *args, **kwargs)
 
         def outside(argument):
-            return _outside(parts)(argument) if callable(
-                argument) else argument
+            # Some optimizers take the model, too.
+            is_closure = callable(argument) and not isinstance(
+                argument, nn.Module)
+            return _outside(parts)(argument) if is_closure else argument
 
         with _inside(parts):
             return step(optimizer, *map(outside, args),
@@ -177,9 +189,9 @@ def _wrap(step: Callable) -> Callable:
 @torch._disable_dynamo
 def _parts(optimizer: Optimizer) -> List[Part]:
     """The layers that a step of an optimizer changes."""
-    plan = _plans.get(optimizer)
-    if plan is None:
-        plan = _plans[optimizer] = Plan()
+    # In a dictionary of all plans, it would keep the optimizer alive if a hook
+    # of a layer refers to it. Copies of the optimizer leave it out.
+    plan = vars(optimizer).setdefault('_step_plan', Plan())
     plan.update(
         [p for group in optimizer.param_groups for p in group['params']])
     if plan.steps < 2:
@@ -188,9 +200,14 @@ def _parts(optimizer: Optimizer) -> List[Part]:
     return plan.parts()
 
 
+def _live_layers() -> List[StepAware]:
+    with _lock:
+        return list(_layers)
+
+
 def _warn_of_missed(steps: int) -> None:
     missed: Dict[str, List[StepAware]] = {}
-    for layer in list(_layers):
+    for layer in _live_layers():
         if layer.training and layer not in _reached and layer.is_missed(steps):
             missed.setdefault(layer.missed, []).append(layer)
     for message, layers in missed.items():
