@@ -9,7 +9,7 @@ from numbers import Real
 from typing import List, Optional
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpsbn.registry import NORM_LAYERS
@@ -110,12 +110,14 @@ class PostShift(StepAware):
 
     def _start_at_alpha(self) -> None:
         """Replace BN's start of the bias by that of psBN."""
-        bias = self._parameters.get('bias')
-        # Fake and meta tensors have no values, and DTensors would have to
-        # be gathered.
-        if type(bias) is nn.Parameter and not (
-                bias.is_meta or self._loaded or self.num_batches_tracked
-                or bias.any()):
+        if self._loaded or self._parameters.get('bias') is None:
+            return
+        bias = self.bias.detach()
+        if hasattr(bias, 'to_local'):  # Of fully_shard; each process has a part.
+            bias = bias.to_local()
+        # Fake and meta tensors have no values.
+        if type(bias) is Tensor and not (bias.is_meta or bias.any()
+                                         or self.num_batches_tracked):
             nn.init.constant_(bias, self.alpha)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
