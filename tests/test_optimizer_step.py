@@ -531,6 +531,20 @@ def test_several_optimizers_are_no_copies():
                 part.step()
 
 
+@pytest.mark.parametrize('every', [3, 10])
+def test_a_layer_whose_optimizer_steps_rarely_or_never_is_not_missed(every):
+    first, later = PSBatchNorm2d(3), PSBatchNorm2d(3)
+    often, rarely = (torch.optim.SGD(layer.parameters(), lr=0.1)
+                     for layer in (later, first))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for count in range(1, 7):
+            later(first(torch.randn(2, 3, 4, 4))).square().sum().backward()
+            often.step()
+            if count % every == 0:
+                rarely.step()
+
+
 # Everything else sees a BN
 
 

@@ -20,10 +20,10 @@ import warnings
 from contextlib import contextmanager
 from typing import (Callable, Dict, Iterator, List, NamedTuple, Sequence, Set,
                     Tuple)
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
@@ -63,15 +63,18 @@ class StepAware:
         super().__setstate__(state)
         self.join_steps()
 
-    def is_missed(self, steps: int) -> bool:
+    def is_missed(self) -> bool:
         """Whether an optimizer trains the layer by a copy of the parameter.
 
-        Args:
-            steps (int): The steps that the optimizer has taken before. Other
-                optimizers take their first step before the second of this.
+        The parameter has then changed since the last call. One that has a
+        gradient alone may belong to no optimizer, or to one that steps later.
         """
         parameter = self._parameters.get(self.stepped)
-        return steps > 0 and getattr(parameter, 'grad', None) is not None
+        if getattr(parameter, 'grad', None) is None:
+            return False
+        before, norm = _norms.get(self), parameter.detach().norm()
+        _norms[self] = norm
+        return before is not None and bool(before != norm)
 
 
 class Part(NamedTuple):
@@ -136,6 +139,7 @@ _lock = threading.Lock()  # Threads may build models and train others.
 _layers: 'WeakSet[StepAware]' = WeakSet()
 _joined = [0]  # The number of layers that have ever joined.
 _reached: 'WeakSet[StepAware]' = WeakSet()
+_norms: 'WeakKeyDictionary[StepAware, Tensor]' = WeakKeyDictionary()
 _stepping: Set[int] = set()  # Parameters within a step.
 
 
@@ -195,7 +199,7 @@ def _parts(optimizer: Optimizer) -> List[Part]:
     plan.update(
         [p for group in optimizer.param_groups for p in group['params']])
     if plan.steps < 2:
-        _warn_of_missed(plan.steps)
+        _warn_of_missed()
         plan.steps += 1
     return plan.parts()
 
@@ -205,10 +209,10 @@ def _live_layers() -> List[StepAware]:
         return list(_layers)
 
 
-def _warn_of_missed(steps: int) -> None:
+def _warn_of_missed() -> None:
     missed: Dict[str, List[StepAware]] = {}
     for layer in _live_layers():
-        if layer.training and layer not in _reached and layer.is_missed(steps):
+        if layer.training and layer not in _reached and layer.is_missed():
             missed.setdefault(layer.missed, []).append(layer)
     for message, layers in missed.items():
         _reached.update(layers)  # One warning is enough.

@@ -92,8 +92,8 @@ class PostShift(StepAware):
                    parameters: List[nn.Parameter]) -> None:
         torch._foreach_add_(parameters, [layer.alpha for layer in layers])
 
-    def is_missed(self, steps: int) -> bool:
-        return 'bias' not in self._parameters or super().is_missed(steps)
+    def is_missed(self) -> bool:
+        return 'bias' not in self._parameters or super().is_missed()
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
