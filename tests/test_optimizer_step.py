@@ -203,6 +203,26 @@ def test_a_step_that_raises_leaves_the_bias_applied(closure):
         torch.testing.assert_close(layer.bias.data, torch.full((3, ), 0.1))
 
 
+@pytest.mark.parametrize('call', [1, 2])
+def test_an_interruption_leaves_the_bias_applied(monkeypatch, call):
+    """Python raises KeyboardInterrupt when a call of torch returns."""
+    layer, add, calls = PSBatchNorm2d(3), torch._foreach_add_, []
+
+    def interrupted(*args):
+        add(*args)
+        calls.append(args)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=1.0)
+    layer.bias.grad = torch.zeros(3)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch, '_foreach_add_', interrupted)
+        optimizer.step()
+    optimizer.step()
+    torch.testing.assert_close(layer.bias.data, torch.full((3, ), 0.1))
+
+
 def test_hooks_of_the_optimizer_see_the_applied_bias():
     layer, seen = PSBatchNorm2d(3), []
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)

@@ -223,22 +223,24 @@ def _warn_of_missed() -> None:
 @torch.no_grad()
 def _enter(parts: List[Part]) -> None:
     for part in parts:
-        part.before_step(part.layers, part.parameters)
         _stepping.update(map(id, part.parameters))
+        part.before_step(part.layers, part.parameters)
 
 
 @torch._disable_dynamo
 @torch.no_grad()
 def _leave(parts: List[Part]) -> None:
     for part in parts:
-        _stepping.difference_update(map(id, part.parameters))
-        part.after_step(part.layers, part.parameters)
+        # Ctrl-C may have come before the part was entered.
+        if id(part.parameters[0]) in _stepping:
+            _stepping.difference_update(map(id, part.parameters))
+            part.after_step(part.layers, part.parameters)
 
 
 @contextmanager
 def _inside(parts: List[Part]) -> Iterator[None]:
-    _enter(parts)
     try:
+        _enter(parts)
         yield
     finally:
         _leave(parts)
