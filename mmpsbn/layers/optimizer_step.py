@@ -135,7 +135,8 @@ class Plan:
 
 # torch.compile of a step compiles the step alone: the functions below that
 # keep account of the layers are not for it to trace.
-_lock = threading.Lock()  # Threads may build models and train others.
+# Threads may build models and train others, and a signal may interrupt one.
+_lock = threading.RLock()
 _layers: 'WeakSet[StepAware]' = WeakSet()
 _joined = [0]  # The number of layers that have ever joined.
 _reached: 'WeakSet[StepAware]' = WeakSet()

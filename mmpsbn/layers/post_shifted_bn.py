@@ -113,7 +113,7 @@ class PostShift(StepAware):
         if self._loaded or self._parameters.get('bias') is None:
             return
         bias = self.bias.detach()
-        if hasattr(bias, 'to_local'):  # Of fully_shard; each process has a part.
+        if hasattr(bias, 'to_local'):  # fully_shard gives each process a part.
             bias = bias.to_local()
         # Fake and meta tensors have no values.
         if type(bias) is Tensor and not (bias.is_meta or bias.any()
