@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from mmcv.cnn import ConvModule
 from mmengine.model import BaseModel
 from mmengine.model.wrappers import MMFullyShardedDataParallel
 from mmengine.optim import OptimWrapper
@@ -190,6 +191,15 @@ def psbn_under_fully_shard(rank):
         assert torch.equal(value.full_tensor(), expected[name]), name
 
 
+def psbn_starts_at_alpha_under_fully_shard(rank):
+    """ConvModule sets the bias of its new norm layer to 0."""
+    model = ConvModule(3, 5, 1, norm_cfg=dict(type='psSyncBN'))
+    fully_shard(model, mesh=init_device_mesh('cpu', (WORLD, )))
+    model.train()
+    torch.testing.assert_close(
+        model.bn.bias.full_tensor(), torch.full((5, ), 0.1))
+
+
 def psbn_with_a_zero_redundancy_optimizer(rank):
     alone, model = toy(norm='psBN'), toy(norm='psSyncBN')
     wrapped = DistributedDataParallel(model)
@@ -254,7 +264,10 @@ SCENARIOS = [
     psbn_with_a_zero_redundancy_optimizer, the_runner_of_mmengine
 ]
 if fully_shard:
-    SCENARIOS += [mimicnorm_under_fully_shard, psbn_under_fully_shard]
+    SCENARIOS += [
+        mimicnorm_under_fully_shard, psbn_under_fully_shard,
+        psbn_starts_at_alpha_under_fully_shard
+    ]
 
 
 def run_scenarios(rank, folder, names):

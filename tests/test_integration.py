@@ -12,7 +12,7 @@ from mmengine.model import (constant_init, convert_sync_batchnorm,
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
-from mmengine.runner import save_checkpoint
+from mmengine.runner import load_state_dict, save_checkpoint
 from test_psbn import randomize
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -163,6 +163,19 @@ def test_a_zero_that_was_loaded_or_trained_stays(name):
     for norm in (loaded, trained):
         norm.apply(lambda m: None).train().eval()
         assert norm.bias.tolist() == [0] * 4
+
+
+@both
+@pytest.mark.parametrize('state', [{}, {'1.bn.bias': torch.zeros(8)}],
+                         ids=['no bias', 'another width'])
+def test_a_partial_checkpoint_loads_the_layers_that_it_has(name, state):
+    """As `load_from` with the weights of another detector."""
+    model = nn.Sequential(*(
+        ConvModule(3, 3, 1, norm_cfg=dict(type=name)) for _ in range(2)))
+    load_state_dict(model, {'0.bn.bias': torch.zeros(3), **state})
+    model.train()
+    assert model[0].bn.bias.tolist() == [0] * 3
+    torch.testing.assert_close(model[1].bn.bias.data, torch.full((3, ), 0.1))
 
 
 def test_pretrained_bn_weights_give_the_same_features(tmp_path):

@@ -103,6 +103,33 @@ def test_gradients_are_those_of_the_formula():
         torch.testing.assert_close(one.grad, other.grad)
 
 
+def test_gradients_of_each_sample():
+    conv = MimicConv(2, 3, 3).double()
+    conv.set_scale(0.7)
+    parameters = {name: p.detach() for name, p in conv.named_parameters()}
+
+    def loss(parameters, x):
+        return torch.func.functional_call(conv, parameters,
+                                          x).square().sum()
+
+    x = images(4, 2, 5, 5)
+    of_samples = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters,
+                                                                   x)
+    of_batch = torch.func.grad(loss)(parameters, x)
+    for name, gradient in of_batch.items():
+        torch.testing.assert_close(of_samples[name].sum(0), gradient)
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_torch_fx_traces_it_like_a_conv(training):
+    conv = MimicConv(2, 3, 3)
+    conv.set_scale(0.7)
+    traced = torch.fx.symbolic_trace(nn.Sequential(conv).train(training))
+    assert [node.op for node in traced.graph.nodes] == [
+        'placeholder', 'call_module', 'output'
+    ]
+
+
 def test_follows_sgd_that_centers_after_every_step():
     conv = MimicConv(3, 4, 3, dtype=torch.double)
     conv.set_scale(1.2)
@@ -249,6 +276,21 @@ def test_starts_he_normal_and_centered():
     assert not conv.bias.any()
     grouped = MimicConv(256, 256, 3, groups=256)
     assert abs(grouped.weight.std().item() / (2 / 36)**0.5 - 1) < 0.06
+
+
+def test_starts_again_after_the_meta_device():
+    """FSDP calls reset_parameters, and to_empty before."""
+    conv = MimicConv(64, 64, 3, device='meta')
+    conv.set_scale(0.7)
+    conv.to_empty(device='cpu')
+    for parameter in conv.parameters():
+        nn.init.constant_(parameter, torch.nan)
+    conv.reset_parameters()
+    torch.testing.assert_close(conv.weight.std().item(), (2 / (64 * 9))**0.5,
+                               rtol=0.02, atol=0)
+    assert_centered(conv.weight)
+    assert not conv.bias.any()
+    assert conv.scale.item() == pytest.approx(0.7)
 
 
 def test_initializers_for_conv2d_leave_the_published_start():

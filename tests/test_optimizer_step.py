@@ -5,7 +5,9 @@ import gc
 import pickle
 import subprocess
 import sys
+import threading
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -201,6 +203,26 @@ def test_a_step_that_raises_leaves_the_bias_applied(closure):
         torch.testing.assert_close(layer.bias.data, torch.full((3, ), 0.1))
 
 
+@pytest.mark.parametrize('call', [1, 2])
+def test_an_interruption_leaves_the_bias_applied(monkeypatch, call):
+    """Python raises KeyboardInterrupt when a call of torch returns."""
+    layer, add, calls = PSBatchNorm2d(3), torch._foreach_add_, []
+
+    def interrupted(*args):
+        add(*args)
+        calls.append(args)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=1.0)
+    layer.bias.grad = torch.zeros(3)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch, '_foreach_add_', interrupted)
+        optimizer.step()
+    optimizer.step()
+    torch.testing.assert_close(layer.bias.data, torch.full((3, ), 0.1))
+
+
 def test_hooks_of_the_optimizer_see_the_applied_bias():
     layer, seen = PSBatchNorm2d(3), []
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
@@ -269,6 +291,97 @@ torch.testing.assert_close(layer.bias.data, torch.full((3,), 0.1))
     subprocess.run([sys.executable, '-c', code], check=True)
 
 
+def test_decorated_steps_stay_decorated():
+    """A profiler may have decorated a step before the first layer is built."""
+    code = '''
+import functools
+import torch
+from torch import nn
+calls = []
+
+def counted(step):
+    @functools.wraps(step)
+    def wrapper(*args, **kwargs):
+        calls.append(step)
+        return step(*args, **kwargs)
+    return wrapper
+
+old = torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=0.1)
+scheduler = torch.optim.lr_scheduler.StepLR(old, 1)  # It wraps old.step.
+torch.optim.SGD.step = counted(torch.optim.SGD.step)
+
+class Twice(torch.optim.SGD):
+    step = counted(torch.optim.SGD.step)
+
+from mmpsbn.layers import PSBatchNorm2d
+for make, count in ((torch.optim.SGD, 1), (Twice, 2), (None, 0)):
+    layer = PSBatchNorm2d(3)
+    group = dict(params=[layer.bias], lr=0.1, weight_decay=1.0)
+    optimizer = make([group]) if make else old
+    if optimizer is old:
+        old.add_param_group(group)
+    layer.bias.grad = torch.zeros(3)
+    calls.clear()
+    optimizer.step()
+    assert len(calls) == count, calls
+    torch.testing.assert_close(layer.bias.data, torch.full((3,), 0.1))
+'''
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_a_step_may_take_the_model():
+
+    class Natural(torch.optim.SGD):
+
+        def step(self, model):
+            assert isinstance(model, nn.Module)
+            super().step()
+
+    layer = PSBatchNorm2d(3)
+    Natural(layer.parameters(), lr=0.1).step(layer)
+
+
+def test_models_may_be_built_in_one_thread_and_trained_in_another():
+    errors = []
+
+    def build_and_train():
+        try:
+            for _ in range(30):
+                model = nn.Sequential(*(PSBatchNorm2d(2) for _ in range(20)))
+                torch.optim.SGD(model.parameters(), lr=0.1).step()
+        except RuntimeError as error:
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    threads = [threading.Thread(target=build_and_train) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(interval)
+    assert not errors
+
+
+def test_a_hook_of_a_layer_keeps_no_optimizer_alive():
+
+    class Trainer:
+
+        def __init__(self):
+            self.layer = PSBatchNorm2d(3)
+            self.layer.register_forward_hook(self.watch)
+            self.optimizer = torch.optim.SGD(self.layer.parameters(), lr=0.1)
+
+        def watch(self, *_):
+            pass
+
+    trainer = Trainer()
+    trainer.optimizer.step()
+    trainer = weakref.ref(trainer)
+    gc.collect()
+    assert trainer() is None
+
+
 def test_a_layer_may_join_later_and_leave():
     model = network(PSBatchNorm2d)
     optimizer = torch.optim.SGD(model[:3].parameters(), lr=0.1,
@@ -329,6 +442,17 @@ def test_frozen_layers_keep_their_bits():
     optimizer.step()
     assert torch.equal(layer.bias, before[0])
     assert torch.equal(conv.weight, before[1])
+
+
+def test_an_old_gradient_moves_a_layer_that_was_frozen_later():
+    """As zero_grad(set_to_none=False) leaves one."""
+    layer = PSBatchNorm2d(3)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=1.0)
+    layer.bias.grad = torch.zeros(3)
+    layer.requires_grad_(False)
+    for _ in range(10):
+        optimizer.step()
+    torch.testing.assert_close(layer.bias.data, torch.full((3, ), 0.1))
 
 
 def test_resumes_to_the_same_bits():
@@ -425,6 +549,20 @@ def test_several_optimizers_are_no_copies():
             loss_of(model, seed).backward()
             for part in parts:
                 part.step()
+
+
+@pytest.mark.parametrize('every', [3, 10])
+def test_a_layer_whose_optimizer_steps_rarely_or_never_is_not_missed(every):
+    first, later = PSBatchNorm2d(3), PSBatchNorm2d(3)
+    often, rarely = (torch.optim.SGD(layer.parameters(), lr=0.1)
+                     for layer in (later, first))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for count in range(1, 7):
+            later(first(torch.randn(2, 3, 4, 4))).square().sum().backward()
+            often.step()
+            if count % every == 0:
+                rarely.step()
 
 
 # Everything else sees a BN

@@ -17,7 +17,8 @@ def test_same():
 
 
 def test_other():
-    assert ConvModule(3, 4, 1, norm_cfg=dict(type='BN')).norm.bias.sum() == 0
+    layer = ConvModule(3, 4, 1, norm_cfg=dict(type='BN')).train().norm
+    assert layer.bias.sum() == 0
 
 
 def test_both_fail():

@@ -53,6 +53,8 @@ def center_(weight: Tensor) -> None:
 class ScaledWeight(Function):
     """s w, without a temporary copy of w in the backward pass."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(weight: Tensor, scale: Tensor) -> Tensor:
         return weight * scale
@@ -178,7 +180,9 @@ class MimicConv(StepAware, SelfInitializedConv2d):
                 weight.sub_(filter_means(weight))
 
     def reset_parameters(self) -> None:
-        """Leave it to init_weights; the constructor of Conv2d calls this."""
+        """Call init_weights, unless the constructor of Conv2d calls this."""
+        if 'scale' in self._parameters:
+            self.init_weights()
 
     @torch.no_grad()
     def init_weights(self) -> None:

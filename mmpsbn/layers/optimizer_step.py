@@ -15,6 +15,7 @@ wrapper that runs torch's hooks. Optimizers without such layers are unchanged.
 """
 
 import functools
+import threading
 import warnings
 from contextlib import contextmanager
 from typing import (Callable, Dict, Iterator, List, NamedTuple, Sequence, Set,
@@ -22,7 +23,7 @@ from typing import (Callable, Dict, Iterator, List, NamedTuple, Sequence, Set,
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
@@ -50,23 +51,30 @@ class StepAware:
 
     def join_steps(self) -> None:
         """Let the steps of the optimizer that holds the parameter act."""
+        # torch.fx inlines what is not torch's, and cannot trace a forward pass
+        # that asks for shapes or counts batches.
+        self.__dict__['__module__'] = nn.Module.__module__
         _wrap_optimizers()
-        _layers.add(self)
-        _joined[0] += 1
+        with _lock:
+            _layers.add(self)
+            _joined[0] += 1
 
     def __setstate__(self, state) -> None:
         super().__setstate__(state)
         self.join_steps()
 
-    def is_missed(self, steps: int) -> bool:
+    def is_missed(self) -> bool:
         """Whether an optimizer trains the layer by a copy of the parameter.
 
-        Args:
-            steps (int): The steps that the optimizer has taken before. Other
-                optimizers take their first step before the second of this.
+        The parameter has then changed since the last call. One that has a
+        gradient alone may belong to no optimizer, or to one that steps later.
         """
         parameter = self._parameters.get(self.stepped)
-        return steps > 0 and getattr(parameter, 'grad', None) is not None
+        if getattr(parameter, 'grad', None) is None:
+            return False
+        before, norm = _norms.get(self), parameter.detach().norm()
+        _norms[self] = norm
+        return before is not None and bool(before != norm)
 
 
 class Part(NamedTuple):
@@ -99,7 +107,7 @@ class Plan:
         if self.joined == _joined[0] and self.held == held:
             return
         found = {id(layer._parameters.get(layer.stepped)): layer
-                 for layer in _layers}
+                 for layer in _live_layers()}
         found = {**{key: layer for key, (layer, _) in self.owned.items()},
                  **found}
         self.owned = {id(p): (found[id(p)], p) for p in parameters
@@ -111,8 +119,10 @@ class Plan:
         """The layers whose parameters are trained, in parts."""
         parts: Dict[tuple, Part] = {}
         for key, (layer, parameter) in self.owned.items():
+            # A step changes what has a gradient, even if it was frozen later.
+            frozen = not parameter.requires_grad and parameter.grad is None
             # An optimizer may step within the step of one that wraps it.
-            if not parameter.requires_grad or key in _stepping:
+            if frozen or key in _stepping:
                 continue
             # One operation on several DTensors takes one mesh.
             kind = (layer.before_step, layer.after_step,
@@ -125,10 +135,12 @@ class Plan:
 
 # torch.compile of a step compiles the step alone: the functions below that
 # keep account of the layers are not for it to trace.
+# Threads may build models and train others, and a signal may interrupt one.
+_lock = threading.RLock()
 _layers: 'WeakSet[StepAware]' = WeakSet()
 _joined = [0]  # The number of layers that have ever joined.
 _reached: 'WeakSet[StepAware]' = WeakSet()
-_plans: 'WeakKeyDictionary[Optimizer, Plan]' = WeakKeyDictionary()
+_norms: 'WeakKeyDictionary[StepAware, Tensor]' = WeakKeyDictionary()
 _stepping: Set[int] = set()  # Parameters within a step.
 
 
@@ -142,12 +154,20 @@ def _wrap_optimizers() -> None:
         return hooked(_wrap(step))
 
     Optimizer.profile_hook_step = staticmethod(profile_hook_step)
-    classes = [Optimizer]
+    # Others may have decorated a step that torch has wrapped. Therefore its
+    # wrapper stays, and calls another function.
+    code, wrappers, classes = hooked(_wrap).__code__, set(), [Optimizer]
     while classes:
         cls = classes.pop()
         classes += cls.__subclasses__()
-        if getattr(vars(cls).get('step'), 'hooked', False):
-            cls.step = profile_hook_step(cls.step.__wrapped__)
+        step = cls.step
+        while step and getattr(step, '__code__', None) is not code:
+            step = getattr(step, '__wrapped__', None)
+        wrappers.add(step)
+    for wrapper in wrappers - {None}:
+        for cell in wrapper.__closure__:
+            if cell.cell_contents is wrapper.__wrapped__:
+                cell.cell_contents = _wrap(wrapper.__wrapped__)
 
 
 def _wrap(step: Callable) -> Callable:
@@ -159,8 +179,10 @@ def _wrap(step: Callable) -> Callable:
             return step(optimizer, *args, **kwargs)
 
         def outside(argument):
-            return _outside(parts)(argument) if callable(
-                argument) else argument
+            # Some optimizers take the model, too.
+            is_closure = callable(argument) and not isinstance(
+                argument, nn.Module)
+            return _outside(parts)(argument) if is_closure else argument
 
         with _inside(parts):
             return step(optimizer, *map(outside, args),
@@ -172,21 +194,26 @@ def _wrap(step: Callable) -> Callable:
 @torch._disable_dynamo
 def _parts(optimizer: Optimizer) -> List[Part]:
     """The layers that a step of an optimizer changes."""
-    plan = _plans.get(optimizer)
-    if plan is None:
-        plan = _plans[optimizer] = Plan()
+    # In a dictionary of all plans, it would keep the optimizer alive if a hook
+    # of a layer refers to it. Copies of the optimizer leave it out.
+    plan = vars(optimizer).setdefault('_step_plan', Plan())
     plan.update(
         [p for group in optimizer.param_groups for p in group['params']])
     if plan.steps < 2:
-        _warn_of_missed(plan.steps)
+        _warn_of_missed()
         plan.steps += 1
     return plan.parts()
 
 
-def _warn_of_missed(steps: int) -> None:
+def _live_layers() -> List[StepAware]:
+    with _lock:
+        return list(_layers)
+
+
+def _warn_of_missed() -> None:
     missed: Dict[str, List[StepAware]] = {}
-    for layer in list(_layers):
-        if layer.training and layer not in _reached and layer.is_missed(steps):
+    for layer in _live_layers():
+        if layer.training and layer not in _reached and layer.is_missed():
             missed.setdefault(layer.missed, []).append(layer)
     for message, layers in missed.items():
         _reached.update(layers)  # One warning is enough.
@@ -197,22 +224,24 @@ def _warn_of_missed(steps: int) -> None:
 @torch.no_grad()
 def _enter(parts: List[Part]) -> None:
     for part in parts:
-        part.before_step(part.layers, part.parameters)
         _stepping.update(map(id, part.parameters))
+        part.before_step(part.layers, part.parameters)
 
 
 @torch._disable_dynamo
 @torch.no_grad()
 def _leave(parts: List[Part]) -> None:
     for part in parts:
-        _stepping.difference_update(map(id, part.parameters))
-        part.after_step(part.layers, part.parameters)
+        # Ctrl-C may have come before the part was entered.
+        if id(part.parameters[0]) in _stepping:
+            _stepping.difference_update(map(id, part.parameters))
+            part.after_step(part.layers, part.parameters)
 
 
 @contextmanager
 def _inside(parts: List[Part]) -> Iterator[None]:
-    _enter(parts)
     try:
+        _enter(parts)
         yield
     finally:
         _leave(parts)

@@ -9,7 +9,7 @@ from numbers import Real
 from typing import List, Optional
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpsbn.registry import NORM_LAYERS
@@ -80,8 +80,6 @@ class PostShift(StepAware):
             dtype=dtype)
         self.alpha = float(alpha)
         self.reset_parameters()
-        # torch.fx inlines what is not torch's, and cannot trace BN's forward.
-        self.__dict__['__module__'] = nn.BatchNorm2d.__module__
         self.join_steps()
 
     @staticmethod
@@ -94,8 +92,8 @@ class PostShift(StepAware):
                    parameters: List[nn.Parameter]) -> None:
         torch._foreach_add_(parameters, [layer.alpha for layer in layers])
 
-    def is_missed(self, steps: int) -> bool:
-        return 'bias' not in self._parameters or super().is_missed(steps)
+    def is_missed(self) -> bool:
+        return 'bias' not in self._parameters or super().is_missed()
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -112,17 +110,21 @@ class PostShift(StepAware):
 
     def _start_at_alpha(self) -> None:
         """Replace BN's start of the bias by that of psBN."""
-        bias = self._parameters.get('bias')
-        # Fake and meta tensors have no values, and DTensors would have to
-        # be gathered.
-        if type(bias) is nn.Parameter and not (
-                bias.is_meta or self._loaded or self.num_batches_tracked
-                or bias.any()):
+        if self._loaded or self._parameters.get('bias') is None:
+            return
+        bias = self.bias.detach()
+        if hasattr(bias, 'to_local'):  # fully_shard gives each process a part.
+            bias = bias.to_local()
+        # Fake and meta tensors have no values.
+        if type(bias) is Tensor and not (bias.is_meta or bias.any()
+                                         or self.num_batches_tracked):
             nn.init.constant_(bias, self.alpha)
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
-        self._loaded = True
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # MMEngine loads what is there and what fits.
+        bias = state_dict.get(f'{prefix}bias')
+        self._loaded |= getattr(bias, 'shape', None) == self.bias.shape
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, alpha={self.alpha}'
