@@ -37,6 +37,19 @@ def double(*shape):
     return torch.randn(*shape, dtype=torch.double)
 
 
+@pytest.mark.parametrize('affine', [True, False])
+def test_starts_again_after_the_meta_device(affine):
+    layer = LastBNLinear(4, 3, affine=affine, gain=2, device='meta')
+    layer.to_empty(device='cpu')
+    for value in (*layer.parameters(), *layer.buffers()):
+        value.data.fill_(torch.nan)
+    layer.reset_parameters()
+    assert layer.running_mean.tolist() == [0] * 3
+    assert layer.running_var.tolist() == [1] * 3
+    assert layer.weight.isfinite().all()
+    assert not affine or layer.gain.tolist() == [2] * 3
+
+
 def detector(name):
     register_all_modules()
     cfg = Config.fromfile(DEMO / f'{name}_r18-half_fpn_mimicnorm_digits.py')

@@ -301,3 +301,10 @@ def test_a_copy_is_equal_and_apart(cls, copied):
 
 def test_shows_alpha():
     assert 'alpha=0.3' in repr(PSBatchNorm2d(3, alpha=0.3))
+
+
+def test_a_layer_of_inference_mode_can_be_evaluated():
+    with torch.inference_mode():
+        layer = PSBatchNorm2d(3)
+        nn.init.zeros_(layer.bias)
+    assert not layer.eval().bias.any()

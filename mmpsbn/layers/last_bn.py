@@ -54,12 +54,22 @@ class LastBN:
                  **kwargs) -> None:
         super().__init__(*args, **{**kwargs, 'bias': affine})
         self.momentum, self.eps, self.sync = momentum, eps, sync
+        self.start = gain
         values = self.weight.new_ones(self.weight.shape[0])
         # Not named weight: by that name a head's initialization sets W.
         self.register_parameter(
             'gain', nn.Parameter(values * gain) if affine else None)
         self.register_buffer('running_mean', torch.zeros_like(values))
         self.register_buffer('running_var', values)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if 'running_var' not in self._buffers:
+            return  # The base class calls this before there are any.
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
+        if self.gain is not None:
+            nn.init.constant_(self.gain, self.start)
 
     def normalize(self, logits: Sequence[Tensor]) -> List[Tensor]:
         """From W x to y, by one set of statistics for all of its parts.

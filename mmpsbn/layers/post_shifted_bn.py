@@ -39,6 +39,8 @@ class PostShift(StepAware):
     ``ZeroRedundancyOptimizer``, ``fully_shard``, and FSDP with
     ``use_orig_params=True``. Under FSDP with flat parameters, and in an
     optimizer with copies of its own, the layer is BN, and a warning says so.
+    An optimizer that averages parameters in its state (ASGD, schedule-free)
+    averages beta.
     """
 
     stepped = 'bias'
@@ -115,9 +117,11 @@ class PostShift(StepAware):
         bias = self.bias.detach()
         if hasattr(bias, 'to_local'):  # fully_shard gives each process a part.
             bias = bias.to_local()
-        # Fake and meta tensors have no values.
-        if type(bias) is Tensor and not (bias.is_meta or bias.any()
-                                         or self.num_batches_tracked):
+        # Fake and meta tensors have no values, and those of inference mode
+        # stay as they are.
+        if type(bias) is Tensor and not (
+                bias.is_meta or bias.is_inference() or bias.any()
+                or self.num_batches_tracked):
             nn.init.constant_(bias, self.alpha)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
