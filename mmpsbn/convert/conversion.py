@@ -18,8 +18,8 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmpsbn.engine.blame import blamed_on_config
-from mmpsbn.engine.checkpoint import (check_fits, layer_of, state_of,
-                                      with_own_classes)
+from mmpsbn.engine.checkpoint import (backbone_state, check_fits, layer_of,
+                                      state_of, with_own_classes)
 from mmpsbn.engine.whole_files import replacing
 from mmpsbn.errors import InputError
 from mmpsbn.registry import MODELS
@@ -127,11 +127,11 @@ def convert_to_mimicnorm(cfg: Config, checkpoint: dict, name: str,
                          "norm_cfg=dict(type='MimicNorm') where BN was.")
     source, target = build(cfg, stock_model(cfg.model)), build(cfg, cfg.model)
     data = load_images(cfg, images, target)
-    state = state_of(checkpoint)
-    if not any('backbone.' in key for key in state):
+    state = backbone_state(checkpoint)
+    if state is None:
+        state = state_of(checkpoint)
+    else:
         source, target = source.backbone, target.backbone
-        # The classifier that the backbone was trained with.
-        state = {k: v for k, v in state.items() if k[:3] != 'fc.'}
     state, anew = with_own_classes(source, state)
     load_weights(source, state, name)
     with blamed_on_config():
