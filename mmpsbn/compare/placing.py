@@ -83,14 +83,26 @@ def _simple(norm: str) -> Callable[[Config], None]:
 
     def place(cfg: Config) -> None:
         for node in _places(cfg):
-            node['norm_cfg'] = dict(type=norm, requires_grad=True)
+            _replace(node, norm, requires_grad=True)
 
     return place
 
 
+def _replace(node: dict, norm: str, **arguments) -> None:
+    """Put a norm layer into a part of a model.
+
+    It has the eps of the layer that it replaces, which pretrained weights may
+    need (those of EfficientNet and YOLOX do).
+    """
+    eps = {
+        key: value for key, value in node['norm_cfg'].items() if key == 'eps'
+    }
+    node['norm_cfg'] = dict(type=norm, **arguments, **eps)
+
+
 def _frozen(cfg: Config) -> None:
     _simple('BN')(cfg)
-    cfg.model.backbone.norm_cfg = dict(type='BN', requires_grad=False)
+    _replace(cfg.model.backbone, 'BN', requires_grad=False)
 
 
 def _group_norm(cfg: Config) -> None:
@@ -98,8 +110,9 @@ def _group_norm(cfg: Config) -> None:
         module.num_features for module in build(cfg, cfg.model).modules()
         if hasattr(module, 'num_features'))
     for node in _places(cfg):
-        node['norm_cfg'] = dict(
-            type='GN',
+        _replace(
+            node,
+            'GN',
             num_groups=max(1, min(GROUPS, smallest // 4)),
             requires_grad=True)
 
@@ -107,7 +120,7 @@ def _group_norm(cfg: Config) -> None:
 def _mimic_norm(cfg: Config) -> None:
     for node in _places(cfg):
         node['conv_cfg'] = dict(type='MimicConv')
-        node['norm_cfg'] = dict(type='MimicNorm')
+        _replace(node, 'MimicNorm')
     for node in dicts_in(cfg.model):
         node_type = type_of(node)
         if node_type in LAST_BN_HEADS:
