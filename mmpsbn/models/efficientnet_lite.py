@@ -14,12 +14,12 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks import Conv2dAdaptivePadding
-from mmcv.cnn.bricks.transformer import AdaptivePadding
 from mmdet.models.layers import InvertedResidual
 from mmdet.models.utils import make_divisible
 from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpsbn.errors import InputError
@@ -76,18 +76,47 @@ def stages_of(arch: str) -> List[Stage]:
     ]
 
 
-def pad_as_tensorflow(layer: ConvModule) -> None:
-    """Give a strided layer TensorFlow's "same" padding.
+class SamePadding(nn.Module):
+    """TensorFlow's "same" padding before a convolution with a stride.
 
-    If the padding of an axis is odd, TensorFlow puts the larger half at the
-    end. The layer pads its input, so this works for every convolution that
-    has ``padding``, MimicConv among them. Conv2dAdaptivePadding already pads
-    in this way.
+    If the padding of an axis is odd, the larger half is at the end. MMCV's
+    AdaptivePadding pads in the same way, but with it the ONNX export of a
+    detector with dynamic height and width did not end within 10 minutes.
+
+    Args:
+        kernel_size (tuple[int]): Of the convolution, at least its stride.
+        stride (tuple[int]): Of the convolution.
+
+    Shape:
+        - Input: ``(N, C, H, W)``
+        - Output: ``(N, C, H', W')``, from which the convolution without
+          padding makes H and W divided by its stride and rounded up
+    """
+
+    def __init__(self, kernel_size: Tuple[int, int],
+                 stride: Tuple[int, int]) -> None:
+        super().__init__()
+        self.kernel_size, self.stride = kernel_size, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = []
+        for axis in (1, 0):  # F.pad starts with the last axis.
+            kernel, stride = self.kernel_size[axis], self.stride[axis]
+            total = kernel - stride + -x.shape[2 + axis] % stride
+            padding += [total // 2, total - total // 2]
+        return F.pad(x, padding)
+
+
+def pad_as_tensorflow(layer: ConvModule) -> None:
+    """Give a layer with a stride TensorFlow's "same" padding.
+
+    The layer pads its input, so this works for every convolution that has
+    ``padding``, MimicConv among them. Conv2dAdaptivePadding already pads in
+    this way.
     """
     if not isinstance(layer.conv, Conv2dAdaptivePadding):
         layer.conv.padding = (0, 0)
-        layer.padding_layer = AdaptivePadding(
-            layer.kernel_size, layer.stride, layer.dilation, 'same')
+        layer.padding_layer = SamePadding(layer.kernel_size, layer.stride)
         layer.with_explicit_padding = True
 
 
