@@ -103,7 +103,8 @@ def test_larger_variants_are_those_of_an_independent_implementation(arch):
 
 def test_stages_have_the_documented_channels_and_strides():
     model = EfficientNetLite(out_indices=EVERY_STAGE).eval()
-    shapes = [y.shape[1:] for y in features_of(model, torch.ones(1, 3, 64, 33))]
+    features = features_of(model, torch.ones(1, 3, 64, 33))
+    shapes = [y.shape[1:] for y in features]
     assert shapes == [(16, 32, 17), (24, 16, 9), (40, 8, 5), (80, 4, 3),
                       (112, 4, 3), (192, 2, 2), (320, 2, 2)]
 
