@@ -12,6 +12,7 @@ from mmpsbn.datasets import make_digits
 
 ROOT = Path(__file__).resolve().parent.parent
 COCO128 = ROOT.parent / 'shared' / 'coco128'
+NEU_DET = ROOT.parent / 'shared' / 'neu_det'
 
 # `--hypothesis-profile=long`: ten times as many cases, others in every run.
 settings.register_profile(
@@ -105,3 +106,10 @@ def coco128():
     if not COCO128.is_dir():
         pytest.skip('the COCO128 images are not beside this repository')
     return COCO128
+
+
+@pytest.fixture(scope='session')
+def neu_det():
+    if not NEU_DET.is_dir():
+        pytest.skip('the NEU-DET images are not next to this repository')
+    return NEU_DET

@@ -13,6 +13,7 @@ from torch import nn
 from mmpsbn.convert.conversion import build, load_images, load_weights
 from mmpsbn.convert.raw_outputs import OutputsOf
 from mmpsbn.engine.blame import blamed_on_config
+from mmpsbn.engine.checkpoint import backbone_state
 from mmpsbn.errors import InputError
 from .collapse import (ChannelWatch, channels_of, gamma_and_shift,
                        positive_probability, stage_of)
@@ -50,7 +51,8 @@ def analyze(cfg: Config, checkpoint: dict, name: str,
 
     Args:
         cfg (Config): Of the model.
-        checkpoint (dict): Its weights.
+        checkpoint (dict): Its weights, or those of its backbone alone, which
+            then is all that is analyzed.
         name (str): The checkpoint's, for messages.
         images (list[str]): Files of the images that decide what is dead.
 
@@ -58,17 +60,27 @@ def analyze(cfg: Config, checkpoint: dict, name: str,
         InputError: If the checkpoint does not fit, if the model has no norm
             layer, or if it cannot be run.
     """
-    model = build(cfg, cfg.model)
-    load_weights(model, checkpoint, name)
+    detector = model = build(cfg, cfg.model)
+    backbone = backbone_state(checkpoint)
+    if backbone is None or not hasattr(detector, 'backbone'):
+        load_weights(detector, checkpoint, name)
+    else:
+        load_weights(detector.backbone, backbone, name)
+        # The names of its layers are those in the detector.
+        model = nn.ModuleDict(dict(backbone=detector.backbone))
     watch = ChannelWatch(model)
     if not watch.layers:
         raise InputError('the model of the config has no norm layer (BN, '
                          'psBN, GN or MimicNorm), so that no channel can '
                          'collapse behind one.')
     for start in range(0, len(images), BATCH):
-        data = load_images(cfg, images[start:start + BATCH], model)
+        data = load_images(cfg, images[start:start + BATCH], detector)
+        run = OutputsOf(data)
         with watch, blamed_on_config():
-            OutputsOf(data).detections(model)
+            if model is detector:
+                run.detections(detector)
+            else:
+                run(detector.backbone)
     outputs = watch.outputs
     return [
         _layer(layer_name, layer, outputs.get(layer_name))

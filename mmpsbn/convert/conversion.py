@@ -18,15 +18,16 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmpsbn.engine.blame import blamed_on_config
-from mmpsbn.engine.checkpoint import (check_fits, layer_of, state_of,
-                                      with_own_classes)
+from mmpsbn.engine.checkpoint import (backbone_state, check_fits, layer_of,
+                                      state_of, with_own_classes)
+from mmpsbn.engine.config import dicts_in
 from mmpsbn.engine.whole_files import replacing
 from mmpsbn.errors import InputError
 from mmpsbn.registry import MODELS
 from . import raw_outputs
 from .raw_outputs import OutputsOf, largest_difference, same_detections
 from .stock_config import (fused_model, mimic_inside, psbn_inside,
-                           stock_config, stock_model)
+                           stock_config, stock_model, type_of)
 from .to_mimicnorm import Converted, to_mimicnorm
 from .to_stock import fuse, stock_state
 
@@ -66,8 +67,9 @@ def convert_to_stock(cfg: Config, path: str, checkpoint: dict, name: str,
         keep_optimizer (bool): Whether the optimizer's state goes along.
 
     Raises:
-        InputError: If the checkpoint does not fit, if the files cannot be
-            written, or if the outputs differ.
+        InputError: If the checkpoint does not fit, if the model has parts
+            that only mmpsbn has, if the files cannot be written, or if the
+            outputs differ.
     """
     if keep_optimizer and (fused or mimic_inside(cfg.model)):
         raise InputError('--keep-optimizer is for psBN without --fuse: '
@@ -76,6 +78,7 @@ def convert_to_stock(cfg: Config, path: str, checkpoint: dict, name: str,
     if stock_cfg == cfg.model:
         raise InputError('the model of the config has neither psBN nor '
                          'MimicNorm, so that there is nothing to convert.')
+    _check_stock(stock_cfg)
     model = build(cfg, cfg.model)
     load_weights(model, checkpoint, name)
     stock = build(cfg, stock_cfg)
@@ -127,11 +130,11 @@ def convert_to_mimicnorm(cfg: Config, checkpoint: dict, name: str,
                          "norm_cfg=dict(type='MimicNorm') where BN was.")
     source, target = build(cfg, stock_model(cfg.model)), build(cfg, cfg.model)
     data = load_images(cfg, images, target)
-    state = state_of(checkpoint)
-    if not any('backbone.' in key for key in state):
+    state = backbone_state(checkpoint)
+    if state is None:
+        state = state_of(checkpoint)
+    else:
         source, target = source.backbone, target.backbone
-        # The classifier that the backbone was trained with.
-        state = {k: v for k, v in state.items() if k[:3] != 'fc.'}
     state, anew = with_own_classes(source, state)
     load_weights(source, state, name)
     with blamed_on_config():
@@ -179,6 +182,16 @@ def build(cfg: Config, model: dict) -> nn.Module:
 def load_weights(model: nn.Module, checkpoint: dict, name: str) -> None:
     check_fits(model, checkpoint, name)
     model.load_state_dict(state_of(checkpoint), strict=False)
+
+
+def _check_stock(model: dict) -> None:
+    ours = [type_of(node) for node in dicts_in(model)
+            if type_of(node) in MODELS.module_dict]
+    if ours:
+        raise InputError(
+            f'the model of the config has {ours[0]}, which is a part of '
+            'mmpsbn, so MMDetection cannot build a stock model of it. Use '
+            'tools/export_onnx.py to run the model without mmpsbn.')
 
 
 def config_of(checkpoint: str) -> str:

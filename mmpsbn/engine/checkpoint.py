@@ -184,7 +184,7 @@ def read_checkpoint(path: str) -> dict:
             f'the checkpoint {path} was refused: it holds '
             f'{_refused(error)}, and loading that could run code; load only '
             'files of MMEngine, or of torch with tensors alone.') from error
-    except URLError:
+    except (InputError, URLError):
         raise
     except Exception as error:  # A damaged pickle may ask for anything.
         raise TornCheckpoint(_torn(path)) from error
@@ -222,6 +222,21 @@ def state_of(checkpoint: dict) -> dict:
     return {
         key.removeprefix('module.') if isinstance(key, str) else key: value
         for key, value in checkpoint.get('state_dict', checkpoint).items()
+    }
+
+
+def backbone_state(checkpoint: dict) -> Optional[dict]:
+    """Return the state dict of a backbone alone, without its classifier.
+
+    Returns:
+        dict: A state dict; None if the checkpoint is of a detector.
+    """
+    state = state_of(checkpoint)
+    if any('backbone.' in str(key) for key in state):
+        return None
+    return {
+        key: value for key, value in state.items()
+        if not str(key).startswith('fc.')
     }
 
 

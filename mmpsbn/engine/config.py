@@ -15,6 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from mmpsbn.layers import MimicNorm
 from mmpsbn.layers.post_shifted_bn import PostShift
+from mmpsbn.models.efficientnet_lite import SCHEME
 from mmpsbn.registry import NORM_LAYERS
 from .blame import blamed_on_config, in_a_sentence, is_of_disk
 from .checkpoint import find_resumable, is_of_mimicnorm, read_checkpoint
@@ -287,7 +288,7 @@ def check_start(cfg: Config) -> None:
             continue
         if weights.startswith('torchvision://'):
             _check_torchvision(weights)
-        elif '://' not in weights:
+        elif '://' not in weights or weights.startswith(SCHEME):
             _check_weights(cfg, weights)
 
 
