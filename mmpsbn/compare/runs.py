@@ -19,11 +19,12 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from mmpsbn.convert import convert_to_mimicnorm
 from mmpsbn.convert.conversion import build
-from mmpsbn.convert.stock_config import mimic_inside, stock_model, type_of
+from mmpsbn.convert.stock_config import (mimic_inside, mimicnorm_parts,
+                                         stock_model, type_of)
 from mmpsbn.engine.blame import blamed_on_config
-from mmpsbn.engine.checkpoint import (check_fits, is_of_mimicnorm, layer_of,
-                                      read_checkpoint, state_of,
-                                      with_own_classes)
+from mmpsbn.engine.checkpoint import (check_fits, layer_of,
+                                      mimicnorm_parts_of, read_checkpoint,
+                                      state_of, with_own_classes)
 from mmpsbn.engine.config import dicts_in
 from mmpsbn.engine.data import blamed_on_data, find_images
 from mmpsbn.engine.filter_collapse_hook import HISTORY, read_history
@@ -189,11 +190,12 @@ class Comparison:
         elif 'GN' in self.cfgs and sources:
             remarks.append(f'GN takes {", ".join(sources)} without the norm '
                            'layers; its own start anew.')
-        if sources and any(
-                mimic_inside(cfg.model) for cfg in self.cfgs.values()):
-            remarks.append(f'MimicNorm starts from {", ".join(sources)}, '
-                           'converted as by tools/convert.py where it is of '
-                           'BN.')
+        for norm, cfg in self.cfgs.items():
+            starts = [str(node[key]) for node, key in _converted_starts(cfg)]
+            if starts:
+                remarks.append(f'{norm} starts from {", ".join(starts)}, '
+                               'converted as by tools/convert.py if the '
+                               'weights are those of BN.')
         if self._anew:
             remarks.append(f'{", ".join(self._anew)} start anew: '
                            f'{self.cfg.load_from} is of another number of '
@@ -344,19 +346,17 @@ class Comparison:
         return cfg
 
     def _convert_start(self, cfg: Config) -> None:
-        """Weights of BN that training starts from, made to fit MimicNorm."""
-        if not mimic_inside(cfg.model):
-            return
+        """Make weights of BN that training starts from fit MimicNorm."""
         model = repr(cfg.model)
-        for node, key in _starts(cfg):
+        for node, key in _converted_starts(cfg):
             source = node[key]
             # Other files of the same name, and other models, have other ones.
             digest = hashlib.sha256(f'{source}\n{model}'.encode()).hexdigest()
             out = self.work_dir / (
-                f'mimicnorm_{Path(source).stem}_{digest[:8]}.pth')
+                f'converted_{Path(source).stem}_{digest[:8]}.pth')
             if not out.exists():
                 checkpoint = read_checkpoint(source)
-                if is_of_mimicnorm(state_of(checkpoint)):
+                if any(mimicnorm_parts_of(state_of(checkpoint))):
                     continue
                 convert_to_mimicnorm(
                     cfg, checkpoint, source,
@@ -486,17 +486,23 @@ def _check_load_from(cfg: Config, cfgs: Dict[str, Config]) -> List[str]:
     if not path:
         return []
     state = state_of(read_checkpoint(path))
-    mimic = is_of_mimicnorm(state)
-    if mimic and not all(
-            mimic_inside(other.model) for other in cfgs.values()):
-        raise InputError(f'the checkpoint {path} is of MimicNorm, and nothing '
-                         'else can start from it; name the one with BN that '
-                         'it was made from, or compare MimicNorm alone.')
-    model = build(cfg, with_norm(cfg, 'MimicNorm' if mimic else 'BN').model)
+    parts = mimicnorm_parts_of(state)
+    converted = any(parts)
+    others = [norm for norm, other in cfgs.items()
+              if mimicnorm_parts(other.model) != parts]
+    if converted and others:
+        kind = 'MimicNorm' if parts[0] else 'a last BN'
+        raise InputError(f'the checkpoint {path} is of {kind}, and nothing '
+                         f'else can start from it: {", ".join(others)} cannot. '
+                         'Name the checkpoint with BN that it was made from, '
+                         f'or leave {", ".join(others)} out of --norms.')
+    model = build(
+        cfg, (next(iter(cfgs.values())) if converted else
+              with_norm(cfg, 'BN')).model)
     state, anew = with_own_classes(model, state)
     check_fits(model, state, path)
     for norm, other in cfgs.items():
-        if mimic or not mimic_inside(other.model):
+        if converted or not mimic_inside(other.model):
             continue
         missing = [key for key in build(cfg, stock_model(
             other.model)).state_dict() if key not in model.state_dict()]
@@ -516,6 +522,15 @@ def _starts(cfg: Config):
             yield node, 'checkpoint'
     if cfg.get('load_from'):
         yield cfg, 'load_from'
+
+
+def _converted_starts(cfg: Config):
+    """Those of _starts that have to fit a body or heads of MimicNorm."""
+    body, last_bn = mimicnorm_parts(cfg.model)
+    for node, key in _starts(cfg):
+        # A pretrained backbone has no last BN.
+        if body or last_bn and key == 'load_from':
+            yield node, key
 
 
 def _tools() -> Path:

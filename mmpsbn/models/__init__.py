@@ -1,3 +1,4 @@
-from .last_bn_heads import LastBNRetinaHead, LastBNRPNHead
+from .last_bn_heads import (LastBNRetinaHead, LastBNRetinaSepBNHead,
+                            LastBNRPNHead)
 
-__all__ = ['LastBNRPNHead', 'LastBNRetinaHead']
+__all__ = ['LastBNRPNHead', 'LastBNRetinaHead', 'LastBNRetinaSepBNHead']
