@@ -14,8 +14,9 @@ from typing import (Callable, Dict, List, NamedTuple, Optional, Sequence,
                     Tuple)
 
 import torch
+from mmdet.evaluation import CocoMetric, LVISMetric, VOCMetric
 from mmengine.config import Config
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS, METRICS, DefaultScope
 
 from mmpsbn.convert import convert_to_mimicnorm
 from mmpsbn.convert.conversion import build
@@ -111,7 +112,8 @@ class Comparison:
         #: The names of mAP and, if it is measured, of mAP50 in evaluations.
         self.scores, self._other_sets = _score_names(cfg)
         self.cfg, self.cfgs, self.processes = cfg, cfgs, processes
-        lrs = list(lrs) or [cfg.optim_wrapper.optimizer.lr]
+        lr = _learning_rate(cfg)
+        lrs = list(lrs) or [lr]
         # Seed by seed, so that an early end has something of everything. A
         # run that is asked for twice is one run.
         self.runs = list(
@@ -431,6 +433,15 @@ def shares_of_machine(at_once: int, processes: int) -> List[Dict[str, str]]:
     ]
 
 
+def _learning_rate(cfg: Config) -> float:
+    lr = (cfg.optim_wrapper.get('optimizer') or {}).get('lr')
+    if lr is None:
+        raise InputError('optim_wrapper.optimizer.lr of the config is not '
+                         'set: a comparison trains with one optimizer, whose '
+                         'learning rate it sets. Set it in the config.')
+    return lr
+
+
 def _score_names(cfg: Config) -> Tuple[List[str], List[str]]:
     """Find the names of mAP in the evaluations of a config.
 
@@ -451,18 +462,14 @@ def _score_names(cfg: Config) -> Tuple[List[str], List[str]]:
     metrics = [evaluator] if isinstance(evaluator, dict) else evaluator
     found = []
     for name, metric in zip(sets or [''] * len(metrics), metrics):
-        if str(metric.get('type')).endswith('CocoMetric') and 'bbox' in \
-                metric.get('metric', 'bbox') and not metric.get('format_only'):
-            prefix = f'{name}/' * bool(name) + (metric.get('prefix') or 'coco')
-            found.append([
-                f'{prefix}/bbox_{item}' for item in ('mAP', 'mAP_50')
-                if item in (metric.get('metric_items') or [item])
-            ])
+        found.append([f'{name}/' * bool(name) + score
+                      for score in _scores_of(cfg, metric)])
     found = [names for names in found if names and names[0].endswith('mAP')]
     if not cfg.get('val_dataloader') or not found:
-        raise InputError('the comparison is by coco/bbox_mAP, and the config '
-                         'does not measure it: it needs a val_dataloader, and '
-                         'CocoMetric as val_evaluator, with bbox as metric.')
+        raise InputError(
+            'the comparison is by the mAP of boxes, and the config does not '
+            'measure it: it needs a val_dataloader, and as val_evaluator '
+            "CocoMetric with metric='bbox', or VOCMetric with metric='mAP'.")
     train_cfg = cfg.train_cfg
     last = train_cfg.get('max_iters') or train_cfg.max_epochs
     if train_cfg.get('val_begin', 1) > last:
@@ -471,6 +478,29 @@ def _score_names(cfg: Config) -> Tuple[List[str], List[str]]:
             f'after the end of training, {last}, so that mAP is never '
             'measured; set it to 1.')
     return found[0], [names[0] for names in found[1:]]
+
+
+def _scores_of(cfg: Config, metric: dict) -> List[str]:
+    """Name what a metric logs as the mAP and the mAP50 of boxes."""
+    with DefaultScope.overwrite_default_scope(
+            cfg.get('default_scope', 'mmdet')), \
+            METRICS.switch_scope_and_registry(None) as registry:
+        kind = registry.get(str(metric.get('type'))) or object
+    if issubclass(kind, CocoMetric) and not issubclass(kind, LVISMetric):
+        measured = 'bbox' in metric.get(
+            'metric', 'bbox') and not metric.get('format_only')
+        scores = [f'bbox_{item}' for item in ('mAP', 'mAP_50')
+                  if item in (metric.get('metric_items') or [item])]
+    elif issubclass(kind, VOCMetric):
+        measured = 'mAP' in metric.get('metric', 'mAP')
+        thresholds = metric.get('iou_thrs', 0.5)
+        at_50 = 0.5 in (thresholds if isinstance(thresholds, (list, tuple))
+                        else [thresholds])
+        scores = ['mAP', *['AP50'] * at_50]
+    else:
+        return []
+    prefix = metric.get('prefix') or kind.default_prefix
+    return [f'{prefix}/{score}' for score in scores if measured]
 
 
 def _check_load_from(cfg: Config, cfgs: Dict[str, Config]) -> List[str]:
