@@ -30,6 +30,7 @@ from mmpsbn.compare.runs import shares_of_machine
 from mmpsbn.compare.session import print_plan
 from mmpsbn.convert.conversion import load_images
 from mmpsbn.convert.raw_outputs import OutputsOf, distance
+from mmpsbn.convert.to_stock import stock_state
 from mmpsbn.engine.checkpoint import check_fits
 from mmpsbn.engine.config import read_config
 from mmpsbn.engine.data import find_images
@@ -268,6 +269,10 @@ def test_bn_with_last_bn_starts_as_the_loaded_detector(detector, apart, digits,
     last = next(layer for layer in changed.modules()
                 if isinstance(layer, LastBN))
     assert not torch.equal(last.running_mean, torch.zeros_like(last.bias))
+    # And back, as tools/convert.py --to bn does.
+    expected = run(changed)
+    model.load_state_dict(stock_state(changed, model))
+    assert distance(run(model), expected) < 1e-5
     # What it has become is a start for BN+LastBN alone.
     cfg.load_from = start.load_from
     again = Comparison(cfg, {norm: with_norm(cfg, norm)}, [], [0],

@@ -86,7 +86,8 @@ class Comparison:
 
     All start from the config's ``load_from``, a detector with BN, or from the
     pretrained weights that its model names: as they are where the layers are
-    those of BN, without the norm layers for GN, converted for MimicNorm.
+    those of BN, without the norm layers for GN, converted for MimicNorm and
+    for each of its parts (MimicBody, BN+LastBN).
     Layers that predict classes start anew if the detector has others.
 
     Args:
@@ -522,10 +523,11 @@ def _check_load_from(cfg: Config, cfgs: Dict[str, Config]) -> List[str]:
               if mimicnorm_parts(other.model) != parts]
     if converted and others:
         kind = 'MimicNorm' if parts[0] else 'a last BN'
+        names = ', '.join(others)
         raise InputError(f'the checkpoint {path} is of {kind}, and nothing '
-                         f'else can start from it: {", ".join(others)} cannot. '
-                         'Name the checkpoint with BN that it was made from, '
-                         f'or leave {", ".join(others)} out of --norms.')
+                         f'else can start from it: {names} cannot. Name the '
+                         'checkpoint with BN that it was made from, or leave '
+                         f'{names} out of --norms.')
     model = build(
         cfg, (next(iter(cfgs.values())) if converted else
               with_norm(cfg, 'BN')).model)
