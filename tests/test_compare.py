@@ -28,8 +28,14 @@ from mmpsbn.compare.costs import warnings_of
 from mmpsbn.compare.report import Row, rows_of, verdict
 from mmpsbn.compare.runs import shares_of_machine
 from mmpsbn.compare.session import print_plan
+from mmpsbn.convert.conversion import load_images
+from mmpsbn.convert.raw_outputs import OutputsOf, distance
+from mmpsbn.convert.to_stock import stock_state
+from mmpsbn.engine.checkpoint import check_fits
 from mmpsbn.engine.config import read_config
+from mmpsbn.engine.data import find_images
 from mmpsbn.errors import InputError
+from mmpsbn.layers.last_bn import LastBN
 
 LAYERS = {
     'BN': 'BatchNorm2d',
@@ -38,6 +44,8 @@ LAYERS = {
     'psBN': 'PSBatchNorm2d',
     'psSyncBN': 'PSSyncBatchNorm',
     'GN': 'GroupNorm',
+    'BN+LastBN': 'BatchNorm2d',
+    'MimicBody': 'MimicNorm',
     'MimicNorm': 'MimicNorm',
 }
 HEADS = {
@@ -59,9 +67,10 @@ def test_every_norm_finds_its_place(detector, before, norm, digits):
     assert {kind: kinds[kind] for kind in LAYERS.values() if kinds[kind]} == {
         LAYERS[norm]: 20
     }
-    assert kinds['MimicConv'] == (20 if norm == 'MimicNorm' else 0)
+    assert kinds['MimicConv'] == (20 if norm in ('MimicNorm', 'MimicBody')
+                                  else 0)
     assert HEADS[detector] & set(kinds) == (
-        HEADS[detector] if norm == 'MimicNorm' else set())
+        HEADS[detector] if norm in ('MimicNorm', 'BN+LastBN') else set())
     backbone = model.backbone
     backbone.train()
     layer = backbone.layer4[1].norm2
@@ -83,7 +92,9 @@ def test_coco_configs_take_every_norm():
                 str(ROOT / 'configs/psbn/retinanet_r50_fpn_psbn_1x_coco.py')),
             norm)
         backbone = cfg.model.backbone
-        assert backbone.norm_cfg.type == norm.replace('Frozen', '')
+        assert backbone.norm_cfg.type == {
+            'FrozenBN': 'BN', 'BN+LastBN': 'BN', 'MimicBody': 'MimicNorm'
+        }.get(norm, norm)
         assert backbone.norm_cfg.get('num_groups', 32) in (16, 32)
         assert backbone.norm_eval == (norm == 'FrozenBN')
         assert 'norm_cfg' not in cfg.model.bbox_head
@@ -104,7 +115,11 @@ def test_norms_of_each_level_apart():
         model = build(with_norm(cfg, norm).model)
         assert sum(type(module).__name__ == LAYERS[norm]
                    for module in model.modules()) == layers
+    model = build(with_norm(cfg, 'BN+LastBN').model)
+    assert type(model.bbox_head).__name__ == 'LastBNRetinaSepBNHead'
     # Without norm layers the levels share all of the head.
+    model = build(with_norm(cfg, 'MimicBody').model)
+    assert type(model.bbox_head).__name__ == 'RetinaHead'
     model = build(with_norm(cfg, 'MimicNorm').model)
     assert type(model.bbox_head).__name__ == 'LastBNRetinaHead'
     assert sum(type(module).__name__ == 'MimicConv'
@@ -226,6 +241,74 @@ def test_mimicnorm_starts_from_converted_weights(digits, tmp_path):
     assert 'tools/convert.py' in plan.remarks()[0]
 
 
+@pytest.mark.parametrize('detector, apart', [
+    ('faster-rcnn', False), ('retinanet', False), ('retinanet', True)])
+def test_bn_with_last_bn_starts_as_the_loaded_detector(detector, apart, digits,
+                                                       tmp_path):
+    cfg = of_digits(demo_config(detector, 'psbn'), digits)
+    if apart:
+        separate(cfg)
+    model = build(with_norm(cfg, 'BN').model)
+    model.backbone.conv1.weight.data.mul_(3)
+    state = model.state_dict()
+    cfg.load_from = str(tmp_path / 'bn.pth')
+    torch.save(dict(state_dict=state), cfg.load_from)
+    norm = 'BN+LastBN'
+    plan = Comparison(cfg, {norm: with_norm(cfg, norm)}, [], [0],
+                      str(tmp_path / 'work'))
+    plan.write()
+    start = plan._config(plan.runs[0])
+    assert norm in plan.remarks()[0]
+    changed = build(start.model)
+    weights = torch.load(start.load_from)['state_dict']
+    check_fits(changed, weights, start.load_from)
+    changed.load_state_dict(weights, strict=False)
+    data = load_images(cfg, find_images(cfg, None, 2), model)
+    run = OutputsOf(data)
+    assert distance(run(changed.eval()), run(model.eval())) < 1e-5
+    last = next(layer for layer in changed.modules()
+                if isinstance(layer, LastBN))
+    assert not torch.equal(last.running_mean, torch.zeros_like(last.bias))
+    # And back, as tools/convert.py --to bn does.
+    expected = run(changed)
+    model.load_state_dict(stock_state(changed, model))
+    assert distance(run(model), expected) < 1e-5
+    # What it has become is a start for BN+LastBN alone.
+    cfg.load_from = start.load_from
+    again = Comparison(cfg, {norm: with_norm(cfg, norm)}, [], [0],
+                       str(tmp_path / 'again'))
+    assert again._config(again.runs[0]).load_from == start.load_from
+    with pytest.raises(InputError, match='is of a last BN.*BN, MimicBody '
+                       'cannot'):
+        Comparison(cfg, {other: with_norm(cfg, other)
+                         for other in ('BN', norm, 'MimicBody')}, [], [0],
+                   str(tmp_path / 'other'))
+
+
+def test_the_body_of_mimicnorm_starts_from_converted_weights(digits,
+                                                             tmp_path):
+    bn = tmp_path / 'bn.pth'
+    model = build(with_norm(demo_config('retinanet', 'psbn'), 'BN').model)
+    torch.save(dict(state_dict=model.state_dict()), bn)
+    plan = comparison(digits, tmp_path / 'work', ('MimicBody', 'BN+LastBN'),
+                      detector='retinanet', load_from=str(bn),
+                      **{'model.backbone.init_cfg': dict(
+                          type='Pretrained', checkpoint='backbone.pth',
+                          _delete_=True)})
+    # Only a body of MimicNorm needs another backbone.
+    assert [remark.split(', converted')[0] for remark in plan.remarks()[:2]
+            ] == [f'MimicBody starts from backbone.pth, {bn}',
+                  f'BN+LastBN starts from {bn}']
+    plan = comparison(digits, tmp_path / 'work', ('MimicBody', ),
+                      detector='retinanet', load_from=str(bn))
+    plan.write()
+    cfg = plan._config(plan.runs[0])
+    converted = torch.load(cfg.load_from)
+    check_fits(build(cfg.model), converted, cfg.load_from)
+    assert converted['state_dict']['backbone.layer1.0.conv1.weight'].mean(
+        (1, 2, 3)).abs().max() < 1e-6
+
+
 def test_starts_of_one_file_name_are_converted_apart(digits, tmp_path):
     model = build(with_norm(demo_config('faster-rcnn', 'psbn'), 'BN').model)
     paths = []
@@ -258,7 +341,8 @@ def test_a_detector_of_other_classes_starts_them_anew(digits, tmp_path):
                       load_from=str(bn))
     plan.write()
     anew = ['roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg']
-    assert plan.remarks()[-1].startswith(f'{", ".join(anew)} start anew')
+    assert any(remark.startswith(f'{", ".join(anew)} start anew')
+               for remark in plan.remarks())
     # MMEngine loads what fits.
     gn, mimic = plan.runs
     model = build(plan.cfgs['GN'].model)
@@ -428,12 +512,16 @@ def test_runs_at_once_share_the_machine(monkeypatch):
 
 
 def test_a_dry_run_writes_nothing(compare, capsys, tmp_path):
-    assert compare('--norms', 'psBN', '--seeds', '2', '--rounds', '1',
+    assert compare('--norms', 'psBN', 'BN+LastBN', '--seeds', '2',
+                   '--rounds', '1',
                    '--work-dir', str(tmp_path / 'new'), '--dry-run') == 0
     output = capsys.readouterr().out
     assert re.search(r'psBN, lr 0.04, seed 0 +\d+ ', output)
     assert re.search(r'psBN, lr 0.04, seed 1 +\d+ ', output)
     assert 'to go, on this machine' in output
+    assert ('The config of BN+LastBN differs from that of psBN in more than '
+            "its norm layers: model.rpn_head.type is 'LastBNRPNHead'"
+            ) in output
     assert not (tmp_path / 'new').exists()
 
 
@@ -577,7 +665,9 @@ def test_a_model_without_a_backbone(digits):
 
 
 @pytest.mark.parametrize('change', [
-    dict(val_evaluator=dict(type='VOCMetric', _delete_=True)),
+    dict(val_evaluator=dict(
+        type='VOCMetric', metric=['recall'], _delete_=True)),
+    dict(val_evaluator=dict(type='LVISMetric')),
     dict(val_dataloader=None),
     dict(val_evaluator=dict(metric='proposal')),
     dict(val_evaluator=dict(metric_items=['AR@100'])),
@@ -585,8 +675,38 @@ def test_a_model_without_a_backbone(digits):
 def test_a_config_that_measures_no_map(change, digits, tmp_path):
     cfg = demo_config('faster-rcnn', 'psbn')
     cfg.merge_from_dict(change)
-    with pytest.raises(InputError, match='by coco/bbox_mAP'):
+    with pytest.raises(InputError, match='by the mAP of boxes'):
         Comparison(cfg, {'BN': cfg}, [], [0], str(tmp_path / 'work'))
+
+
+@pytest.mark.parametrize('change, names', [
+    (dict(), ['pascal_voc/mAP', 'pascal_voc/AP50']),
+    (dict(prefix='val', metric=['mAP'], iou_thrs=[0.5, 0.75]),
+     ['val/mAP', 'val/AP50']),
+    (dict(iou_thrs=0.75), ['pascal_voc/mAP']),
+])
+def test_map_of_voc(change, names, digits, tmp_path):
+    plan = comparison(digits, tmp_path / 'new', ('BN', ), **{
+        'val_evaluator': dict(type='VOCMetric', _delete_=True, **change)})
+    assert plan.scores == names
+
+
+def test_the_learning_rate_is_that_of_the_one_optimizer(digits, tmp_path):
+    wrapper = dict(
+        type='AmpOptimWrapper', loss_scale='dynamic',
+        optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
+        paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=0.1)}),
+        _delete_=True)
+    plan = comparison(digits, tmp_path / 'new', lrs=[0.002],
+                      optim_wrapper=wrapper)
+    for run in plan.runs:
+        found = plan._config(run).optim_wrapper
+        assert found.pop('optimizer') == dict(wrapper['optimizer'], lr=0.002)
+        assert all(wrapper[name] == value for name, value in found.items())
+    for optimizer in (dict(type='AdamW', _delete_=True), None):
+        with pytest.raises(InputError, match='optimizer.lr .* not set'):
+            comparison(digits, tmp_path / 'new',
+                       **{'optim_wrapper.optimizer': optimizer})
 
 
 def test_a_config_that_never_evaluates(digits, tmp_path):

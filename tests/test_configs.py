@@ -12,6 +12,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
+from mmpsbn.compare.placing import config_differences
 from mmpsbn.engine import LevelWatch, find_idle_norms
 from mmpsbn.layers import MimicNorm
 from mmpsbn.layers.last_bn import LastBN
@@ -66,7 +67,41 @@ def test_there_is_each_detector_with_each_norm():
         for norm in TYPES:
             for where in ('', '-all'):
                 assert f'{detector}_r50_fpn_{norm}{where}_1x_coco' in names
-        assert f'{detector}_r50-scratch_fpn_mimicnorm_6x_coco' in names
+        for norm in ('bn', 'mimicnorm'):
+            for where in ('', '-all'):
+                name = f'{detector}_r50-scratch_fpn_{norm}{where}_6x_coco'
+                assert name in names
+
+
+@pytest.mark.parametrize(
+    'path', sorted(CONFIGS.glob('mimicnorm/*.py')), ids=lambda path: path.stem)
+def test_mimicnorm_and_its_baseline_differ_in_normalization_only(path):
+    baseline = CONFIGS / 'psbn' / path.name.replace('mimicnorm', 'bn')
+    cfgs = {file.parent.name: Config.fromfile(file)
+            for file in (baseline, path)}
+    for cfg in cfgs.values():
+        cfg.pop('custom_imports', None)
+        # Variables of the files.
+        cfg.pop('mimic', None)
+        # The weights of BN, and what tools/convert.py makes of them.
+        if cfg.model.backbone.init_cfg:
+            assert 'resnet50' in cfg.model.backbone.init_cfg.pop('checkpoint')
+    heads = {
+        'faster-rcnn': "model.rpn_head.type is 'LastBNRPNHead' instead of "
+        "'RPNHead'; model.roi_head.bbox_head.cls_predictor_cfg is {'type': "
+        "'LastBNLinear'} instead of the default.",
+        'retinanet': "model.bbox_head.type is 'LastBNRetinaHead' instead of "
+        "'RetinaHead'.",
+        # Norm layers of each level apart are part of the normalization.
+        'retinanet-all': "model.bbox_head.type is 'LastBNRetinaHead' instead "
+        "of 'RetinaSepBNHead'; model.bbox_head.num_ins is the default instead "
+        'of 5.'
+    }
+    difference, = config_differences(cfgs)
+    detector = path.stem.split('_')[0]
+    everywhere = '-all' * ('retinanet' in detector and '-all' in path.stem)
+    assert difference.partition('norm layers: ')[2] == heads[
+        detector + everywhere]
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from test_convert import demo_config
 
 from mmpsbn.compare import NORMS, with_norm
-from mmpsbn.compare.placing import placing_remarks
+from mmpsbn.compare.placing import config_differences, placing_remarks
 from mmpsbn.convert.conversion import build
 from mmpsbn.engine.config import NORMS as NORM_MODULES
 from mmpsbn.errors import InputError
@@ -101,16 +101,63 @@ def test_mimicnorm_without_its_last_bn_is_remarked(name, heads):
                for remark in remarks)
 
 
+@pytest.mark.parametrize('name', [FCOS, 'atss/atss_r50_fpn_1x_coco', YOLO])
+def test_bn_with_last_bn_needs_a_head_that_can_have_one(name):
+    with pytest.raises(InputError, match='none of its heads can have a last '
+                       'BN.*Leave .* out of --norms'):
+        with_norm(stock(name), 'BN+LastBN')
+
+
+def test_a_part_of_mimicnorm_that_is_missing_is_remarked():
+    cfg = stock(DOUBLE_HEAD)  # The RPN can have a last BN.
+    cfgs = {norm: with_norm(cfg, norm) for norm in ('BN+LastBN', 'MimicBody')}
+    found = [remark for remark in placing_remarks(cfg, cfgs)
+             if 'without its last BN' in remark]
+    assert len(found) == 1 and found[0].startswith(
+        'BN+LastBN is without its last BN in '
+        'roi_head.bbox_head (DoubleConvFCBBoxHead), so')
+
+
 def test_norm_layers_that_cannot_be_replaced_are_remarked():
     cfg = stock('centernet/centernet_r18_8xb16-crop512-140e_coco')
     assert '6 in neck (BatchNorm2d)' in placing_remarks(cfg, {})[0]
 
 
-@pytest.mark.parametrize('detector', ['faster-rcnn', 'retinanet'])
-def test_a_detector_that_takes_everything_has_no_remark(detector):
+HEADS = {
+    'faster-rcnn': "model.rpn_head.type is 'LastBNRPNHead' instead of "
+    "'RPNHead'; model.roi_head.bbox_head.cls_predictor_cfg is {'type': "
+    "'LastBNLinear'} instead of the default",
+    'retinanet': "model.bbox_head.type is 'LastBNRetinaHead' instead of "
+    "'RetinaHead'",
+}
+
+
+@pytest.mark.parametrize('detector', HEADS)
+def test_norms_differ_in_nothing_else_or_it_is_remarked(detector):
     cfg = demo_config(detector, 'psbn')
-    assert placing_remarks(
-        cfg, {norm: with_norm(cfg, norm) for norm in NORMS}) == []
+    cfgs = {norm: with_norm(cfg, norm) for norm in NORMS}
+    changes = {
+        'FrozenBN': 'model.backbone.norm_eval is True instead of False',
+        **dict.fromkeys(('BN+LastBN', 'MimicNorm'), HEADS[detector])
+    }
+    assert placing_remarks(cfg, cfgs) == [
+        f'The config of {norm} differs from that of BN in more than its norm '
+        f'layers: {change}.' for norm, change in changes.items()
+    ]
+
+
+def test_every_difference_of_configs_is_remarked():
+    cfgs = {norm: with_norm(demo_config('retinanet', 'psbn'), norm)
+            for norm in ('MimicBody', 'BN', 'psBN')}
+    assert config_differences(cfgs) == []
+    del cfgs['BN'].optim_wrapper['clip_grad']
+    cfgs['psBN'].train_dataloader.dataset.pipeline[2].keep_ratio = False
+    cfgs['psBN'].model.neck.conv_cfg = dict(type='ConvWS')
+    bn, psbn = config_differences(cfgs)
+    assert bn.endswith("optim_wrapper.clip_grad is the default instead of "
+                       "{'max_norm': 10, 'norm_type': 2}.")
+    assert 'pipeline.2.keep_ratio is False instead of True' in psbn
+    assert "model.neck.conv_cfg is {'type': 'ConvWS'} instead of" in psbn
 
 
 def test_mimicnorm_leaves_parts_without_conv_cfg():
@@ -133,6 +180,15 @@ def test_a_detector_that_mimicnorm_does_not_fit():
 def test_a_transformer_has_no_place(norm):
     with pytest.raises(InputError, match='SwinTransformer .* no batch norm'):
         with_norm(stock('swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco'), norm)
+
+
+def test_a_norm_cfg_that_builds_no_layer_is_no_place():
+    cfg = stock('swin/retinanet_swin-t-p4-w7_fpn_1x_coco')
+    cfg.model.bbox_head.update(
+        type='RetinaSepBNHead', num_ins=5, stacked_convs=0, feat_channels=256,
+        norm_cfg=dict(type='BN'))
+    with pytest.raises(InputError, match='no norm layer to replace'):
+        placing_remarks(cfg, {})
 
 
 def test_batch_norm_next_to_a_transformer_is_replaced():

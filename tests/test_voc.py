@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from test_tools import FASTER, SHORT, refused, run  # noqa: F401
 
+from mmpsbn.compare import Comparison, with_norm
 from mmpsbn.convert.conversion import build
 from mmpsbn.engine.config import read_config
 from mmpsbn.engine.data import find_images
@@ -101,6 +102,26 @@ def test_voc_trains_and_evaluates(voc, tmp_path):
     assert status == 0, output[-3000:]
     assert 'pascal_voc/mAP' in output
     assert (tmp_path / 'epoch_1.pth').exists()
+
+
+def test_a_comparison_by_voc_with_adamw(voc, tmp_path):
+    root, config = voc
+    cfg = read_config(str(config))
+    cfg.train_cfg.update(max_epochs=1, val_interval=1)
+    cfg.default_hooks.logger.interval = 1
+    optimizer = dict(type='AdamW', lr=1e-3, weight_decay=0.05)
+    cfg.optim_wrapper.optimizer = optimizer
+    cfg.optim_wrapper.paramwise_cfg = dict(
+        custom_keys=dict(backbone=dict(lr_mult=0.5)))
+    plan = Comparison(cfg, {'BN+LastBN': with_norm(cfg, 'BN+LastBN')}, [],
+                      [0], str(tmp_path / 'work'))
+    plan.write()
+    one, = plan.runs
+    assert plan.run(one, lambda share: None), plan.failures
+    assert one.name == 'BN+LastBN_lr0.001_seed0'
+    assert plan.scores == ['pascal_voc/mAP', 'pascal_voc/AP50']
+    assert set(plan.scores) <= set(plan.result(one)['metrics'])
+    assert list(plan.curve(one, plan.scores[0])) == [1]
 
 
 def test_images_that_decide_are_those_of_training(voc):

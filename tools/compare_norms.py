@@ -40,7 +40,9 @@ def parse_args():
         nargs='+',
         default=['BN', 'psBN', 'MimicNorm'],
         metavar='NORM',
-        help=f'of {", ".join(NORMS)}')
+        help=f'of {", ".join(NORMS)}; BN+LastBN is BN in the body and '
+        "MimicNorm's last BN in the heads, MimicBody is MimicNorm's body with "
+        "the config's heads")
     parser.add_argument(
         '--seeds', type=int, default=3, help='how many runs of each')
     parser.add_argument(

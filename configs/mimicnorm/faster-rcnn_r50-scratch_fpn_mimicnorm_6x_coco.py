@@ -1,17 +1,8 @@
-# From random weights, by the schedule of MMDetection's scratch configs.
-_base_ = './faster-rcnn_r50_fpn_mimicnorm_1x_coco.py'
-model = dict(backbone=dict(frozen_stages=-1, init_cfg=None))
-max_epochs = 73
-train_cfg = dict(max_epochs=max_epochs)
-param_scheduler = [
-    dict(
-        type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
-    dict(
-        type='MultiStepLR',
-        begin=0,
-        end=max_epochs,
-        by_epoch=True,
-        milestones=[65, 71],
-        gamma=0.1)
-]
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
+# From random weights.
+_base_ = '../psbn/faster-rcnn_r50-scratch_fpn_bn_6x_coco.py'
+model = dict(
+    backbone=dict(
+        conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm')),
+    rpn_head=dict(type='LastBNRPNHead'),
+    roi_head=dict(bbox_head=dict(cls_predictor_cfg=dict(type='LastBNLinear'))))
+custom_imports = dict(imports=['mmpsbn'], allow_failed_imports=False)

@@ -1,6 +1,6 @@
 # Finetuning. The weights are made from ImageNet's by tools/convert.py, see
 # README.md.
-_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+_base_ = '../psbn/faster-rcnn_r50_fpn_bn_1x_coco.py'
 model = dict(
     backbone=dict(
         conv_cfg=dict(type='MimicConv'),
@@ -10,6 +10,4 @@ model = dict(
             checkpoint='checkpoints/resnet50_mimicnorm.pth')),
     rpn_head=dict(type='LastBNRPNHead'),
     roi_head=dict(bbox_head=dict(cls_predictor_cfg=dict(type='LastBNLinear'))))
-# No norm layer bounds what a rare batch does to the body.
-optim_wrapper = dict(clip_grad=dict(max_norm=35, norm_type=2))
 custom_imports = dict(imports=['mmpsbn'], allow_failed_imports=False)

@@ -1,6 +1,6 @@
 # Finetuning. The weights are made from ImageNet's by tools/convert.py, see
 # README.md.
-_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+_base_ = '../psbn/retinanet_r50_fpn_bn_1x_coco.py'
 model = dict(
     backbone=dict(
         conv_cfg=dict(type='MimicConv'),
@@ -9,6 +9,4 @@ model = dict(
             type='Pretrained',
             checkpoint='checkpoints/resnet50_mimicnorm.pth')),
     bbox_head=dict(type='LastBNRetinaHead'))
-# No norm layer bounds what a rare batch does to the body.
-optim_wrapper = dict(clip_grad=dict(max_norm=35, norm_type=2))
 custom_imports = dict(imports=['mmpsbn'], allow_failed_imports=False)

@@ -12,7 +12,8 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmpsbn.convert.conversion import build
-from mmpsbn.convert.stock_config import mimic_inside, stock_model, type_of
+from mmpsbn.convert.stock_config import (mimicnorm_parts, stock_model,
+                                         type_of)
 from mmpsbn.engine.blame import blamed_on_config
 from mmpsbn.engine.config import NORMS as NORM_MODULES
 from mmpsbn.engine.config import dicts_in
@@ -27,8 +28,11 @@ GROUPS = 32  # MMDetection's configs with GN have as many.
 LAST_BN_HEADS = {
     'RPNHead': 'LastBNRPNHead',
     'RetinaHead': 'LastBNRetinaHead',
-    'RetinaSepBNHead': 'LastBNRetinaHead',
+    'RetinaSepBNHead': 'LastBNRetinaSepBNHead',
 }
+A_LAST_BN_EXISTS = (
+    f'A last BN exists for {", ".join(LAST_BN_HEADS)} and for the box heads '
+    'of RoI heads that take cls_predictor_cfg.')
 LAST_BN_LINEAR = dict(type='LastBNLinear')
 MISSING = inspect.Parameter.empty
 
@@ -48,7 +52,9 @@ def with_norm(cfg: Config, norm: str) -> Config:
     and BN is in the others. GN has 32 groups, or the largest number that
     divides the channels of every layer and leaves at least four channels per
     group. MimicNorm comes with its convolutions, and with a last BN in the
-    heads that support one.
+    heads that support one. Two more normalizations separate these parts:
+    BN+LastBN is BN with a last BN in the heads, and MimicBody is MimicNorm
+    without a last BN.
 
     Args:
         cfg (Config): The config of a detector; it is not changed.
@@ -99,11 +105,15 @@ def check_norms(norms) -> None:
 
 
 def placing_remarks(cfg: Config, cfgs: Dict[str, Config]) -> List[str]:
-    """Describe what :func:`with_norm` could not place.
+    """Describe what :func:`with_norm` could not place, and what it changed.
 
     Args:
         cfg (Config): The config of a detector.
         cfgs (dict[str, Config]): The config with each normalization.
+
+    Raises:
+        InputError: If a normalization does not fit the detector, or if the
+            detector has no layer that a normalization replaces.
     """
     # psBN marks the layers that a comparison replaces.
     model = build(cfg, with_norm(cfg, 'psBN').model).train()
@@ -113,12 +123,19 @@ def placing_remarks(cfg: Config, cfgs: Dict[str, Config]) -> List[str]:
         remarks.append(f'These norm layers are the same in every run: '
                        f'{_in_words(kept)}. A comparison replaces batch norm '
                        'that a norm_cfg sets.')
-    if not any(layer.training for layer in model.modules()
-               if isinstance(layer, PostShift)):
+    layers = [layer for layer in model.modules()
+              if isinstance(layer, PostShift)]
+    if not layers:
+        raise InputError(
+            'the detector has no norm layer to replace: no part of its model '
+            'builds the norm layers that its norm_cfg names. Choose a '
+            'detector with batch norm, such as one with a ResNet.')
+    if not any(layer.training for layer in layers):
         remarks.append('The detector holds every norm layer that a comparison '
                        'replaces in evaluation mode, so no run trains one.')
     for norm, placed in cfgs.items():
-        if not mimic_inside(placed.model):
+        body, last_bn = mimicnorm_parts(placed.model)
+        if not (body or last_bn):
             continue
         try:
             model = build(placed, placed.model)
@@ -126,17 +143,77 @@ def placing_remarks(cfg: Config, cfgs: Dict[str, Config]) -> List[str]:
             raise InputError(f'{norm} does not fit the detector: {error} '
                              f'Leave {norm} out of --norms.') from error
         beside = _other_norms(model, MimicNorm) - kept
-        if beside:
+        if body and beside:
             remarks.append(f'{norm} has BN in {_in_words(beside)}, because '
                            'these parts take no conv_cfg.')
         heads = _heads_without_last_bn(model)
-        if heads:
+        if heads and norm != 'MimicBody':
             remarks.append(
                 f'{norm} is without its last BN in {", ".join(heads)}, so '
-                'its mAP there is not that of the whole method. A last BN '
-                f'exists for {", ".join(LAST_BN_HEADS)} and for the box heads '
-                'of RoI heads that take cls_predictor_cfg.')
+                'its mAP there is not that of the whole method. '
+                f'{A_LAST_BN_EXISTS}')
+    return remarks + config_differences(cfgs)
+
+
+def config_differences(cfgs: Dict[str, Config]) -> List[str]:
+    """Describe where configs differ in more than their norm layers.
+
+    The convolutions of MimicNorm belong to its norm layers.
+
+    Args:
+        cfgs (dict[str, Config]): The config with each normalization; all are
+            compared with the first.
+
+    Returns:
+        list[str]: One remark for each config that differs from the first.
+    """
+    if not cfgs:
+        return []
+    (first, base), *others = (
+        (norm, _without_norm_layers(cfg.to_dict()))
+        for norm, cfg in cfgs.items())
+    remarks = []
+    for norm, other in others:
+        found = [
+            f'{key} is {_value(new)} instead of {_value(old)}'
+            for key, old, new in _differences(base, other)
+        ]
+        if found:
+            remarks.append(f'The config of {norm} differs from that of '
+                           f'{first} in more than its norm layers: '
+                           f'{"; ".join(found)}.')
     return remarks
+
+
+def _without_norm_layers(node):
+    if isinstance(node, dict):
+        return {
+            key: _without_norm_layers(value) for key, value in node.items()
+            if key != 'norm_cfg' and not (
+                key == 'conv_cfg' and
+                (value is None or type_of(value) == 'MimicConv'))
+        }
+    if isinstance(node, (list, tuple)):
+        return [_without_norm_layers(value) for value in node]
+    return node
+
+
+def _differences(old, new, key: str = '') -> Iterator[tuple]:
+    """Iterate over the settings that differ: name, old and new value."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(
+            new):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in dict.fromkeys([*old, *new]):
+            yield from _differences(
+                old.get(name, MISSING), new.get(name, MISSING),
+                f'{key}.{name}' if key else str(name))
+    elif old is not new and old != new:
+        yield key, old, new
+
+
+def _value(value) -> str:
+    return 'the default' if value is MISSING else repr(value)
 
 
 def _other_norms(model: nn.Module, placed: type) -> Counter:
@@ -248,7 +325,7 @@ def _group_norm(cfg: Config) -> None:
                 type='GN', num_groups=groups, requires_grad=True)
 
 
-def _mimic_norm(cfg: Config) -> None:
+def _mimic_body(cfg: Config) -> None:
     for node in _places(cfg):
         if _default(cfg, node, 'conv_cfg') is MISSING:
             node['norm_cfg'] = dict(type='BN', requires_grad=True)
@@ -257,14 +334,36 @@ def _mimic_norm(cfg: Config) -> None:
         node['norm_cfg'] = dict(
             type='MimicNorm', **_batch_norm_settings(node['norm_cfg'], 'eps'))
     for node in dicts_in(cfg.model):
+        if type_of(node) == 'RetinaSepBNHead':
+            # Levels share a head without norm layers.
+            node['type'] = 'RetinaHead'
+            node.pop('num_ins', None)
+
+
+def _last_bn(cfg: Config) -> None:
+    for node in dicts_in(cfg.model):
         node_type = type_of(node)
         if node_type in LAST_BN_HEADS:
             node['type'] = LAST_BN_HEADS[node_type]
-            # Levels share a head without norm layers.
-            node.pop('num_ins', None)
         if node_type.endswith('BBoxHead') and type_of(
                 node.get('cls_predictor_cfg')) in ('', 'Linear'):
             node['cls_predictor_cfg'] = dict(LAST_BN_LINEAR)
+
+
+def _mimic_norm(cfg: Config) -> None:
+    _mimic_body(cfg)
+    _last_bn(cfg)
+
+
+def _bn_with_last_bn(cfg: Config) -> None:
+    _simple('BN')(cfg)
+    _last_bn(cfg)
+    if not any(isinstance(layer, LastBN)
+               for layer in build(cfg, cfg.model).modules()):
+        raise InputError(
+            'BN+LastBN has no place in the model of the config: none of its '
+            f'heads can have a last BN. {A_LAST_BN_EXISTS} Leave BN+LastBN '
+            'out of --norms.')
 
 
 NORMS: Dict[str, Callable[[Config], None]] = {
@@ -272,5 +371,7 @@ NORMS: Dict[str, Callable[[Config], None]] = {
        for norm in ('BN', 'SyncBN', 'psBN', 'psSyncBN')},
     'FrozenBN': _frozen,
     'GN': _group_norm,
+    'BN+LastBN': _bn_with_last_bn,
+    'MimicBody': _mimic_body,
     'MimicNorm': _mimic_norm,
 }

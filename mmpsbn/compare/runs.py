@@ -14,16 +14,18 @@ from typing import (Callable, Dict, List, NamedTuple, Optional, Sequence,
                     Tuple)
 
 import torch
+from mmdet.evaluation import CocoMetric, LVISMetric, VOCMetric
 from mmengine.config import Config
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS, METRICS, DefaultScope
 
 from mmpsbn.convert import convert_to_mimicnorm
 from mmpsbn.convert.conversion import build
-from mmpsbn.convert.stock_config import mimic_inside, stock_model, type_of
+from mmpsbn.convert.stock_config import (mimic_inside, mimicnorm_parts,
+                                         stock_model, type_of)
 from mmpsbn.engine.blame import blamed_on_config
-from mmpsbn.engine.checkpoint import (check_fits, is_of_mimicnorm, layer_of,
-                                      read_checkpoint, state_of,
-                                      with_own_classes)
+from mmpsbn.engine.checkpoint import (check_fits, layer_of,
+                                      mimicnorm_parts_of, read_checkpoint,
+                                      state_of, with_own_classes)
 from mmpsbn.engine.config import dicts_in
 from mmpsbn.engine.data import blamed_on_data, find_images
 from mmpsbn.engine.filter_collapse_hook import HISTORY, read_history
@@ -84,7 +86,8 @@ class Comparison:
 
     All start from the config's ``load_from``, a detector with BN, or from the
     pretrained weights that its model names: as they are where the layers are
-    those of BN, without the norm layers for GN, converted for MimicNorm.
+    those of BN, without the norm layers for GN, converted for MimicNorm and
+    for each of its parts (MimicBody, BN+LastBN).
     Layers that predict classes start anew if the detector has others.
 
     Args:
@@ -110,7 +113,8 @@ class Comparison:
         #: The names of mAP and, if it is measured, of mAP50 in evaluations.
         self.scores, self._other_sets = _score_names(cfg)
         self.cfg, self.cfgs, self.processes = cfg, cfgs, processes
-        lrs = list(lrs) or [cfg.optim_wrapper.optimizer.lr]
+        lr = _learning_rate(cfg)
+        lrs = list(lrs) or [lr]
         # Seed by seed, so that an early end has something of everything. A
         # run that is asked for twice is one run.
         self.runs = list(
@@ -189,11 +193,12 @@ class Comparison:
         elif 'GN' in self.cfgs and sources:
             remarks.append(f'GN takes {", ".join(sources)} without the norm '
                            'layers; its own start anew.')
-        if sources and any(
-                mimic_inside(cfg.model) for cfg in self.cfgs.values()):
-            remarks.append(f'MimicNorm starts from {", ".join(sources)}, '
-                           'converted as by tools/convert.py where it is of '
-                           'BN.')
+        for norm, cfg in self.cfgs.items():
+            starts = [str(node[key]) for node, key in _converted_starts(cfg)]
+            if starts:
+                remarks.append(f'{norm} starts from {", ".join(starts)}, '
+                               'converted as by tools/convert.py if the '
+                               'weights are those of BN.')
         if self._anew:
             remarks.append(f'{", ".join(self._anew)} start anew: '
                            f'{self.cfg.load_from} is of another number of '
@@ -344,19 +349,17 @@ class Comparison:
         return cfg
 
     def _convert_start(self, cfg: Config) -> None:
-        """Weights of BN that training starts from, made to fit MimicNorm."""
-        if not mimic_inside(cfg.model):
-            return
+        """Make weights of BN that training starts from fit MimicNorm."""
         model = repr(cfg.model)
-        for node, key in _starts(cfg):
+        for node, key in _converted_starts(cfg):
             source = node[key]
             # Other files of the same name, and other models, have other ones.
             digest = hashlib.sha256(f'{source}\n{model}'.encode()).hexdigest()
             out = self.work_dir / (
-                f'mimicnorm_{Path(source).stem}_{digest[:8]}.pth')
+                f'converted_{Path(source).stem}_{digest[:8]}.pth')
             if not out.exists():
                 checkpoint = read_checkpoint(source)
-                if is_of_mimicnorm(state_of(checkpoint)):
+                if any(mimicnorm_parts_of(state_of(checkpoint))):
                     continue
                 convert_to_mimicnorm(
                     cfg, checkpoint, source,
@@ -431,6 +434,15 @@ def shares_of_machine(at_once: int, processes: int) -> List[Dict[str, str]]:
     ]
 
 
+def _learning_rate(cfg: Config) -> float:
+    lr = (cfg.optim_wrapper.get('optimizer') or {}).get('lr')
+    if lr is None:
+        raise InputError('optim_wrapper.optimizer.lr of the config is not '
+                         'set: a comparison trains with one optimizer, whose '
+                         'learning rate it sets. Set it in the config.')
+    return lr
+
+
 def _score_names(cfg: Config) -> Tuple[List[str], List[str]]:
     """Find the names of mAP in the evaluations of a config.
 
@@ -451,18 +463,14 @@ def _score_names(cfg: Config) -> Tuple[List[str], List[str]]:
     metrics = [evaluator] if isinstance(evaluator, dict) else evaluator
     found = []
     for name, metric in zip(sets or [''] * len(metrics), metrics):
-        if str(metric.get('type')).endswith('CocoMetric') and 'bbox' in \
-                metric.get('metric', 'bbox') and not metric.get('format_only'):
-            prefix = f'{name}/' * bool(name) + (metric.get('prefix') or 'coco')
-            found.append([
-                f'{prefix}/bbox_{item}' for item in ('mAP', 'mAP_50')
-                if item in (metric.get('metric_items') or [item])
-            ])
+        found.append([f'{name}/' * bool(name) + score
+                      for score in _scores_of(cfg, metric)])
     found = [names for names in found if names and names[0].endswith('mAP')]
     if not cfg.get('val_dataloader') or not found:
-        raise InputError('the comparison is by coco/bbox_mAP, and the config '
-                         'does not measure it: it needs a val_dataloader, and '
-                         'CocoMetric as val_evaluator, with bbox as metric.')
+        raise InputError(
+            'the comparison is by the mAP of boxes, and the config does not '
+            'measure it: it needs a val_dataloader, and as val_evaluator '
+            "CocoMetric with metric='bbox', or VOCMetric with metric='mAP'.")
     train_cfg = cfg.train_cfg
     last = train_cfg.get('max_iters') or train_cfg.max_epochs
     if train_cfg.get('val_begin', 1) > last:
@@ -471,6 +479,29 @@ def _score_names(cfg: Config) -> Tuple[List[str], List[str]]:
             f'after the end of training, {last}, so that mAP is never '
             'measured; set it to 1.')
     return found[0], [names[0] for names in found[1:]]
+
+
+def _scores_of(cfg: Config, metric: dict) -> List[str]:
+    """Name what a metric logs as the mAP and the mAP50 of boxes."""
+    with DefaultScope.overwrite_default_scope(
+            cfg.get('default_scope', 'mmdet')), \
+            METRICS.switch_scope_and_registry(None) as registry:
+        kind = registry.get(str(metric.get('type'))) or object
+    if issubclass(kind, CocoMetric) and not issubclass(kind, LVISMetric):
+        measured = 'bbox' in metric.get(
+            'metric', 'bbox') and not metric.get('format_only')
+        scores = [f'bbox_{item}' for item in ('mAP', 'mAP_50')
+                  if item in (metric.get('metric_items') or [item])]
+    elif issubclass(kind, VOCMetric):
+        measured = 'mAP' in metric.get('metric', 'mAP')
+        thresholds = metric.get('iou_thrs', 0.5)
+        at_50 = 0.5 in (thresholds if isinstance(thresholds, (list, tuple))
+                        else [thresholds])
+        scores = ['mAP', *['AP50'] * at_50]
+    else:
+        return []
+    prefix = metric.get('prefix') or kind.default_prefix
+    return [f'{prefix}/{score}' for score in scores if measured]
 
 
 def _check_load_from(cfg: Config, cfgs: Dict[str, Config]) -> List[str]:
@@ -486,17 +517,24 @@ def _check_load_from(cfg: Config, cfgs: Dict[str, Config]) -> List[str]:
     if not path:
         return []
     state = state_of(read_checkpoint(path))
-    mimic = is_of_mimicnorm(state)
-    if mimic and not all(
-            mimic_inside(other.model) for other in cfgs.values()):
-        raise InputError(f'the checkpoint {path} is of MimicNorm, and nothing '
-                         'else can start from it; name the one with BN that '
-                         'it was made from, or compare MimicNorm alone.')
-    model = build(cfg, with_norm(cfg, 'MimicNorm' if mimic else 'BN').model)
+    parts = mimicnorm_parts_of(state)
+    converted = any(parts)
+    others = [norm for norm, other in cfgs.items()
+              if mimicnorm_parts(other.model) != parts]
+    if converted and others:
+        kind = 'MimicNorm' if parts[0] else 'a last BN'
+        names = ', '.join(others)
+        raise InputError(f'the checkpoint {path} is of {kind}, and nothing '
+                         f'else can start from it: {names} cannot. Name the '
+                         'checkpoint with BN that it was made from, or leave '
+                         f'{names} out of --norms.')
+    model = build(
+        cfg, (next(iter(cfgs.values())) if converted else
+              with_norm(cfg, 'BN')).model)
     state, anew = with_own_classes(model, state)
     check_fits(model, state, path)
     for norm, other in cfgs.items():
-        if mimic or not mimic_inside(other.model):
+        if converted or not mimic_inside(other.model):
             continue
         missing = [key for key in build(cfg, stock_model(
             other.model)).state_dict() if key not in model.state_dict()]
@@ -516,6 +554,15 @@ def _starts(cfg: Config):
             yield node, 'checkpoint'
     if cfg.get('load_from'):
         yield cfg, 'load_from'
+
+
+def _converted_starts(cfg: Config):
+    """Those of _starts that have to fit a body or heads of MimicNorm."""
+    body, last_bn = mimicnorm_parts(cfg.model)
+    for node, key in _starts(cfg):
+        # A pretrained backbone has no last BN.
+        if body or last_bn and key == 'load_from':
+            yield node, key
 
 
 def _tools() -> Path:

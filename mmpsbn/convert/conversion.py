@@ -26,7 +26,7 @@ from mmpsbn.errors import InputError
 from mmpsbn.registry import MODELS
 from . import raw_outputs
 from .raw_outputs import OutputsOf, largest_difference, same_detections
-from .stock_config import (fused_model, mimic_inside, psbn_inside,
+from .stock_config import (fused_model, mimicnorm_parts, psbn_inside,
                            stock_config, stock_model, type_of)
 from .to_mimicnorm import Converted, to_mimicnorm
 from .to_stock import fuse, stock_state
@@ -71,7 +71,7 @@ def convert_to_stock(cfg: Config, path: str, checkpoint: dict, name: str,
             that only mmpsbn has, if the files cannot be written, or if the
             outputs differ.
     """
-    if keep_optimizer and (fused or mimic_inside(cfg.model)):
+    if keep_optimizer and (fused or any(mimicnorm_parts(cfg.model))):
         raise InputError('--keep-optimizer is for psBN without --fuse: '
                          'elsewhere the parameters are no longer the same.')
     stock_cfg = stock_model(cfg.model)
@@ -109,6 +109,9 @@ def convert_to_mimicnorm(cfg: Config, checkpoint: dict, name: str,
                          images: Sequence[str], out: str) -> Converted:
     """Write a MimicNorm checkpoint, made from one of the same model with BN.
 
+    A model that has only one part of MimicNorm, its body or a last BN, is
+    converted in the same way.
+
     If that is of another number of classes, the layers that predict them are
     left out.
 
@@ -121,10 +124,10 @@ def convert_to_mimicnorm(cfg: Config, checkpoint: dict, name: str,
         out (str): The file to write.
 
     Raises:
-        InputError: If the config has no MimicNorm, if the checkpoint does
-            not fit the model with BN, or if the file cannot be written.
+        InputError: If the config has no part of MimicNorm, if the checkpoint
+            does not fit the model with BN, or if the file cannot be written.
     """
-    if not mimic_inside(cfg.model):
+    if not any(mimicnorm_parts(cfg.model)):
         raise InputError('the config has no MimicNorm; set '
                          "conv_cfg=dict(type='MimicConv') and "
                          "norm_cfg=dict(type='MimicNorm') where BN was.")

@@ -3,7 +3,7 @@
 import copy
 import os.path as osp
 import tempfile
-from typing import List
+from typing import List, Tuple
 
 from mmengine.config import Config
 
@@ -20,6 +20,7 @@ STOCK_NORMS = {
 STOCK_MODULES = {
     'LastBNLinear': 'Linear',
     'LastBNRetinaHead': 'RetinaHead',
+    'LastBNRetinaSepBNHead': 'RetinaSepBNHead',
     'LastBNRPNHead': 'RPNHead',
 }
 # What belongs to a last BN in the dict of such a module.
@@ -37,6 +38,16 @@ def mimic_inside(model: dict) -> bool:
     return any(
         type_of(node.get('conv_cfg')) == 'MimicConv'
         for node in dicts_in(model))
+
+
+def mimicnorm_parts(model: dict) -> Tuple[bool, bool]:
+    """Say which parts of MimicNorm a model's config has.
+
+    Returns:
+        tuple: Whether it has the body, and whether it has a last BN.
+    """
+    return mimic_inside(model), any(
+        type_of(node) in STOCK_MODULES for node in dicts_in(model))
 
 
 def psbn_inside(model: dict) -> bool:

@@ -247,6 +247,20 @@ def is_of_mimicnorm(state: dict) -> bool:
         and f'{key[:-len("scale")]}weight' in state for key in state)
 
 
+def mimicnorm_parts_of(state: dict) -> Tuple[bool, bool]:
+    """Say which parts of MimicNorm the weights in a state dict have.
+
+    Returns:
+        tuple: Whether they have the body, and whether they have a last BN,
+        which is a layer with running statistics next to a weight matrix.
+    """
+    last_bns = (
+        isinstance(key, str) and key.endswith('.running_var')
+        and _has_numbers(state.get(f'{layer_of(key)}.weight'))
+        and state[f'{layer_of(key)}.weight'].dim() > 1 for key in state)
+    return is_of_mimicnorm(state), any(last_bns)
+
+
 def layer_of(key: str) -> str:
     """The layer that a key of a state dict belongs to."""
     return key.rpartition('.')[0]

@@ -2,7 +2,7 @@
 
 from typing import List, Optional, Tuple
 
-from mmdet.models.dense_heads import RetinaHead, RPNHead
+from mmdet.models.dense_heads import RetinaHead, RetinaSepBNHead, RPNHead
 from torch import Tensor
 
 from mmpsbn.layers.last_bn import LastBNConv2d
@@ -51,6 +51,13 @@ class LastBNScores:
 @MODELS.register_module()
 class LastBNRetinaHead(LastBNScores, RetinaHead):
     """RetinaHead with a last BN on its class scores, see LastBNScores."""
+
+    score_layer = 'retina_cls'
+
+
+@MODELS.register_module()
+class LastBNRetinaSepBNHead(LastBNScores, RetinaSepBNHead):
+    """RetinaSepBNHead with a last BN on its class scores, see LastBNScores."""
 
     score_layer = 'retina_cls'
 
