@@ -115,6 +115,7 @@ def _choose(content: dict, classes: Set[str], share: float,
                               set()).add(box['image_id'])
     images = [image['id'] for image in content['images']]
     number = round(share * len(images))
+    least = list(having)
     for seed in range(TRIES):
         order = np.random.default_rng(seed).permutation(len(images))
         held_out = {images[at] for at in order[:number]}
@@ -122,10 +123,11 @@ def _choose(content: dict, classes: Set[str], share: float,
                    if own <= held_out or not own & held_out]
         if not lacking:
             return held_out
+        least = min(least, lacking, key=len)
     raise InputError(
         f'--tune {share:g} holds out {number} of the {len(images)} images of '
-        f'{file}, and leaves {_listed(lacking)} without an image in one of '
-        f'the two parts, in each of {TRIES} random splits. Choose another '
+        f'{file}, and leaves {_listed(least)} without an image in one of the '
+        f'two parts, in the best of {TRIES} random splits. Choose another '
         'share, or leave --tune out.')
 
 

@@ -247,6 +247,8 @@ class Comparison:
 
     def done(self, run: Run) -> float:
         """The share of its iterations that a run has behind it."""
+        if run.lr is None:
+            return 0.
         if self.result(run):
             return 1.
         steps = [line['iter'] for line in self._scalars(run) if 'iter' in line]
