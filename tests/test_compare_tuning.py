@@ -131,6 +131,9 @@ def test_tuned_trained_resumed_and_reported(compare, capsys,  # noqa: F811
                       for lr in ('0.01', '0.02')]
     assert final in ('MimicNorm_lr0.01_seed0', 'MimicNorm_lr0.02_seed0')
     assert (work_dir / 'report.html').exists()
+    for run in (final, *tuning):
+        assert re.search('Load checkpoint from .*initial_seed', (
+            work_dir / run / 'output.txt').read_text())
     # The same command repeats nothing, and trains what is missing.
     before = [file.stat().st_mtime_ns for file in results]
     results[1].unlink()

@@ -173,8 +173,10 @@ def verdict(rows: Sequence[Row], baseline: str,
         text.append(at + _conclusion(
             [row for row in best if row.length == length],
             [one for one in found if one.row.length == length], baseline))
-    return ' '.join([*text, *_diverged(best), *_inequalities(tuning or rows, best),
-                     *_selection(rows, tuning)])
+    return ' '.join([
+        *text, *_diverged(best), *_inequalities(tuning or rows, best),
+        *_selection(rows, tuning)
+    ])
 
 
 def _conclusion(best: Sequence[Row], found: Sequence[Difference],
