@@ -99,6 +99,8 @@ def draw_lrs(panels: Dict[str, Sequence], out: str) -> None:
 def _draw_ranges(axis, places, values, style) -> None:
     """Means, joined, and ranges; a place may have no values."""
     points = [(place, own) for place, own in zip(places, values) if own]
+    if not points:  # An empty line that is not clipped breaks the layout.
+        return
     axis.plot([place for place, _ in points],
               [np.mean(own) for _, own in points], clip_on=False, **style)
     for place, own in points:

@@ -421,19 +421,16 @@ def _tuning_text(comparison: Comparison, tuning: Sequence[Row]) -> str:
     if not tuning:
         return ''
     lengths = len({row.length for row in tuning}) > 1
-    best = best_rows(tuning)
     lines = [[
         row.norm, times(row.length) * lengths, in_digits(row.lr),
         str(len(row.runs)), *mean_and_interval(row.scores),
-        'yes' if row in best else 'no'
+        'yes' if row.lr == comparison.chosen(row.norm, row.length) else 'no'
     ] for row in tuning]
     head = ['Norm', 'schedule', 'lr', 'seeds', 'mAP', '95 % CI', 'chosen']
     held_out = comparison.held_out
-    return f'''## How the learning rates were chosen
-
-{held_out.images} training images ({held_out.share:.0%}) were held out, and the
-learning rates were chosen by the mAP on them. The final runs above trained on
-all training images. The validation set had no part in the choice.
+    return f'''The learning rates were chosen by the mAP on held-out training images
+({held_out.images}, {held_out.share:.0%}). The final runs above trained on all
+training images. The validation set had no part in the choice.
 
 {markdown(head, lines)}
 
