@@ -87,7 +87,7 @@ def test_learning_rates_are_chosen_on_held_out_images(digits, tmp_path):
         end(plan, run, .4)
     write_report(plan, dict(BN=COST, psBN=COST), 'command')
     report = (tmp_path / 'report.md').read_text()
-    assert 'held-out training images\n(4, 25%)' in report
+    assert 'held-out training\nimages (4, 25%)' in report
     assert '--lrs (psBN 0.01): the range may be too narrow' in report
     assert 'optimistic' not in report
     assert re.search(r'^\| BN \| 0.1 \| 2 \| 0.505 \| .* \| yes \|$', report,

@@ -428,9 +428,9 @@ def _tuning_text(comparison: Comparison, tuning: Sequence[Row]) -> str:
     ] for row in tuning]
     head = ['Norm', 'schedule', 'lr', 'seeds', 'mAP', '95 % CI', 'chosen']
     held_out = comparison.held_out
-    return f'''The learning rates were chosen by the mAP on held-out training images
-({held_out.images}, {held_out.share:.0%}). The final runs above trained on all
-training images. The validation set had no part in the choice.
+    return f'''The learning rates were chosen by the mAP on held-out training
+images ({held_out.images}, {held_out.share:.0%}). The final runs above trained
+on all training images. The validation set had no part in the choice.
 
 {markdown(head, lines)}
 
