@@ -53,7 +53,7 @@ PARTS = {
     'collapse': 'Where collapse begins',
     'micro-batch': 'Few images at a time',
 }
-FINETUNED = ('FrozenBN', 'BN', 'psBN', 'GN', 'MimicNorm')
+FINETUNED = ('BN', 'FrozenBN', 'psBN', 'GN', 'MimicNorm')
 LRS = (0.25, 1, 4)  # Of the config's.
 MICRO_BATCHES = (1, 2, 4)
 MICRO_NORMS = ('BN', 'GN', 'MimicNorm')
@@ -323,7 +323,10 @@ def write_report(args, first: Dict[str, Row], plan: Sequence[Planned],
     text += [f'{detector}, on the first task with BN: mAP {row.mean:.3f} at '
              f'lr {row.lr:g}.' for detector, row in first.items()]
     ended: Dict[Tuple[str, str], Dict[str, List[Row]]] = {}
+    baselines = {}
     for one in plan:
+        baselines[one.part, one.detector, one.title] = next(
+            iter(one.comparison.cfgs))
         rows = rows_of(one.comparison)
         if rows:
             ended.setdefault((one.part, one.detector), {})[one.title] = rows
@@ -340,7 +343,7 @@ def write_report(args, first: Dict[str, Row], plan: Sequence[Planned],
                     [row for row in finetuned if row.norm in norms] +
                     panels['finetuned'], key=lambda row: (row.norm, row.lr))
             for title, rows in panels.items():
-                told = verdict(rows)
+                told = verdict(rows, baselines[part, detector, title])
                 if part == 'collapse':
                     told = '\n'.join(
                         f'- {begins(rows, norm)}.'

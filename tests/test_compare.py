@@ -25,7 +25,7 @@ from test_tools import FASTER, SHORT, refused, run  # noqa: F401  A fixture.
 from mmpsbn.compare import (NORMS, Comparison, Cost, measure_costs, with_norm,
                             write_report)
 from mmpsbn.compare.costs import warnings_of
-from mmpsbn.compare.report import Row, rows_of, verdict
+from mmpsbn.compare.report import rows_of
 from mmpsbn.compare.runs import shares_of_machine
 from mmpsbn.compare.session import print_plan
 from mmpsbn.convert.conversion import load_images
@@ -142,11 +142,13 @@ def of_digits(cfg, digits):
 
 
 def comparison(digits, work_dir, norms=('BN', 'psBN'), seeds=(0, ), lrs=(),
-               detector='faster-rcnn', **changes):
+               detector='faster-rcnn', lengths=(1, ), tune=None,
+               tune_seeds=1, **changes):
     cfg = of_digits(demo_config(detector, 'psbn'), digits)
     cfg.merge_from_dict(changes)
     cfgs = {norm: with_norm(cfg, norm) for norm in norms}
-    return Comparison(cfg, cfgs, lrs, seeds, str(work_dir))
+    return Comparison(cfg, cfgs, lrs, seeds, str(work_dir), lengths=lengths,
+                      tune=tune, tune_seeds=tune_seeds)
 
 
 def test_the_plan_is_every_norm_lr_and_seed(digits, tmp_path):
@@ -157,10 +159,11 @@ def test_the_plan_is_every_norm_lr_and_seed(digits, tmp_path):
     ]
     assert len(set(plan.runs)) == 8
     # 16 images in batches of 8, 8 epochs, evaluated after every second.
-    assert plan.length == (16, 4, 8, 'epoch')
+    assert plan.length(plan.runs[0]) == (16, 4, 8, 'epoch')
+    assert not (tmp_path / 'new').exists()
+    plan.write()
     cfg = plan._config(plan.runs[-1])
     assert (cfg.optim_wrapper.optimizer.lr, cfg.randomness.seed) == (.01, 1)
-    assert not (tmp_path / 'new').exists()
 
 
 def test_learning_rates_are_different_runs_if_they_differ(digits, tmp_path):
@@ -205,7 +208,7 @@ def test_map50_that_is_not_measured_is_no_zero(digits, tmp_path):
     (plan.folder(run) / 'result.json').write_text(
         json.dumps(dict(metrics={'coco/bbox_mAP': .5}, seconds=1.)))
     write_report(plan, {'BN': Cost(1., 1., 1., 1., None, 8)}, 'command')
-    assert '| BN | 0.04 | 1 | 0.500 | 0.000 | - | - |' in (
+    assert '| BN | 0.04 | 1 | 0.500 | - | - | - |' in (
         tmp_path / 'report.md').read_text()
 
 
@@ -352,10 +355,21 @@ def test_a_detector_of_other_classes_starts_them_anew(digits, tmp_path):
     assert torch.equal(model.state_dict()['backbone.conv1.weight'],
                        state['backbone.conv1.weight'])
     assert (model.backbone.gn1.weight == 1).all()
-    converted = torch.load(plan._config(mimic).load_from)['state_dict']
+    starts = [torch.load(plan._config(run).load_from)['state_dict']
+              for run in (gn, mimic)]
+    converted, = (tmp_path / 'work').glob('mimicnorm_*.pth')
     missing = set(build(plan.cfgs['MimicNorm'].model).state_dict()) - set(
-        converted)
+        torch.load(converted)['state_dict'])
     assert {key.rpartition('.')[0] for key in missing} == set(anew)
+    # They are the same in both, except what the last BN has in addition.
+    common = missing.intersection(*starts)
+    assert {key.rpartition('.')[0] for key in common} == set(anew)
+    for key in common:
+        assert torch.equal(*(start[key] for start in starts))
+    for start, before in zip(starts, (state, torch.load(converted)[
+            'state_dict'])):
+        assert all(torch.equal(start[key], before[key]) for key in before
+                   if key not in missing)
 
 
 def test_what_is_no_start_for_all(digits, tmp_path):
@@ -386,32 +400,6 @@ def test_norms_of_each_level_do_not_become_mimicnorm(tmp_path, digits):
         Comparison(cfg, cfgs, [], [0], str(tmp_path / 'work'))
     del cfgs['MimicNorm']
     Comparison(cfg, cfgs, [], [0], str(tmp_path / 'work'))
-
-
-def row(norm, *scores, lr=0.1):
-    return Row(norm, lr, [], [], list(scores), list(scores), [], [])
-
-
-def test_the_verdict_claims_no_more_than_the_seeds():
-    assert 'reach into its range' in verdict(
-        [row('BN', .5, .62), row('psBN', .6, .64)])
-    clear = verdict([row('BN', .5, .59), row('psBN', .6, .64)])
-    assert clear.startswith('**psBN**') and 'No seed of another' in clear
-    assert 'One seed tells no difference' in verdict(
-        [row('BN', .5), row('psBN', .9)])
-    assert 'No run detected anything' in verdict(
-        [row('BN', 0.), row('GN', 0.)])
-
-
-def test_the_verdict_says_what_makes_a_comparison_unequal():
-    equal = verdict([row('BN', .5, .62), row('psBN', .6, .64)])
-    assert 'differ' not in equal
-    seeds = verdict([row('BN', .5, .62, .6), row('psBN', .9)])
-    assert 'One seed tells no difference from chance (psBN)' in seeds
-    assert 'The numbers of seeds differ (BN 3, psBN 1)' in seeds
-    lrs = verdict([row('BN', .5, .6), row('BN', .7, .71, lr=0.2),
-                   row('psBN', .6, .64)])
-    assert 'The learning rates differ (BN 0.1, 0.2; psBN 0.1)' in lrs
 
 
 @pytest.fixture

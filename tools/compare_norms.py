@@ -4,9 +4,12 @@ Every normalization is placed where the config has one: with its convs and
 heads (MimicNorm), in evaluation mode (FrozenBN), and so on. They all start
 from the config's load_from, a detector with BN, converted where it has to be.
 The runs go through tools/train.py, one after another or several --at-once. The
-same command goes on after an interruption; finished runs are not repeated, and
-more --norms, --lrs and --seeds can be added later. It ends with report.md,
-report.html and figures in the work dir.
+report compares each normalization with the first of --norms, paired by seed.
+With --tune, learning rates are chosen on held-out training images, and the
+validation set is used for the final runs alone. The same command resumes after
+an interruption; finished runs are not repeated, and more --norms, --lrs,
+--lengths and --seeds can be added later. It ends with report.md, report.html
+and figures in the work dir.
 """
 
 import argparse
@@ -51,6 +54,23 @@ def parse_args():
         nargs='+',
         default=[],
         help="learning rates; by default the config's")
+    parser.add_argument(
+        '--tune',
+        type=float,
+        metavar='SHARE',
+        help='choose each learning rate on this share of the training images, '
+        'which is held out; by default on the validation set')
+    parser.add_argument(
+        '--tune-seeds',
+        type=int,
+        default=1,
+        help='how many tuning runs each learning rate has')
+    parser.add_argument(
+        '--lengths',
+        type=float,
+        nargs='+',
+        default=[1],
+        help="of training, as multiples of the config's schedule")
     parser.add_argument('--work-dir', help='folder of the runs and the report')
     parser.add_argument(
         '--processes',
@@ -75,7 +95,7 @@ def parse_args():
 
 def check_arguments(args):
     check_norms(args.norms)
-    for name in ('seeds', 'processes', 'at_once', 'rounds'):
+    for name in ('seeds', 'tune_seeds', 'processes', 'at_once', 'rounds'):
         if getattr(args, name) < 1:
             raise InputError(f'--{name.replace("_", "-")} '
                              f'{getattr(args, name)}: at least 1.')
@@ -97,7 +117,8 @@ def main():
     work_dir = args.work_dir or osp.join('work_dirs', f'compare_{name}')
     cfgs = {norm: with_norm(cfg, norm) for norm in args.norms}
     comparison = Comparison(cfg, cfgs, args.lrs, range(args.seeds), work_dir,
-                            args.processes)
+                            args.processes, args.lengths, args.tune,
+                            args.tune_seeds)
     if args.dry_run:
         print_plan(comparison, costs_of(comparison, args.rounds, keep=False),
                    args.at_once)

@@ -9,7 +9,8 @@ from matplotlib.lines import Line2D
 
 from mmpsbn.analysis.figures import COLOURS, STYLE
 from .costs import Cost
-from .tables import in_digits
+from .intervals import margin
+from .tables import in_digits, times
 
 MARKERS = 'os^Dv<>'
 ASIDE = 0.08  # Of a learning rate, from a normalization to the next.
@@ -24,6 +25,7 @@ def draw_scores(rows, out: str) -> None:
     """
     norms = list(dict.fromkeys(row.norm for row in rows))
     many = len({row.lr for row in rows}) > 1
+    lengths = len({row.length for row in rows}) > 1
     with matplotlib.rc_context(STYLE):
         figure = Figure(
             figsize=(6.5, 1 + 0.35 * len(rows)), layout='constrained')
@@ -36,8 +38,8 @@ def draw_scores(rows, out: str) -> None:
                       color=colour)
         axis.set_yticks(
             range(len(rows)),
-            [f'{row.norm}, lr {in_digits(row.lr)}' if many else row.norm
-             for row in rows])
+            [row.norm + f', {times(row.length)}' * lengths
+             + f', lr {in_digits(row.lr)}' * many for row in rows])
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_xlabel('mAP')
         axis.grid(axis='x', lw=0.4)
@@ -97,6 +99,8 @@ def draw_lrs(panels: Dict[str, Sequence], out: str) -> None:
 def _draw_ranges(axis, places, values, style) -> None:
     """Means, joined, and ranges; a place may have no values."""
     points = [(place, own) for place, own in zip(places, values) if own]
+    if not points:  # An empty line that is not clipped breaks the layout.
+        return
     axis.plot([place for place, _ in points],
               [np.mean(own) for _, own in points], clip_on=False, **style)
     for place, own in points:
@@ -118,9 +122,10 @@ def draw_collapse(histories: Dict[str, Sequence[Dict[int, float]]],
 
 def _draw_lines(lines: Dict[str, Sequence[Dict[int, float]]], xlabel: str,
                 ylabel: str, out: str) -> None:
-    """For each name the mean of its lines, and the range as a band.
+    """Draw for each name the mean of its lines.
 
-    Points that not all lines have are left out.
+    A band is the 95 % confidence interval, where there are at least two
+    lines. Points that not all lines have are left out.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.5, 3.5), layout='constrained')
@@ -130,8 +135,10 @@ def _draw_lines(lines: Dict[str, Sequence[Dict[int, float]]], xlabel: str,
             values = np.array([[line[at] for at in x] for line in own])
             colour = COLOURS[index % len(COLOURS)]
             axis.plot(x, values.mean(0), color=colour, label=name, marker='.')
-            axis.fill_between(x, values.min(0), values.max(0), lw=0,
-                              color=colour, alpha=0.2)
+            if len(values) > 1:
+                mean, half = values.mean(0), margin(values)
+                axis.fill_between(x, mean - half, mean + half, lw=0,
+                                  color=colour, alpha=0.2)
         axis.set(xlabel=xlabel, ylabel=ylabel)
         axis.set_ylim(bottom=0)
         axis.grid(lw=0.4)

@@ -33,12 +33,20 @@ from mmpsbn.engine.whole_files import write_whole
 from mmpsbn.errors import InputError
 from . import tether
 from .costs import Cost
+from .held_out import HeldOut
+from .initial import write_initial
+from .intervals import scipy_stats
 from .placing import placing_remarks, with_norm
 from .processes import LOCK, interrupt, lock_folder, reason_of, start
+from .schedule import stretch
 from .tables import in_digits
 
 LOADERS = ('train_dataloader', 'val_dataloader')
 PLAN = 'comparison.json'
+# Of work dirs. Since 2, runs of a seed share their initial weights.
+FORMAT = 2
+# Tuning runs have seeds of their own, from here on.
+TUNING_SEED = 1000
 # Of a run, in its folder.
 RESULT, OUTPUT, SECONDS = 'result.json', 'output.txt', 'seconds.txt'
 # Of the first runs, until one has told: data loading, checkpoints; seconds of
@@ -54,15 +62,26 @@ class Run(NamedTuple):
     """One training of one normalization."""
 
     norm: str
-    lr: float
+    lr: Optional[float]
+    """None until the tuning runs that choose it have ended."""
     seed: int
+    length: float = 1
+    """As a multiple of the config's schedule."""
+    tuning: bool = False
+    """Whether it is evaluated on held-out training images."""
 
     @property
     def name(self) -> str:
-        return f'{self.norm}_lr{in_digits(self.lr)}_seed{self.seed}'
+        length = f'_x{in_digits(self.length)}' if self.length != 1 else ''
+        return (f'{"tuning_" * self.tuning}{self.norm}{length}_'
+                f'lr{in_digits(self.lr)}_seed{self.seed}')
 
     def __str__(self) -> str:
-        return f'{self.norm}, lr {in_digits(self.lr)}, seed {self.seed}'
+        lr = 'to be chosen' if self.lr is None else in_digits(self.lr)
+        length = (f', {in_digits(self.length)} x schedule'
+                  if self.length != 1 else '')
+        return (f'{"tuning " * self.tuning}{self.norm}{length}, lr {lr}, '
+                f'seed {self.seed}')
 
 
 class Length(NamedTuple):
@@ -82,7 +101,15 @@ class Comparison:
     Each run has a folder with its config, logs, last checkpoint and, once it
     has ended, ``result.json``; a run that has this is not repeated, and any
     other goes on from its last checkpoint. The same work dir takes more
-    normalizations, learning rates and seeds later.
+    normalizations, learning rates, lengths and seeds later.
+
+    With ``tune``, the learning rate of each normalization and length is
+    chosen by runs that do not see a part of the training images, and that are
+    evaluated on this part. The final runs train on all training images, and
+    only they are evaluated on the validation set.
+
+    Runs of one seed share the order of the data, and their initial weights
+    wherever shapes allow, see :func:`~mmpsbn.compare.initial.write_initial`.
 
     All start from the config's ``load_from``, a detector with BN, or from the
     pretrained weights that its model names: as they are where the layers are
@@ -99,46 +126,113 @@ class Comparison:
         seeds (list[int]): Random seeds.
         work_dir (str): The folder.
         processes (int): Of each run, over torch's launcher if more than 1.
+        lengths (list[float]): Of the schedule, as multiples of the config's.
+        tune (float, optional): Share of the training images on which learning
+            rates are chosen.
+        tune_seeds (int): How many tuning runs each learning rate has.
 
     Raises:
         InputError: If the config measures no mAP, if what it starts from is
             another detector, if a normalization does not fit the detector,
-            or if the folder is of another comparison.
+            if the training images cannot be split, or if the folder is of
+            another comparison.
     """
 
     @blamed_on_config()
     def __init__(self, cfg: Config, cfgs: Dict[str, Config],
                  lrs: Sequence[float], seeds: Sequence[int], work_dir: str,
-                 processes: int = 1) -> None:
+                 processes: int = 1, lengths: Sequence[float] = (1, ),
+                 tune: Optional[float] = None, tune_seeds: int = 1) -> None:
+        scipy_stats()  # The report needs it, after hours of training.
         #: The names of mAP and, if it is measured, of mAP50 in evaluations.
         self.scores, self._other_sets = _score_names(cfg)
         self.cfg, self.cfgs, self.processes = cfg, cfgs, processes
-        lr = _learning_rate(cfg)
-        lrs = list(lrs) or [lr]
-        # Seed by seed, so that an early end has something of everything. A
-        # run that is asked for twice is one run.
-        self.runs = list(
-            dict.fromkeys(
-                Run(norm, lr, seed) for seed in seeds for lr in lrs
-                for norm in cfgs))
+        # What is asked for twice is one run.
+        self.lrs = list(dict.fromkeys(
+            list(lrs) or [_learning_rate(cfg)]))
+        self.lengths, self.seeds = (list(dict.fromkeys(lengths)),
+                                    list(dict.fromkeys(seeds)))
+        self.held_out = None
+        #: The runs that choose learning rates.
+        self.tuning: List[Run] = []
+        if tune is not None:
+            self.held_out = HeldOut(cfg, tune)
+            if len(self.lrs) < 2:
+                raise InputError(
+                    f'--tune {tune:g} has nothing to choose from: the only '
+                    f'learning rate is {in_digits(self.lrs[0])}. Give at '
+                    'least two --lrs, or leave --tune out.')
+            self.tuning = [
+                Run(norm, lr, TUNING_SEED + seed, length, True)
+                for seed in range(tune_seeds) for length in self.lengths
+                for lr in self.lrs for norm in cfgs
+            ]
         self._placing = placing_remarks(cfg, cfgs)
         # Layers for which what all start from has no weights.
         self._anew = _check_load_from(cfg, cfgs)
         self.work_dir = Path(work_dir)
-        self._plan = dict(config=cfg.pretty_text, processes=processes)
+        self._plan = dict(format=FORMAT, config=cfg.pretty_text,
+                          processes=processes, tune=tune)
         self._check_folder()
-        self.length = _length(cfg, processes)
+        self._lengths = self._all_lengths()
+        #: What evaluations are counted by.
+        self.unit = next(iter(self._lengths.values())).unit
         self.failures: Dict[Run, str] = {}
         self._interrupted = threading.Event()
         # Runs at once may start from the same converted weights.
         self._preparing = threading.Lock()
         self._lock = None
 
+    @property
+    def runs(self) -> List[Run]:
+        """All runs: those that choose learning rates, and the final ones."""
+        return [*self.tuning, *self.finals]
+
+    @property
+    def finals(self) -> List[Run]:
+        """The runs that the report compares."""
+        # Seed by seed, so that an early end has something of everything.
+        if self.tuning:
+            lrs = {(norm, length): self.chosen(norm, length)
+                   for length in self.lengths for norm in self.cfgs}
+            return [
+                Run(norm, lr, seed, length) for seed in self.seeds
+                for (norm, length), lr in lrs.items()
+            ]
+        return [
+            Run(norm, lr, seed, length) for seed in self.seeds
+            for length in self.lengths for lr in self.lrs
+            for norm in self.cfgs
+        ]
+
+    def chosen(self, norm: str, length: float) -> Optional[float]:
+        """Choose a learning rate, by the mean mAP of the tuning runs.
+
+        Of several that are equally good, the lowest is chosen.
+
+        Returns:
+            float: The learning rate; None if a tuning run has not ended.
+        """
+        scores: Dict[float, float] = {}
+        for run in self.tuning:
+            if (run.norm, run.length) == (norm, length):
+                result = self.result(run)
+                if result is None:
+                    return None
+                scores[run.lr] = scores.get(run.lr, 0) + result[
+                    'metrics'].get(self.scores[0], 0)
+        return max(sorted(scores), key=scores.get)
+
+    def length(self, run: Run) -> Length:
+        return self._lengths[run.length, run.tuning]
+
     def folder(self, run: Run) -> Path:
         return self.work_dir / run.name
 
     def result(self, run: Run) -> Optional[dict]:
         """Of a run that has ended: ``metrics``, ``seconds``, ``diverged``."""
+        if run.lr is None:
+            return None
         file = self.folder(run) / RESULT
         return json.loads(file.read_text()) if file.exists() else None
 
@@ -156,25 +250,32 @@ class Comparison:
 
     def done(self, run: Run) -> float:
         """The share of its iterations that a run has behind it."""
+        if run.lr is None:
+            return 0.
         if self.result(run):
             return 1.
         steps = [line['iter'] for line in self._scalars(run) if 'iter' in line]
-        return min(1., max(steps, default=0) / self.length.iterations)
+        return min(1., max(steps, default=0) / self.length(run).iterations)
 
     def estimate(self, run: Run, costs: Dict[str, Cost]) -> float:
-        """Seconds that a run takes: as others of its norm took, or as its
-        steps and evaluations take, corrected by what has been seen."""
+        """Estimate the seconds of a run.
+
+        They are those of other runs like it, or those of its steps and
+        evaluations, corrected by the runs that have ended.
+        """
         seen = [(other, self.result(other)) for other in self.runs]
         seen = [(other, found['seconds']) for other, found in seen
                 if found and not found.get('diverged')]
-        same = [seconds for other, seconds in seen if other.norm == run.norm]
+        kind = run._replace(lr=None, seed=0)
+        same = [seconds for other, seconds in seen
+                if other._replace(lr=None, seed=0) == kind]
         if same:
             return sum(same) / len(same)
         factor = OVERHEAD
         if seen:
             factor = sum(seconds for _, seconds in seen) / sum(
-                self._bare(costs[other.norm]) for other, _ in seen)
-        return factor * self._bare(costs[run.norm])
+                self._bare(other, costs) for other, _ in seen)
+        return factor * self._bare(run, costs)
 
     def remarks(self) -> List[str]:
         """What puts a normalization in another position than the others."""
@@ -221,6 +322,8 @@ class Comparison:
             # Another comparison may have made the folder in the meantime.
             self._check_folder()
             write_whole(self.work_dir / PLAN, json.dumps(self._plan).encode())
+            if self.held_out:
+                self.held_out.write(self.work_dir)
         except OSError as error:
             raise InputError(f'the work dir {self.work_dir} cannot be '
                              f'written: {error.strerror}. Choose another with '
@@ -313,12 +416,15 @@ class Comparison:
     @blamed_on_config()
     def _config(self, run: Run) -> Config:
         cfg = copy.deepcopy(self.cfgs[run.norm])
+        stretch(cfg, run.length)
+        if run.tuning:
+            self.held_out.use(cfg, self.work_dir)
         cfg.optim_wrapper.optimizer.lr = run.lr
         cfg.randomness = dict(cfg.get('randomness', {}), seed=run.seed)
         hooks = cfg.setdefault('default_hooks', {})
         hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
         hooks['checkpoint']['max_keep_ckpts'] = 1
-        if self.length.unit == 'iteration':
+        if self.unit == 'iteration':
             # By MMEngine's default, all are evaluations of epoch 0, and a
             # checkpoint is written only at the end.
             hooks.setdefault('logger', dict(type='LoggerHook'))
@@ -327,7 +433,7 @@ class Comparison:
                 hooks['checkpoint'].update(
                     by_epoch=False,
                     interval=cfg.train_cfg.get('val_interval', 1000))
-        interval = max(10, self.length.iterations // MEASUREMENTS)
+        interval = max(10, self.length(run).iterations // MEASUREMENTS)
         custom = list(cfg.get('custom_hooks') or [])
         if not any('FilterCollapseHook' in str(hook['type'])
                    for hook in custom):
@@ -346,6 +452,9 @@ class Comparison:
                 for backend in backends):
             backends.append(dict(type='LocalVisBackend'))
         self._convert_start(cfg)
+        if not cfg.get('load_from') or self._anew:
+            cfg.load_from = str(write_initial(
+                with_norm(self.cfg, 'BN'), cfg, run.seed, self.work_dir))
         return cfg
 
     def _convert_start(self, cfg: Config) -> None:
@@ -371,8 +480,8 @@ class Comparison:
         files = sorted(self.folder(run).glob('*/vis_data/scalars.json'))
         return [line for file in files for line in read_history(str(file))]
 
-    def _bare(self, cost: Cost) -> float:
-        length = self.length
+    def _bare(self, run: Run, costs: Dict[str, Cost]) -> float:
+        cost, length = costs[run.norm], self.length(run)
         return START + cost.step * length.iterations + cost.inference * (
             length.evaluations * length.images / cost.batch / self.processes)
 
@@ -397,8 +506,30 @@ class Comparison:
         if json.loads(found) != self._plan:
             raise InputError(
                 f'the work dir {self.work_dir} belongs to another comparison: '
-                'its config, --cfg-options or number of processes were '
-                'different; choose another with --work-dir.')
+                'its config, --cfg-options, --tune or number of processes '
+                'were different, or another version of mmpsbn made it. Choose '
+                'another with --work-dir.')
+
+    def _all_lengths(self) -> Dict[Tuple[float, bool], Length]:
+        """How long the runs are, by multiple and by whether they tune."""
+        train, val = _sizes(self.cfg)
+        found = {}
+        for length in self.lengths:
+            if not 0 < length < math.inf:
+                raise InputError(
+                    f'--lengths {length:g} is not supported: each is a '
+                    "multiple of the config's schedule, above 0 and finite. "
+                    'Try --lengths 1 2.')
+            cfg = copy.deepcopy(self.cfg)
+            stretch(cfg, length)
+            _check_evaluated(cfg)
+            found[length, False] = _length(cfg, self.processes, train, val)
+            if self.held_out:
+                found[length, True] = _length(
+                    cfg, self.processes,
+                    round(train * (1 - self.held_out.share)),
+                    self.held_out.images)
+        return found
 
 
 def shares_of_machine(at_once: int, processes: int) -> List[Dict[str, str]]:
@@ -471,6 +602,11 @@ def _score_names(cfg: Config) -> Tuple[List[str], List[str]]:
             'the comparison is by the mAP of boxes, and the config does not '
             'measure it: it needs a val_dataloader, and as val_evaluator '
             "CocoMetric with metric='bbox', or VOCMetric with metric='mAP'.")
+    return found[0], [names[0] for names in found[1:]]
+
+
+def _check_evaluated(cfg: Config) -> None:
+    """Raise unless the config evaluates at the end of training."""
     train_cfg = cfg.train_cfg
     last = train_cfg.get('max_iters') or train_cfg.max_epochs
     if train_cfg.get('val_begin', 1) > last:
@@ -478,7 +614,6 @@ def _score_names(cfg: Config) -> Tuple[List[str], List[str]]:
             f'train_cfg.val_begin={train_cfg.val_begin} of the config is '
             f'after the end of training, {last}, so that mAP is never '
             'measured; set it to 1.')
-    return found[0], [names[0] for names in found[1:]]
 
 
 def _scores_of(cfg: Config, metric: dict) -> List[str]:
@@ -574,12 +709,16 @@ def _tools() -> Path:
     raise InputError('tools/train.py was not found beside the package.')
 
 
-def _length(cfg: Config, processes: int) -> Length:
+def _sizes(cfg: Config) -> Tuple[int, int]:
+    """Count the training and the validation images of a config."""
     with blamed_on_data(cfg, LOADERS), DefaultScope.overwrite_default_scope(
             cfg.get('default_scope', 'mmdet')), redirect_stdout(StringIO()):
-        train, val = (
+        return tuple(
             len(DATASETS.build(copy.deepcopy(cfg[loader]['dataset'])))
             for loader in LOADERS)
+
+
+def _length(cfg: Config, processes: int, train: int, val: int) -> Length:
     train_cfg = cfg.train_cfg
     if 'max_iters' in train_cfg:
         iterations = train_cfg.max_iters

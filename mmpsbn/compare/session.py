@@ -41,7 +41,9 @@ def carry_out(comparison: Comparison, costs: Dict[str, Cost],
         InputError: If runs failed; the report is of the others.
     """
     print_plan(comparison, costs, len(environments))
-    _train(comparison, costs, environments)
+    if comparison.tuning:
+        _train(comparison, comparison.tuning, costs, environments)
+    _train(comparison, comparison.finals, costs, environments)
     page = write_report(comparison, costs, command)
     if page:
         print(f'\nReport: {page}')
@@ -102,16 +104,18 @@ def print_plan(comparison: Comparison, costs: Dict[str, Cost],
         done, seconds = comparison.done(run), comparison.estimate(run, costs)
         state = 'finished' if comparison.result(run) else (
             f'{done:.0%} done' if done else in_words(seconds))
-        print(f'  {str(run):40}{state:>12}')
+        print(f'  {str(run):44}{state:>12}')
     for remark in [*comparison.remarks(), *warnings_of(costs)]:
         print(remark)
     print(f'About {in_words(left(comparison, costs, at_once))} to go, on this '
           'machine.')
 
 
-def _train(comparison: Comparison, costs: Dict[str, Cost],
+def _train(comparison: Comparison, runs: Sequence[Run],
+           costs: Dict[str, Cost],
            environments: Sequence[Dict[str, str]]) -> None:
-    runs, at_once, shares = comparison.runs, len(environments), {}
+    """Train the runs of a stage, as far as their learning rates are known."""
+    at_once, shares = len(environments), {}
     free = SimpleQueue()
     for environment in environments:
         free.put(environment)
@@ -121,7 +125,7 @@ def _train(comparison: Comparison, costs: Dict[str, Cost],
     console = Console()
 
     def train_one(number, run):
-        if comparison.result(run):
+        if run.lr is None or comparison.result(run):
             return
         task = progress.add_task(str(run), total=1., left='')
 

@@ -4,6 +4,8 @@ import statistics
 from itertools import compress
 from typing import List, Sequence
 
+from .intervals import margin
+
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table, without columns that are empty."""
@@ -25,3 +27,28 @@ def mean_and_spread(values: Sequence[float], digits: int = 3) -> List[str]:
         return ['-', '-']
     return [f'{statistics.mean(values):.{digits}f}',
             f'{max(values) - min(values):.{digits}f}']
+
+
+def mean_and_interval(values: Sequence[float]) -> List[str]:
+    """Mean, and 95 % confidence interval where there are two values."""
+    if not values:
+        return ['-', '-']
+    mean = statistics.mean(values)
+    return [f'{mean:.3f}', in_interval(mean - margin(values),
+                                       mean + margin(values))
+            if len(values) > 1 else '-']
+
+
+def in_interval(low: float, high: float) -> str:
+    """Write an interval."""
+    return f'{low:.3f} to {high:.3f}'
+
+
+def in_p(p: float) -> str:
+    """Write a p value."""
+    return '< 0.001' if p < 0.001 else f'{p:.3f}'
+
+
+def times(length: float) -> str:
+    """Write a multiple of the config's schedule."""
+    return f'{in_digits(length)} x'
