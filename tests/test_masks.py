@@ -61,16 +61,15 @@ def masks(digits, tmp_path):
     return out
 
 
-@pytest.mark.parametrize('base', NORMS)
-def test_mask_rcnn_trains_and_evaluates(base, masks, tmp_path):
-    config = mask_config(base, masks, tmp_path / 'mask.py')
+def test_mask_rcnn_trains_and_evaluates(masks, tmp_path):
+    config = mask_config(MIMIC, masks, tmp_path / 'mask.py')
     status, output = run('tools/train.py', config, '--work-dir', tmp_path)
     assert status == 0, output[-3000:]
     assert 'coco/segm_mAP' in output
     state = read_checkpoint(str(tmp_path / 'epoch_1.pth'))['state_dict']
     conv = state['roi_head.mask_head.convs.0.conv.weight']
     assert conv.isfinite().all()
-    assert (conv.mean((1, 2, 3)).abs().max() < 1e-6) == (base == MIMIC)
+    assert conv.mean((1, 2, 3)).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize('tool, file', [

@@ -303,7 +303,7 @@ def _frozen(cfg: Config) -> None:
     frozen = [node for node in _places(cfg) if node.get('norm_eval')]
     if not frozen:
         raise InputError(
-            f'FrozenBN has no place in the model of the config: no part with '
+            'FrozenBN has no place in the model of the config: no part with '
             'batch norm takes norm_eval. Leave FrozenBN out of --norms.')
     for node in frozen:
         node['norm_cfg']['requires_grad'] = False

@@ -6,7 +6,7 @@ import os
 import os.path as osp
 import traceback
 from contextlib import contextmanager
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Sequence
 
 import mmcv
 from mmdet.datasets import CocoDataset, XMLDataset

@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager, nullcontext
 from itertools import chain
-from typing import Iterator, List, Optional
+from typing import Iterator, List
 
 import torch
 from mmengine.dist import all_reduce
