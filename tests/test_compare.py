@@ -357,7 +357,7 @@ def test_a_detector_of_other_classes_starts_them_anew(digits, tmp_path):
     assert (model.backbone.gn1.weight == 1).all()
     starts = [torch.load(plan._config(run).load_from)['state_dict']
               for run in (gn, mimic)]
-    converted, = (tmp_path / 'work').glob('mimicnorm_*.pth')
+    converted, = (tmp_path / 'work').glob('converted_*.pth')
     missing = set(build(plan.cfgs['MimicNorm'].model).state_dict()) - set(
         torch.load(converted)['state_dict'])
     assert {key.rpartition('.')[0] for key in missing} == set(anew)
@@ -687,6 +687,7 @@ def test_the_learning_rate_is_that_of_the_one_optimizer(digits, tmp_path):
         _delete_=True)
     plan = comparison(digits, tmp_path / 'new', lrs=[0.002],
                       optim_wrapper=wrapper)
+    plan.write()
     for run in plan.runs:
         found = plan._config(run).optim_wrapper
         assert found.pop('optimizer') == dict(wrapper['optimizer'], lr=0.002)

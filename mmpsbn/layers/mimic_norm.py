@@ -51,7 +51,10 @@ def center_(weight: Tensor) -> None:
 
 
 class ScaledWeight(Function):
-    """s w, without a temporary copy of w in the backward pass."""
+    """s w, for a convolution that is its only reader.
+
+    The backward pass makes no copies of w, unless it is itself differentiated.
+    """
 
     generate_vmap_rule = True
 
@@ -66,9 +69,11 @@ class ScaledWeight(Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         weight, scale = ctx.saved_tensors
-        # Autograd's own product would store grad * weight to sum it.
-        return grad * scale, torch.dot(grad.flatten(),
-                                       weight.flatten()).view(1)
+        grad_scale = torch.dot(grad.flatten(), weight.flatten()).view(1)
+        if torch.is_grad_enabled():
+            return grad * scale, grad_scale
+        # The convolution has made this gradient for nothing else.
+        return grad.mul_(scale), grad_scale
 
 
 class SelfInitializedConv2d(nn.Conv2d):
@@ -219,13 +224,16 @@ class MimicConv(StepAware, SelfInitializedConv2d):
         weight = self.weight
         if self.centered and not isinstance(weight, nn.Parameter):
             weight = weight - filter_means(weight)
-        if self.scale is None:
-            return weight
-        return ScaledWeight.apply(
-            weight, self.scale) if self.training else weight * self.scale
+        return weight if self.scale is None else weight * self.scale
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.applied_weight, self.bias)
+        weight = self.weight
+        if self.training and self.scale is not None and isinstance(
+                weight, nn.Parameter):
+            weight = ScaledWeight.apply(weight, self.scale)
+        else:
+            weight = self.applied_weight
+        return self._conv_forward(input, weight, self.bias)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         if f'{prefix}weight' in state_dict and \

@@ -91,7 +91,7 @@ class Plan:
 
     def __init__(self) -> None:
         self.held: List[int] = []
-        self.owned: Dict[int, Tuple[StepAware, nn.Parameter]] = {}
+        self.owned: Dict[int, Tuple[StepAware, nn.Parameter, tuple]] = {}
         self.joined = self.steps = 0
 
     def update(self, parameters: List[nn.Parameter]) -> None:
@@ -108,26 +108,30 @@ class Plan:
             return
         found = {id(layer._parameters.get(layer.stepped)): layer
                  for layer in _live_layers()}
-        found = {**{key: layer for key, (layer, _) in self.owned.items()},
-                 **found}
-        self.owned = {id(p): (found[id(p)], p) for p in parameters
-                      if id(p) in found}
+        found = {**{key: own[0] for key, own in self.owned.items()}, **found}
+        self.owned = {}
+        for parameter in parameters:
+            layer = found.get(id(parameter))
+            if layer is not None:
+                # One operation on several DTensors takes one mesh.
+                kind = (layer.before_step, layer.after_step,
+                        getattr(parameter, 'device_mesh', None))
+                self.owned[id(parameter)] = layer, parameter, kind
+                _reached.add(layer)
         self.held, self.joined = held, _joined[0]
-        _reached.update(layer for layer, _ in self.owned.values())
 
     def parts(self) -> List[Part]:
         """The layers whose parameters are trained, in parts."""
         parts: Dict[tuple, Part] = {}
-        for key, (layer, parameter) in self.owned.items():
+        for key, (layer, parameter, kind) in self.owned.items():
             # A step changes what has a gradient, even if it was frozen later.
             frozen = not parameter.requires_grad and parameter.grad is None
             # An optimizer may step within the step of one that wraps it.
             if frozen or key in _stepping:
                 continue
-            # One operation on several DTensors takes one mesh.
-            kind = (layer.before_step, layer.after_step,
-                    getattr(parameter, 'device_mesh', None))
-            part = parts.setdefault(kind, Part(*kind[:2], [], []))
+            part = parts.get(kind)
+            if part is None:
+                part = parts[kind] = Part(*kind[:2], [], [])
             part.layers.append(layer)
             part.parameters.append(parameter)
         return list(parts.values())

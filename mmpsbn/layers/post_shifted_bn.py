@@ -5,6 +5,7 @@ Network Filters?", arXiv:2001.11216.
 """
 
 import math
+from functools import lru_cache
 from numbers import Real
 from typing import List, Optional
 
@@ -14,6 +15,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpsbn.registry import NORM_LAYERS
 from .optimizer_step import StepAware
+
+
+@lru_cache(maxsize=None)
+def _constant(alpha: float, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(alpha, dtype=dtype, device='cpu')
+
+
+def _alphas(layers: List['PostShift'],
+            parameters: List[nn.Parameter]) -> list:
+    """Return the alphas of layers, for a foreach operation on tensors."""
+    if parameters[0].is_cpu and type(parameters[0]) is nn.Parameter:
+        # On a CPU, tensors take a third of the time that numbers take.
+        return [_constant(layer.alpha, parameter.dtype)
+                for layer, parameter in zip(layers, parameters)]
+    return [layer.alpha for layer in layers]
 
 
 class PostShift(StepAware):
@@ -87,12 +103,12 @@ class PostShift(StepAware):
     @staticmethod
     def before_step(layers: List['PostShift'],
                     parameters: List[nn.Parameter]) -> None:
-        torch._foreach_add_(parameters, [-layer.alpha for layer in layers])
+        torch._foreach_sub_(parameters, _alphas(layers, parameters))
 
     @staticmethod
     def after_step(layers: List['PostShift'],
                    parameters: List[nn.Parameter]) -> None:
-        torch._foreach_add_(parameters, [layer.alpha for layer in layers])
+        torch._foreach_add_(parameters, _alphas(layers, parameters))
 
     def is_missed(self) -> bool:
         return 'bias' not in self._parameters or super().is_missed()
