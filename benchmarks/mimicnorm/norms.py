@@ -6,14 +6,14 @@ its two operations; "weight mean" and "last BN" have one each.
 
 from mmpsbn.layers import LastBNLinear
 
-CENTRED = dict(
+CENTERED = dict(
     conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
-PLAIN = dict(CENTRED, conv_cfg=dict(type='MimicConv', center=False))
+PLAIN = dict(CENTERED, conv_cfg=dict(type='MimicConv', center=False))
 NORMS = {
     'BN': dict(norm_cfg=dict(type='BN')),
     'GN': dict(norm_cfg=dict(type='GN', num_groups=8)),
     'none': PLAIN,
-    'weight mean': CENTRED,
+    'weight mean': CENTERED,
     'last BN': dict(PLAIN, linear=LastBNLinear),
-    'MimicNorm': dict(CENTRED, linear=LastBNLinear),
+    'MimicNorm': dict(CENTERED, linear=LastBNLinear),
 }
