@@ -344,7 +344,7 @@ def test_a_detector_of_other_classes_starts_them_anew(digits, tmp_path):
                       load_from=str(bn))
     plan.write()
     anew = ['roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg']
-    assert any(remark.startswith(f'{", ".join(anew)} start anew')
+    assert any(remark.startswith(f'{", ".join(anew)} are reinitialized')
                for remark in plan.remarks())
     # MMEngine loads what fits.
     gn, mimic = plan.runs

@@ -28,7 +28,7 @@ BN = row('BN', .50, .54, .52)
 
 
 def test_interval_by_hand():
-    # Of .50, .54, .52 the standard error is .02 / sqrt(3), and the quantile
+    # The standard error of .50, .54, .52 is .02 / sqrt(3), and the quantile
     # of Student's t with two degrees of freedom is 4.3027.
     assert margin([.50, .54, .52]) == pytest.approx(4.3027 * .0115470, 1e-4)
     assert mean_and_interval([.50, .54, .52]) == ['0.520', '0.470 to 0.570']

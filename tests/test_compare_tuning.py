@@ -109,7 +109,7 @@ def test_rates_are_chosen_for_each_length(digits, tmp_path):
         'BN_lr0.1_seed0', 'BN_x2_lr0.01_seed0']
     assert plan.length(plan.finals[1]) == (32, 8, 8, 'epoch')
     cost = {'BN': COST}
-    # Of others like it: no final run has ended, so it is estimated.
+    # No final run has ended, so the time is estimated from other runs.
     assert plan.estimate(plan.tuning[0], cost) == 9
     assert plan.estimate(plan.finals[1], cost) > plan.estimate(
         plan.finals[0], cost)

@@ -26,7 +26,7 @@ class Paired(NamedTuple):
     """The lower end of the 95 % confidence interval (Student's t)."""
     high: Optional[float] = None
     p: Optional[float] = None
-    """Of the paired t test."""
+    """The p value of the paired t test."""
 
 
 def scipy_stats():

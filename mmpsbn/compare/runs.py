@@ -43,7 +43,7 @@ from .tables import in_digits
 
 LOADERS = ('train_dataloader', 'val_dataloader')
 PLAN = 'comparison.json'
-# Of work dirs. Since 2, runs of a seed share their initial weights.
+# The version of work dirs. Since 2, runs of one seed share initial weights.
 FORMAT = 2
 # Tuning runs have seeds of their own, from here on.
 TUNING_SEED = 1000
@@ -115,7 +115,7 @@ class Comparison:
     pretrained weights that its model names: as they are where the layers are
     those of BN, without the norm layers for GN, converted for MimicNorm and
     for each of its parts (MimicBody, BN+LastBN).
-    Layers that predict classes start anew if the detector has others.
+    Layers that predict classes are reinitialized if the detector has others.
 
     Args:
         cfg (Config): Of the detector, with any normalization.
@@ -293,7 +293,7 @@ class Comparison:
                            'statistics there.')
         elif 'GN' in self.cfgs and sources:
             remarks.append(f'GN takes {", ".join(sources)} without the norm '
-                           'layers; its own start anew.')
+                           'layers; its own are reinitialized.')
         for norm, cfg in self.cfgs.items():
             starts = [str(node[key]) for node, key in _converted_starts(cfg)]
             if starts:
@@ -301,7 +301,7 @@ class Comparison:
                                'converted as by tools/convert.py if the '
                                'weights are those of BN.')
         if self._anew:
-            remarks.append(f'{", ".join(self._anew)} start anew: '
+            remarks.append(f'{", ".join(self._anew)} are reinitialized: '
                            f'{self.cfg.load_from} is of another number of '
                            'classes.')
         if self._other_sets:
@@ -646,7 +646,7 @@ def _check_load_from(cfg: Config, cfgs: Dict[str, Config]) -> List[str]:
     random weights.
 
     Returns:
-        list[str]: Layers that start anew, since it is of other classes.
+        list[str]: Layers that are reinitialized for other classes.
     """
     path = cfg.get('load_from')
     if not path:

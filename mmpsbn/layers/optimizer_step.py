@@ -137,8 +137,6 @@ class Plan:
         return list(parts.values())
 
 
-# torch.compile of a step compiles the step alone: the functions below that
-# keep account of the layers are not for it to trace.
 # Threads may build models and train others, and a signal may interrupt one.
 _lock = threading.RLock()
 _layers: 'WeakSet[StepAware]' = WeakSet()
@@ -195,12 +193,16 @@ def _wrap(step: Callable) -> Callable:
     return wrapper
 
 
+# torch.compile of a step compiles the arithmetic alone. It must not trace the
+# functions that keep account of the layers.
 @torch._disable_dynamo
 def _parts(optimizer: Optimizer) -> List[Part]:
     """The layers that a step of an optimizer changes."""
-    # In a dictionary of all plans, it would keep the optimizer alive if a hook
-    # of a layer refers to it. Copies of the optimizer leave it out.
-    plan = vars(optimizer).setdefault('_step_plan', Plan())
+    # A global dictionary of plans would keep the optimizer alive if a hook of
+    # a layer refers to it. Copies of an optimizer do not copy this attribute.
+    plan = vars(optimizer).get('_step_plan')
+    if plan is None:
+        plan = optimizer._step_plan = Plan()
     plan.update(
         [p for group in optimizer.param_groups for p in group['params']])
     if plan.steps < 2:
