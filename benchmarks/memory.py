@@ -19,9 +19,9 @@ name after it, --backbones or --detectors leaves all of them out.
   same network with nothing instead of its norm layers, the limit of what a
   normalization can reach.
 - Peak, on a GPU: what the allocator held at most in a step at full size.
-- Filled, on a GPU: the largest batch that a training step at full size finds
-  memory for, to a sixteenth, and how many of its images are trained on in a
-  second.
+- Filled, on a GPU and with --fill: the largest batch that a training step at
+  full size finds memory for, to a sixteenth, and how many of its images are
+  trained on in a second.
 """
 
 import argparse
@@ -145,7 +145,7 @@ def detector(name, norm):
     return Detector(cfg)
 
 
-def measure(builders, size, rounds, device):
+def measure(builders, size, rounds, device, fills):
     """For each model: saved MiB, peak MiB, filled, seconds of both times."""
     # Before the large sizes, which leave the allocator in another state.
     small = (320, 320) if device == 'cpu' else size
@@ -165,7 +165,8 @@ def measure(builders, size, rounds, device):
             model.loss(inputs).backward()
             peak[name] = torch.cuda.max_memory_allocated() / 2**20
             del inputs
-            filled[name] = fill(model, size)
+            if fills:
+                filled[name] = fill(model, size)
         del model
     return saved, peak, filled, steps, inference
 
@@ -243,7 +244,7 @@ def report(title, builders, size, args):
           '(images / s) | step, of BN | of none | inference, of BN |\n'
           '|---|---|---|---|---|---|---|---|')
     saved, peak, filled, steps, inference = measure(
-        builders, size, args.rounds, args.device)
+        builders, size, args.rounds, args.device, args.fill)
     of_none = ratios({'none': steps['none'], **steps}) \
         if 'none' in steps else {}
     steps, inference = ratios(steps), ratios(inference)
@@ -273,6 +274,9 @@ def main():
     parser.add_argument(
         '--device', choices=('cpu', 'cuda'),
         default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument(
+        '--fill', action='store_true',
+        help='on a GPU, also find the largest batch')
     args = parser.parse_args()
     if min(args.rounds, *args.size) < 1:
         parser.error('--rounds and --size are at least 1')

@@ -492,11 +492,14 @@ def test_runs_at_once_share_the_machine(monkeypatch):
     assert shares_of_machine(2, 2) == [dict(OMP_NUM_THREADS='2')] * 2
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3,5,7')
-    assert shares_of_machine(2, 2) == [
-        dict(CUDA_VISIBLE_DEVICES='2,3'), dict(CUDA_VISIBLE_DEVICES='5,7')
-    ]
-    with pytest.raises(InputError, match='need 6 GPUs; there are 4'):
-        shares_of_machine(3, 2)
+    pairs = [dict(OMP_NUM_THREADS='2', CUDA_VISIBLE_DEVICES=names)
+             for names in ('2,3', '5,7')]
+    assert shares_of_machine(2, 2) == pairs
+    # More runs than GPUs share them.
+    monkeypatch.setenv('OMP_NUM_THREADS', '2')
+    assert shares_of_machine(3, 2) == [*pairs, pairs[0]]
+    with pytest.raises(InputError, match='needs 8 GPUs; there are 4'):
+        shares_of_machine(2, 8)
 
 
 def test_a_dry_run_writes_nothing(compare, capsys, tmp_path):

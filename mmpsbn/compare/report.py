@@ -343,7 +343,7 @@ def _write(comparison: Comparison, rows: Sequence[Row],
 
 {verdict(rows, baseline, tuning)}
 
-{_difference_table(rows, baseline)}\
+{difference_table(rows, baseline)}\
 {table(rows)}
 
 CI is the confidence interval of the mean (Student's t), which takes at least
@@ -392,7 +392,12 @@ def table(rows: Sequence[Row]) -> str:
     ] for row in rows])
 
 
-def _difference_table(rows: Sequence[Row], baseline: str) -> str:
+def difference_table(rows: Sequence[Row], baseline: str) -> str:
+    """Differences to the baseline of the same length, in Markdown.
+
+    The table is followed by an explanation. It is empty if nothing can be
+    compared.
+    """
     found = differences(rows, baseline)
     if not found:
         return ''

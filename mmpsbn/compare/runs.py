@@ -533,7 +533,9 @@ class Comparison:
 
 
 def shares_of_machine(at_once: int, processes: int) -> List[Dict[str, str]]:
-    """What each of several runs at once may use: GPUs of its own, or cores.
+    """Divide the cores, and the GPUs if there are any, among parallel runs.
+
+    More runs than GPUs share them, which is faster for small detectors.
 
     Args:
         at_once (int): How many runs.
@@ -544,24 +546,27 @@ def shares_of_machine(at_once: int, processes: int) -> List[Dict[str, str]]:
         set are left alone.
 
     Raises:
-        InputError: If there are fewer GPUs than processes.
+        InputError: If there are fewer GPUs than processes of one run.
     """
     if at_once == 1:
         return [{}]
+    threads = max(1, len(os.sched_getaffinity(0)) // at_once // processes)
+    shared = dict(OMP_NUM_THREADS=os.environ.get(
+        'OMP_NUM_THREADS', str(threads)))
     gpus = torch.cuda.device_count()
     if not gpus:
-        threads = max(1, len(os.sched_getaffinity(0)) // at_once // processes)
-        return [dict(OMP_NUM_THREADS=os.environ.get(
-            'OMP_NUM_THREADS', str(threads)))] * at_once
-    if gpus < at_once * processes:
+        return [shared] * at_once
+    if gpus < processes:
         raise InputError(
-            f'--at-once {at_once} runs of --processes {processes} need '
-            f'{at_once * processes} GPUs; there are {gpus}.')
+            f'--processes {processes} needs {processes} GPUs; there are '
+            f'{gpus}. Lower --processes.')
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
     names = visible.split(',') if visible else list(map(str, range(gpus)))
+    groups = gpus // processes
     return [
-        dict(CUDA_VISIBLE_DEVICES=','.join(names[first:first + processes]))
-        for first in range(0, at_once * processes, processes)
+        dict(shared, CUDA_VISIBLE_DEVICES=','.join(
+            names[number % groups * processes:][:processes]))
+        for number in range(at_once)
     ]
 
 

@@ -40,18 +40,29 @@ def carry_out(comparison: Comparison, costs: Dict[str, Cost],
     Raises:
         InputError: If runs failed; the report is of the others.
     """
+    train(comparison, costs, environments)
+    page = write_report(comparison, costs, command)
+    if page:
+        print(f'\nReport: {page}')
+    check_failures(comparison)
+    return page
+
+
+def train(comparison: Comparison, costs: Dict[str, Cost],
+          environments: Sequence[Dict[str, str]]) -> None:
+    """Run what has not ended yet; see :func:`carry_out`."""
     print_plan(comparison, costs, len(environments))
     if comparison.tuning:
         _train(comparison, comparison.tuning, costs, environments)
     _train(comparison, comparison.finals, costs, environments)
-    page = write_report(comparison, costs, command)
-    if page:
-        print(f'\nReport: {page}')
+
+
+def check_failures(comparison: Comparison) -> None:
+    """Raise an InputError if runs failed."""
     if comparison.failures:
         raise InputError(
             f'{len(comparison.failures)} runs failed; the same command tries '
             'them again.')
-    return page
 
 
 def costs_of(comparison: Comparison, rounds: int,

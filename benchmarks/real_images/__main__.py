@@ -1,0 +1,87 @@
+"""Normalizations compared on real photographs (NEU-DET).
+
+    python -m benchmarks.real_images --data NEU_DET [--at-once 2]
+    python -m benchmarks.real_images
+
+The first command trains what has no row yet in the CSV files of --results, and
+adds a row as each run ends. It resumes after an interruption, also on another
+machine that has the CSV files. Both commands end with the tables and figures
+of README.md, which they make from the CSV files. README.md describes the
+protocol.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import mmpsbn  # noqa: F401  First: it checks the stack.
+
+from mmengine.logging import MMLogger
+
+from mmpsbn.compare.runs import shares_of_machine
+from mmpsbn.compare.session import check_failures, costs_of, train
+from mmpsbn.engine.cli import (add_cfg_options, interrupted_by_signals,
+                               told_to_the_user)
+
+from .report import README, write_report
+from .results import Results
+from .studies import SEEDS, STUDIES, comparisons
+
+FOLDER = README.parent
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog='python -m benchmarks.real_images',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        '--data', help="folder of NEU-DET in COCO2017's layout; without it, "
+        'nothing is trained')
+    parser.add_argument(
+        '--studies', nargs='+', choices=STUDIES, default=list(STUDIES))
+    parser.add_argument(
+        '--seeds', type=int, default=SEEDS, help='final runs of each')
+    parser.add_argument(
+        '--at-once', type=int, default=len(os.sched_getaffinity(0)),
+        help='how many runs in parallel')
+    parser.add_argument(
+        '--work-dir', type=Path, default=Path('work_dirs/real_images'),
+        help='folder of the runs')
+    parser.add_argument(
+        '--results', type=Path, default=FOLDER,
+        help='folder of the CSV files and the figures')
+    add_cfg_options(parser)
+    args = parser.parse_args()
+    if min(args.seeds, args.at_once) < 1:
+        parser.error('--seeds and --at-once are at least 1')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    MMLogger.get_instance('mmengine', log_level='ERROR')
+    results = {name: Results(args.results / f'{name}.csv')
+               for name in args.studies}
+    failures = []
+    if args.data:
+        environments = shares_of_machine(args.at_once, 1)
+        for name in args.studies:
+            for comparison in comparisons(
+                    STUDIES[name], results[name], args.data,
+                    args.work_dir / name, args.seeds, args.cfg_options):
+                comparison.write()
+                train(comparison, costs_of(comparison, 3), environments)
+                failures.append(comparison)
+    page = args.results / README.name
+    if page.exists():
+        write_report(results, page, args.results)
+        print(f'Report: {page}')
+    for comparison in failures:
+        check_failures(comparison)
+
+
+if __name__ == '__main__':
+    interrupted_by_signals()
+    with told_to_the_user('the same command resumes from here'):
+        main()

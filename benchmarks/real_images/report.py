@@ -1,0 +1,144 @@
+"""Tables and figures of the studies, from their CSV files alone."""
+
+from pathlib import Path
+from typing import Dict, Sequence
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from mmpsbn.analysis.figures import COLOURS, STYLE
+from mmpsbn.compare.figures import draw_lrs
+from mmpsbn.compare.report import (Row, best_rows, difference_table,
+                                   differences, table, verdict)
+from mmpsbn.compare.tables import in_digits, markdown, times
+from mmpsbn.engine.whole_files import write_whole
+from .results import Results
+from .studies import SEEDS, STUDIES, Study, all_runs
+
+BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
+README = Path(__file__).resolve().parent / 'README.md'
+
+
+def write_report(results: Dict[str, Results], page: Path,
+                 figures: Path) -> None:
+    """Write the tables between the marks of a page, and the figures.
+
+    Args:
+        results (dict): The rows of each study.
+        page (Path): A Markdown file with the two marks.
+        figures (Path): The folder of the figures.
+    """
+    figures.mkdir(parents=True, exist_ok=True)
+    finals = {name: rows for name, rows in (
+        (name, results[name].rows('final', STUDIES[name].norms))
+        for name in results) if rows}
+    text = [_section(STUDIES[name], results[name], rows, name)
+            for name, rows in finals.items()]
+    for name in finals:
+        tuning = results[name].rows('tuning', STUDIES[name].norms)
+        lengths = list(dict.fromkeys(row.length for row in tuning))
+        if tuning:
+            draw_lrs({
+                f'{times(length)} the schedule' * (len(lengths) > 1):
+                [row for row in tuning if row.length == length]
+                for length in lengths
+            }, str(figures / f'lrs-{name}.png'))
+    draw_differences(
+        {STUDIES[name].title: rows for name, rows in finals.items()},
+        figures / 'differences.png')
+    before, rest = page.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    write_whole(page, (before + BEGIN + '\n\n' + '\n'.join(text) + END +
+                       after).encode())
+
+
+def _section(study: Study, results: Results, rows: Sequence[Row],
+             name: str) -> str:
+    baseline = next(iter(study.norms.values()))[0]
+    tuning = results.rows('tuning', study.norms)
+    own = results.all()
+    devices = ', '.join(sorted({row.device for row in own}))
+    hours = sum(row.seconds for row in own) / 3600
+    missing = len(all_runs(study, SEEDS)) - len(own)
+    state = f' {missing} runs are missing.' if missing > 0 else ''
+    return f'''### {study.title}
+
+{verdict(rows, baseline, tuning)}
+
+{difference_table(rows, baseline)}{table(rows)}
+
+mAP on the held-out training images, from which the learning rates were chosen:
+
+{tuning_table(tuning)}
+
+![mAP and dead channels by learning rate](lrs-{name}.png)
+
+{len(own)} runs, {hours:.1f} hours of training in all, on: {devices}.{state}
+
+'''
+
+
+def tuning_table(rows: Sequence[Row]) -> str:
+    """mAP by normalization and learning rate; the best one is bold."""
+    lrs = sorted({row.lr for row in rows})
+    chosen = {(row.norm, row.length): row.lr for row in best_rows(rows)}
+    lines = []
+    for norm, length in chosen:
+        cells = []
+        for lr in lrs:
+            found = [row for row in rows
+                     if (row.norm, row.length, row.lr) == (norm, length, lr)]
+            cell = f'{found[0].mean:.3f}' if found else '-'
+            best = chosen[norm, length] == lr
+            cells.append(f'**{cell}**' if best else cell)
+        lines.append([norm, times(length), *cells])
+    return markdown(['Norm', 'schedule', *(f'lr {in_digits(lr)}'
+                                           for lr in lrs)], lines)
+
+
+def draw_differences(studies: Dict[str, Sequence[Row]], out: Path) -> None:
+    """Draw each normalization's difference to the baseline, with intervals.
+
+    Args:
+        studies (dict): For each title the rows of the final runs. The first
+            row is of the baseline.
+        out (Path): The PNG to write.
+    """
+    found = {title: [one for one in differences(rows, rows[0].norm)
+                     if one.p is not None]
+             for title, rows in studies.items()}
+    found = {title: own for title, own in found.items() if own}
+    if not found:
+        return
+    heights = [len(own) for own in found.values()]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.5, 0.8 + 0.8 * len(found) +
+                                 0.24 * sum(heights)), layout='constrained')
+        axes = figure.subplots(len(found), 1, sharex=True, squeeze=False,
+                               height_ratios=heights)
+        for axis, (title, own) in zip(axes[:, 0], found.items()):
+            names = list(dict.fromkeys(one.row.norm for one in own))
+            for place, one in enumerate(own):
+                colour = COLOURS[(1 + names.index(one.row.norm))
+                                 % len(COLOURS)]
+                axis.plot([one.paired.low, one.paired.high], [place] * 2,
+                          color=colour, lw=2)
+                axis.plot([one.paired.mean], [place], 'o', color=colour,
+                          ms=5, mfc=colour if one.significant else 'white')
+            axis.axvline(0, color='black', lw=0.8)
+            lengths = len({one.row.length for one in own}) > 1
+            axis.set_yticks(range(len(own)), [
+                one.row.norm + f', {times(one.row.length)} schedule' * lengths
+                for one in own])
+            axis.set_ylim(len(own) - 0.5, -0.5)
+            axis.set_title(title, fontsize=9, loc='left')
+            axis.grid(axis='x', lw=0.4)
+        axes[-1, 0].set_xlabel(
+            f'mAP minus that of {rows_baseline(studies)}, mean and 95 % '
+            'confidence interval (filled: significant)')
+        figure.savefig(out, dpi=150)
+
+
+def rows_baseline(studies: Dict[str, Sequence[Row]]) -> str:
+    """Name the baseline, which is the same in all studies."""
+    return next(iter(studies.values()))[0].norm

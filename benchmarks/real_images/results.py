@@ -1,0 +1,145 @@
+"""The results of a study: a CSV file with one row for each run."""
+
+import csv
+import io
+import threading
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional
+
+from mmpsbn.compare.report import Row
+from mmpsbn.compare.runs import Run
+from mmpsbn.engine.whole_files import write_whole
+from mmpsbn.errors import InputError
+
+
+class RunRow(NamedTuple):
+    """One run."""
+
+    stage: str
+    """``tuning`` (evaluated on held-out training images) or ``final``."""
+    norm: str
+    length: float
+    """As a multiple of the config's schedule."""
+    lr: float
+    seed: int
+    mAP: float
+    mAP50: float
+    dead_before: Optional[float]
+    """Share of the channels before a ReLU that are dead in the first steps;
+    None if it was not measured."""
+    dead: Optional[float]
+    """The same for the last steps."""
+    diverged: bool
+    seconds: float
+    device: str
+
+    @property
+    def run(self) -> Run:
+        return Run(self.norm, self.lr, self.seed, self.length,
+                   self.stage == 'tuning')
+
+
+class Results:
+    """The rows of a CSV file, which is written again for each new row.
+
+    Args:
+        file (Path): It may not exist yet.
+
+    Raises:
+        InputError: If the file has other columns, or a value that is not of
+            its column.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._lock = file, threading.Lock()
+        self._rows: Dict[Run, RunRow] = {}
+        if file.exists():
+            for row in _read(file):
+                self._rows[row.run] = row
+
+    def get(self, run: Run) -> Optional[RunRow]:
+        return self._rows.get(run)
+
+    def add(self, run: Run, mAP: float, mAP50: float,
+            dead_before: Optional[float], dead: Optional[float],
+            diverged: bool, seconds: float, device: str) -> None:
+        """Add a run, and write the file."""
+        row = RunRow('tuning' if run.tuning else 'final', run.norm,
+                     run.length, run.lr, run.seed, round(mAP, 4),
+                     round(mAP50, 4), _rounded(dead_before), _rounded(dead),
+                     diverged, round(seconds, 1), device)
+        with self._lock:
+            self._rows[run] = row
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator='\n')
+            writer.writerow(RunRow._fields)
+            for row in sorted(self._rows.values(), key=lambda row: (
+                    row.stage, -row.length, row.norm, row.lr, row.seed)):
+                writer.writerow(row)
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._file, text.getvalue().encode())
+
+    def rows(self, stage: str, norms: Dict[float, List[str]]) -> List[Row]:
+        """Group the runs of a stage as the report of a comparison does.
+
+        Args:
+            stage (str): ``tuning`` or ``final``.
+            norms (dict): The normalizations of each length, in their order.
+        """
+        found = []
+        for length, names in norms.items():
+            for norm in names:
+                own = [row for row in self._rows.values()
+                       if (row.stage, row.norm, row.length) == (
+                           stage, norm, length)]
+                for lr in sorted({row.lr for row in own}):
+                    group = sorted((row for row in own if row.lr == lr),
+                                   key=lambda row: row.seed)
+                    found.append(_grouped(norm, lr, length, group))
+        return found
+
+    def all(self) -> List[RunRow]:
+        return list(self._rows.values())
+
+
+def _grouped(norm, lr, length, group: List[RunRow]) -> Row:
+    well = [row for row in group if not row.diverged]
+    return Row(norm, lr, [row.run for row in group],
+               [row.run for row in well], [row.mAP for row in group],
+               [row.mAP50 for row in group],
+               *([getattr(row, name) for row in well
+                  if getattr(row, name) is not None]
+                 for name in ('dead_before', 'dead')), length)
+
+
+def _rounded(share: Optional[float]) -> Optional[float]:
+    return None if share is None else round(share, 5)
+
+
+def _read(file: Path) -> List[RunRow]:
+    with open(file, newline='') as lines:
+        reader = csv.DictReader(lines)
+        if reader.fieldnames != list(RunRow._fields):
+            raise InputError(
+                f'{file} has the columns {reader.fieldnames}, and a file of '
+                f'results has {list(RunRow._fields)}. Restore the committed '
+                'file, or choose another folder with --results.')
+        try:
+            return [_parsed(row) for row in reader]
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f'line {reader.line_num} of {file} is not the result of a '
+                f'run: {error}. Restore the committed file, or choose another '
+                'folder with --results.') from error
+
+
+def _parsed(row: dict) -> RunRow:
+
+    def share(name):
+        return float(row[name]) if row[name] else None
+
+    return RunRow(
+        row['stage'], row['norm'], float(row['length']), float(row['lr']),
+        int(row['seed']), float(row['mAP']), float(row['mAP50']),
+        share('dead_before'), share('dead'), row['diverged'] == 'True',
+        float(row['seconds']), row['device'])

@@ -1,0 +1,132 @@
+"""The studies of the benchmark: detectors, normalizations, learning rates."""
+
+import os
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+from mmengine.config import Config
+
+from mmpsbn.compare import Comparison, with_norm
+from mmpsbn.compare.runs import Run
+from mmpsbn.engine.config import read_config
+from mmpsbn.engine.filter_collapse_hook import shares
+from .results import Results
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'real_images'
+FINETUNED = {
+    1: ('BN', 'FrozenBN', 'psBN', 'GN', 'MimicNorm', 'BN+LastBN'),
+    0.5: ('BN', 'psBN', 'MimicNorm'),
+}
+# One grid for all normalizations, with steps of at most 2.5.
+LRS = (0.004, 0.01, 0.025, 0.06, 0.15)
+HELD_OUT = 0.2
+SEEDS = 5
+
+
+class Study(NamedTuple):
+    """One detector, trained with several normalizations."""
+
+    title: str
+    config: str
+    norms: Dict[float, Tuple[str, ...]] = FINETUNED
+    """The normalizations for each length, as a multiple of the config's
+    schedule. The first one is the baseline."""
+    lrs: Tuple[float, ...] = LRS
+    settings: dict = {}
+    """Settings of the config to override."""
+
+
+STUDIES = {
+    'retinanet': Study(
+        'RetinaNet on EfficientNet-Lite0 from ImageNet',
+        'retinanet_efficientnet-lite0_fpn_bn_neu-det.py'),
+    'faster-rcnn': Study(
+        'Faster R-CNN on EfficientNet-Lite0 from ImageNet',
+        'faster-rcnn_efficientnet-lite0_fpn_bn_neu-det.py'),
+    'scratch': Study(
+        'Faster R-CNN on a half-width ResNet-18 from random weights',
+        'faster-rcnn_r18-half_fpn_bn_neu-det.py',
+        {1: ('BN', 'psBN', 'GN', 'MimicNorm')},
+        LRS[1:],
+        {'train_cfg.max_epochs': 8, 'param_scheduler.1.T_max': 8}),
+}
+
+
+class RecordedComparison(Comparison):
+    """A comparison whose results are rows of a CSV file.
+
+    A run with a row is not repeated, even if its folder is lost.
+
+    Args:
+        results (Results): The rows.
+        *args: See :class:`~mmpsbn.compare.Comparison`.
+        **kwargs: Likewise.
+    """
+
+    def __init__(self, results: Results, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.results = results
+        torch_device = ('cuda' if torch.cuda.is_available() else 'cpu')
+        self._device = (torch.cuda.get_device_name()
+                        if torch_device == 'cuda' else 'CPU')
+
+    def result(self, run: Run) -> Optional[dict]:
+        row = self.results.get(run)
+        if row is None:
+            return None
+        return dict(metrics=dict(zip(self.scores, (row.mAP, row.mAP50))),
+                    seconds=row.seconds, diverged=row.diverged)
+
+    def run(self, run: Run, *args, **kwargs) -> bool:
+        ended = super().run(run, *args, **kwargs)
+        if ended:
+            result, history = super().result(run), self.history(run)
+            self.results.add(
+                run, *(result['metrics'].get(name, 0.)
+                       for name in self.scores),
+                *(shares(history[at]).get('dead', 0.) if history else None
+                  for at in (0, -1)),
+                result['diverged'], result['seconds'], self._device)
+        return ended
+
+
+def comparisons(study: Study, results: Results, data: str, work_dir: Path,
+                seeds: int = SEEDS, cfg_options: Optional[dict] = None):
+    """Iterate over the comparisons of a study, one for each length.
+
+    Args:
+        study (Study): The study.
+        results (Results): Its rows; results of new runs are added.
+        data (str): The folder of NEU-DET in COCO2017's layout.
+        work_dir (Path): Takes the folders of the runs.
+        seeds (int): How many final runs each normalization has.
+        cfg_options (dict, optional): Settings of the config to override.
+
+    Raises:
+        InputError: If the data is missing or does not fit.
+    """
+    cfg = study_config(study, data, cfg_options)
+    for length, norms in study.norms.items():
+        yield RecordedComparison(
+            results, cfg, {norm: with_norm(cfg, norm) for norm in norms},
+            study.lrs, range(seeds), work_dir / f'x{length:g}',
+            lengths=[length], tune=HELD_OUT)
+
+
+def study_config(study: Study, data: str,
+                 cfg_options: Optional[dict] = None) -> Config:
+    """Read the config of a study, evaluated once at the end of training."""
+    os.environ['MMDET_DATASETS'] = os.path.join(data, '')
+    cfg = read_config(
+        str(CONFIGS / study.config), {**study.settings, **(cfg_options or {})})
+    cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs
+    return cfg
+
+
+def all_runs(study: Study, seeds: int = SEEDS) -> List[str]:
+    """Count the runs of a study, tuning runs and final ones."""
+    return [
+        norm for norms in study.norms.values() for norm in norms
+        for _ in range(len(study.lrs) + seeds)
+    ]

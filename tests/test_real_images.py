@@ -1,0 +1,161 @@
+"""The study on real photographs: its data, its runs and its report."""
+
+import csv
+import json
+import re
+import shutil
+import sys
+from xml.etree import ElementTree
+
+import pytest
+from test_tools import SHORT
+
+from benchmarks.real_images import __main__ as command
+from benchmarks.real_images import studies
+from benchmarks.real_images.neu_det import convert
+from benchmarks.real_images.report import README
+from benchmarks.real_images.results import Results, RunRow
+from benchmarks.real_images.studies import STUDIES, Study
+from mmpsbn.errors import InputError
+
+
+def original(neu_det, source, every):
+    """Some of the files as the authors of NEU-DET publish them."""
+    expected = {}
+    for part in ('train2017', 'val2017'):
+        file = neu_det / 'annotations' / f'instances_{part}.json'
+        content = json.loads(file.read_text())
+        names = {item['id']: item['name'] for item in content['categories']}
+        images = content['images'][::every]
+        expected[part] = [
+            dict(image, boxes=[
+                (box['bbox'], names[box['category_id']])
+                for box in content['annotations']
+                if box['image_id'] == image['id']]) for image in images]
+        for image in expected[part]:
+            name = image['file_name']
+            shutil.copy(neu_det / part / name, source / 'IMAGES')
+            root = ElementTree.Element('annotation')
+            for (x, y, width, height), label in image['boxes']:
+                item = ElementTree.SubElement(root, 'object')
+                ElementTree.SubElement(item, 'name').text = label
+                corners = ElementTree.SubElement(item, 'bndbox')
+                for key, value in dict(xmin=x, ymin=y, xmax=x + width,
+                                       ymax=y + height).items():
+                    ElementTree.SubElement(corners, key).text = str(value)
+            ElementTree.ElementTree(root).write(
+                source / 'ANNOTATIONS' / name.replace('.jpg', '.xml'))
+    return expected
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / 'NEU-DET'
+    for name in ('IMAGES', 'ANNOTATIONS'):
+        (folder / name).mkdir(parents=True)
+    return folder
+
+
+def test_neu_det_from_its_original_files(neu_det, source, tmp_path):
+    expected = original(neu_det, source, 40)
+    assert convert(source, tmp_path / 'out') == {
+        part: len(images) for part, images in expected.items()}
+    for part, images in expected.items():
+        found = json.loads((tmp_path / 'out' / 'annotations' /
+                            f'instances_{part}.json').read_text())
+        names = {item['id']: item['name'] for item in found['categories']}
+        assert [dict(image, boxes=[
+            (box['bbox'], names[box['category_id']])
+            for box in found['annotations']
+            if box['image_id'] == image['id']]) for image in found['images']
+        ] == images
+        for image in images:
+            assert (tmp_path / 'out' / part / image['file_name']).is_file()
+
+
+def test_files_that_are_not_neu_det(neu_det, source, tmp_path):
+    out = tmp_path / 'out'
+    with pytest.raises(InputError, match='is not a folder'):
+        convert(tmp_path / 'elsewhere', out)
+    with pytest.raises(InputError, match='0 images'):
+        convert(source, out)
+    original(neu_det, source, 200)
+    file = next((source / 'ANNOTATIONS').iterdir())
+    text = file.read_text()
+    for broken in (text[:-9], text.replace('<name>', '<name>x'),
+                   text.replace('xmin', 'x')):
+        file.write_text(broken)
+        with pytest.raises(InputError, match=f'{file}.*Download it again'):
+            convert(source, out)
+    file.unlink()
+    with pytest.raises(InputError, match=f'unlike {file.stem}. Download'):
+        convert(source, out)
+    next((source / 'IMAGES').glob(f'{file.stem}.jpg')).rename(
+        source / 'IMAGES' / 'crack_1.jpg')
+    file.with_name('crack_1.xml').write_text(text)
+    with pytest.raises(InputError, match='crack_1.jpg is not an image of'):
+        convert(source, out)
+    assert not (out / 'annotations').exists()
+
+
+def test_a_study_resumes_from_its_rows(neu_det, tmp_path, monkeypatch,
+                                       capsys):
+    small = Study('Small', 'faster-rcnn_r18-half_fpn_bn_neu-det.py',
+                  {1: ('BN', 'psBN'), 0.5: ('BN', )}, (0.01, 0.02))
+    monkeypatch.setitem(STUDIES, 'scratch', small)
+    results = tmp_path / 'results'
+    results.mkdir()
+    shutil.copy(README, results)
+
+    def main(work_dir, data=('--data', str(neu_det))):
+        monkeypatch.setattr(sys, 'argv', [
+            'real_images', *data, '--studies', 'scratch', '--seeds', '2',
+            '--work-dir', str(tmp_path / work_dir), '--results',
+            str(results), '--cfg-options', *SHORT,
+            'train_cfg.max_epochs=2', 'param_scheduler.1.T_max=2',
+            'train_dataloader.batch_size=24',
+            'train_dataloader.dataset.indices=48',
+            'val_dataloader.dataset.indices=8'
+        ])
+        command.main()
+
+    main('first')
+    rows = list(csv.DictReader((results / 'scratch.csv').open()))
+    # 2 rates and 2 seeds of BN and psBN, and the same of BN at half length.
+    assert len(rows) == 12
+    assert {row['stage'] for row in rows} == {'final', 'tuning'}
+    page = (results / 'README.md').read_text()
+    assert '### Small' in page and '0.5 x' in page
+    assert re.search(r'^\| psBN \| .*\| 2 \| ', page, re.M)
+
+    # On another machine, with all rows but one.
+    (results / 'scratch.csv').write_text(''.join(
+        (results / 'scratch.csv').read_text().splitlines(True)[:-1]))
+    capsys.readouterr()
+    main('second')
+    assert len(list((tmp_path / 'second' / 'scratch').glob('*/*/'))) == 1
+    assert len((results / 'scratch.csv').read_text().splitlines()) == 13
+
+    # Without data, only the report.
+    (results / 'README.md').write_text(README.read_text())
+    main('third', data=())
+    assert '### Small' in (results / 'README.md').read_text()
+    assert not (tmp_path / 'third').exists()
+
+
+def test_a_file_of_other_results(tmp_path):
+    file = tmp_path / 'retinanet.csv'
+    file.write_text('a,b\n1,2\n')
+    with pytest.raises(InputError, match='has the columns'):
+        Results(file)
+    file.write_text(','.join(RunRow._fields) + '\nfinal,BN,1,x,0\n')
+    with pytest.raises(InputError, match='line 2 of .*retinanet.csv'):
+        Results(file)
+
+
+def test_the_grid_is_fine_enough():
+    for study in STUDIES.values():
+        assert len(study.lrs) >= 4
+        for low, high in zip(study.lrs, study.lrs[1:]):
+            assert high / low <= 2.5
+    assert studies.SEEDS >= 5
