@@ -16,6 +16,7 @@ from benchmarks.real_images.neu_det import convert
 from benchmarks.real_images.report import README
 from benchmarks.real_images.results import Results, RunRow
 from benchmarks.real_images.studies import STUDIES, Study
+from mmpsbn.compare.runs import TUNING_SEED, Run
 from mmpsbn.errors import InputError
 
 
@@ -98,49 +99,56 @@ def test_files_that_are_not_neu_det(neu_det, source, tmp_path):
     assert not (out / 'annotations').exists()
 
 
-def test_a_study_resumes_from_its_rows(neu_det, tmp_path, monkeypatch,
-                                       capsys):
+def test_a_study_resumes_from_its_rows(neu_det, tmp_path, monkeypatch):
     small = Study('Small', 'faster-rcnn_r18-half_fpn_bn_neu-det.py',
-                  {1: ('BN', 'psBN'), 0.5: ('BN', )}, (0.01, 0.02))
+                  {1: ('BN', 'psBN')}, (0.01, 0.02))
     monkeypatch.setitem(STUDIES, 'scratch', small)
-    results = tmp_path / 'results'
-    results.mkdir()
-    shutil.copy(README, results)
+    folder = tmp_path / 'results'
+    folder.mkdir()
+    shutil.copy(README, folder)
 
-    def main(work_dir, data=('--data', str(neu_det))):
+    def main(*data):
         monkeypatch.setattr(sys, 'argv', [
             'real_images', *data, '--studies', 'scratch', '--seeds', '2',
-            '--work-dir', str(tmp_path / work_dir), '--results',
-            str(results), '--cfg-options', *SHORT,
-            'train_cfg.max_epochs=2', 'param_scheduler.1.T_max=2',
+            '--work-dir', str(tmp_path / 'runs'), '--results', str(folder),
+            '--cfg-options', *SHORT, 'param_scheduler.1.T_max=1',
             'train_dataloader.batch_size=24',
             'train_dataloader.dataset.indices=48',
             'val_dataloader.dataset.indices=8'
         ])
         command.main()
 
-    main('first')
-    rows = list(csv.DictReader((results / 'scratch.csv').open()))
-    # 2 rates and 2 seeds of BN and psBN, and the same of BN at half length.
-    assert len(rows) == 12
-    assert {row['stage'] for row in rows} == {'final', 'tuning'}
-    page = (results / 'README.md').read_text()
-    assert '### Small' in page and '0.5 x' in page
-    assert re.search(r'^\| psBN \| .*\| 2 \| ', page, re.M)
-
-    # On another machine, with all rows but one.
-    (results / 'scratch.csv').write_text(''.join(
-        (results / 'scratch.csv').read_text().splitlines(True)[:-1]))
-    capsys.readouterr()
-    main('second')
-    assert len(list((tmp_path / 'second' / 'scratch').glob('*/*/'))) == 1
-    assert len((results / 'scratch.csv').read_text().splitlines()) == 13
+    # Of another machine: all runs but a tuning run and what depends on it.
+    results = Results(folder / 'scratch.csv')
+    for norm, lr in (('BN', 0.01), ('BN', 0.02), ('psBN', 0.01)):
+        results.add(Run(norm, lr, TUNING_SEED, 1, True), lr, 2 * lr, 0., 0.,
+                    False, 60., 'CPU')
+    for run, mAP in ((Run('BN', 0.02, 0), 0.3), (Run('BN', 0.02, 1), 0.4),
+                     (Run('psBN', 0.01, 0), 0.2), (Run('psBN', 0.01, 1), 0.4),
+                     (Run('psBN', 0.02, 1), 0.5)):
+        results.add(run, mAP, 0.6, 0., 0.01, False, 60., 'CPU')
+    main('--data', str(neu_det))
+    rows = list(csv.DictReader((folder / 'scratch.csv').open()))
+    folders = {path.name for path in (tmp_path / 'runs').glob('*/*/*/')}
+    tuned = Results(folder / 'scratch.csv').get(
+        Run('psBN', 0.02, TUNING_SEED, 1, True))
+    # The detector learns nothing in two steps.
+    assert tuned.mAP < 0.01 and tuned.seconds > 1
+    assert folders == {'tuning_psBN_lr0.02_seed1000'}
+    assert len(rows) == 9
+    page = (folder / 'README.md').read_text()
+    assert '### Small' in page
+    assert re.search(r'^\| BN \| 0.02 \| 2 \| 0.350 ', page, re.M)
+    # A final run at a rate that was not chosen does not count.
+    assert re.search(r'^\| psBN \| 0.01 \| 2 \| 0.300 ', page, re.M)
+    assert '0.500' not in page
 
     # Without data, only the report.
-    (results / 'README.md').write_text(README.read_text())
-    main('third', data=())
-    assert '### Small' in (results / 'README.md').read_text()
-    assert not (tmp_path / 'third').exists()
+    (folder / 'README.md').write_text(README.read_text())
+    main()
+    assert (folder / 'README.md').read_text() == page
+    for name in ('differences.png', 'lrs-scratch.png'):
+        assert (folder / name).stat().st_size > 5000
 
 
 def test_a_file_of_other_results(tmp_path):

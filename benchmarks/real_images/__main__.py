@@ -62,7 +62,7 @@ def main() -> None:
     args = parse_args()
     MMLogger.get_instance('mmengine', log_level='ERROR')
     results = {name: Results(args.results / f'{name}.csv')
-               for name in args.studies}
+               for name in STUDIES}
     failures = []
     if args.data:
         environments = shares_of_machine(args.at_once, 1)

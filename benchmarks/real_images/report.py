@@ -30,12 +30,12 @@ def write_report(results: Dict[str, Results], page: Path,
     """
     figures.mkdir(parents=True, exist_ok=True)
     finals = {name: rows for name, rows in (
-        (name, results[name].rows('final', STUDIES[name].norms))
+        (name, results[name].finals(STUDIES[name].norms))
         for name in results) if rows}
     text = [_section(STUDIES[name], results[name], rows, name)
             for name, rows in finals.items()]
     for name in finals:
-        tuning = results[name].rows('tuning', STUDIES[name].norms)
+        tuning = results[name].tuning(STUDIES[name].norms)
         lengths = list(dict.fromkeys(row.length for row in tuning))
         if tuning:
             draw_lrs({
@@ -55,7 +55,7 @@ def write_report(results: Dict[str, Results], page: Path,
 def _section(study: Study, results: Results, rows: Sequence[Row],
              name: str) -> str:
     baseline = next(iter(study.norms.values()))[0]
-    tuning = results.rows('tuning', study.norms)
+    tuning = results.tuning(study.norms)
     own = results.all()
     devices = ', '.join(sorted({row.device for row in own}))
     hours = sum(row.seconds for row in own) / 3600

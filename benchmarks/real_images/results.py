@@ -4,9 +4,9 @@ import csv
 import io
 import threading
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
-from mmpsbn.compare.report import Row
+from mmpsbn.compare.report import Row, best_rows
 from mmpsbn.compare.runs import Run
 from mmpsbn.engine.whole_files import write_whole
 from mmpsbn.errors import InputError
@@ -79,13 +79,30 @@ class Results:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._file, text.getvalue().encode())
 
-    def rows(self, stage: str, norms: Dict[float, List[str]]) -> List[Row]:
-        """Group the runs of a stage as the report of a comparison does.
+    def tuning(self, norms: Dict[float, Sequence[str]]) -> List[Row]:
+        """Group the tuning runs as the report of a comparison does.
 
         Args:
-            stage (str): ``tuning`` or ``final``.
             norms (dict): The normalizations of each length, in their order.
         """
+        return self._grouped('tuning', norms)
+
+    def finals(self, norms: Dict[float, Sequence[str]]) -> List[Row]:
+        """Group the final runs whose learning rate is the chosen one.
+
+        Runs at another rate, which an earlier choice has left behind, are not
+        part of the result.
+
+        Args:
+            norms (dict): The normalizations of each length, in their order.
+        """
+        chosen = {(row.norm, row.length, row.lr)
+                  for row in best_rows(self.tuning(norms))}
+        return [row for row in self._grouped('final', norms)
+                if (row.norm, row.length, row.lr) in chosen]
+
+    def _grouped(self, stage: str,
+                 norms: Dict[float, Sequence[str]]) -> List[Row]:
         found = []
         for length, names in norms.items():
             for norm in names:
