@@ -123,6 +123,10 @@ class Detector(torch.nn.Module):
             self.net = MODELS.build(cfg.model)
         self.net.init_weights()
 
+    def to(self, device):
+        self.net.to(device)  # Tells its data_preprocessor, too.
+        return self
+
     def inputs(self, size, batch=2):
         inputs = demo_mm_inputs(
             batch, [[3, *size]] * batch, num_classes=self.classes)

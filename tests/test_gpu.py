@@ -11,6 +11,7 @@ from test_convert import build
 from test_tools import FASTER, MIMIC, MIMIC_RETINA, RETINA, run
 from torch import nn
 
+from mmpsbn.engine.config import read_config
 from mmpsbn.layers import (LastBNLinear, MimicConv, PSBatchNorm2d,
                            PSSyncBatchNorm)
 
@@ -79,10 +80,6 @@ def test_trains_as_in_float64_on_the_cpu(make, optimizer):
     reference = train(make(), partial(optimizer.func, **plain), 'cpu',
                       torch.double)
     assert_close(found, reference, 1e-3)
-    # The decay of 5 steps moves the biases to alpha, not to 0.
-    for layer, other in zip(found.modules(), network(nn.BatchNorm2d)):
-        if isinstance(layer, PSBatchNorm2d):
-            assert not torch.equal(layer.bias, other.bias)
 
 
 @networks
@@ -186,9 +183,9 @@ def test_tools_with_mixed_precision(digits, tmp_path, config):
 
 
 @pytest.mark.parametrize('config', [FASTER, MIMIC_RETINA])
-def test_a_detector_has_the_features_of_the_cpu(config):
-    model = build(config)
-    model.init_weights()
+def test_a_detector_has_the_features_of_the_cpu(digits, config, monkeypatch):
+    monkeypatch.setenv('MMDET_DATASETS', str(digits))
+    model = build(read_config(config, {}).model)
     x = torch.randn(2, 3, 160, 160)
     expected = copy.deepcopy(model).double().train().extract_feat(x.double())
     found = model.cuda().train().extract_feat(x.cuda())
