@@ -101,7 +101,7 @@ def test_files_that_are_not_neu_det(neu_det, source, tmp_path):
 
 def test_a_study_resumes_from_its_rows(neu_det, tmp_path, monkeypatch):
     small = Study('Small', 'faster-rcnn_r18-half_fpn_bn_neu-det.py',
-                  {1: ('BN', 'psBN')}, (0.01, 0.02))
+                  (0.01, 0.02), {1: ('BN', 'psBN')})
     monkeypatch.setitem(STUDIES, 'scratch', small)
     folder = tmp_path / 'results'
     folder.mkdir()

@@ -18,8 +18,6 @@ FINETUNED = {
     1: ('BN', 'FrozenBN', 'psBN', 'GN', 'MimicNorm', 'BN+LastBN'),
     0.5: ('BN', 'psBN', 'MimicNorm'),
 }
-# One grid for all normalizations, with steps of at most 2.5.
-LRS = (0.004, 0.01, 0.025, 0.06, 0.15)
 HELD_OUT = 0.2
 SEEDS = 5
 
@@ -29,27 +27,29 @@ class Study(NamedTuple):
 
     title: str
     config: str
+    lrs: Tuple[float, ...]
+    """The learning rates to choose from, with steps of at most 2.5."""
     norms: Dict[float, Tuple[str, ...]] = FINETUNED
     """The normalizations for each length, as a multiple of the config's
     schedule. The first one is the baseline."""
-    lrs: Tuple[float, ...] = LRS
     settings: dict = {}
     """Settings of the config to override."""
 
 
 STUDIES = {
-    'retinanet': Study(
-        'RetinaNet on EfficientNet-Lite0 from ImageNet',
-        'retinanet_efficientnet-lite0_fpn_bn_neu-det.py'),
     'faster-rcnn': Study(
         'Faster R-CNN on EfficientNet-Lite0 from ImageNet',
-        'faster-rcnn_efficientnet-lite0_fpn_bn_neu-det.py'),
+        'faster-rcnn_efficientnet-lite0_fpn_bn_neu-det.py',
+        (0.01, 0.025, 0.06, 0.15)),
+    'retinanet': Study(
+        'RetinaNet on EfficientNet-Lite0 from ImageNet',
+        'retinanet_efficientnet-lite0_fpn_bn_neu-det.py',
+        (0.004, 0.01, 0.02, 0.04)),
     'scratch': Study(
         'Faster R-CNN on a half-width ResNet-18 from random weights',
         'faster-rcnn_r18-half_fpn_bn_neu-det.py',
-        {1: ('BN', 'psBN', 'GN', 'MimicNorm')},
-        LRS[1:],
-        {'train_cfg.max_epochs': 8, 'param_scheduler.1.T_max': 8}),
+        (0.01, 0.025, 0.06, 0.15), {1: ('BN', 'psBN', 'MimicNorm')},
+        {'train_cfg.max_epochs': 6, 'param_scheduler.1.T_max': 6}),
 }
 
 

@@ -24,3 +24,14 @@ model = dict(
         feat_channels=64,
         stacked_convs=2,
         anchor_generator=dict(strides=[8, 16, 32, 64])))
+# It learns more slowly than Faster R-CNN.
+max_epochs = 6
+train_cfg = dict(max_epochs=max_epochs)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=max_epochs,
+        by_epoch=True,
+        convert_to_iter_based=True)
+]

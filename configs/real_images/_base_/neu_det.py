@@ -1,5 +1,6 @@
 # NEU-DET in COCO2017's layout, 1440 training and 360 validation images of six
-# defects of steel, and the schedule of benchmarks/real_images: 720 steps.
+# defects of steel, and the schedule of benchmarks/real_images, 180 steps per
+# epoch.
 # `python -m benchmarks.real_images.neu_det` makes the layout from the
 # original files.
 _base_ = [
@@ -47,6 +48,6 @@ param_scheduler = [
         convert_to_iter_based=True)
 ]
 optim_wrapper = dict(
-    optimizer=dict(lr=0.01), clip_grad=dict(max_norm=35, norm_type=2))
+    optimizer=dict(lr=0.01), clip_grad=dict(max_norm=10, norm_type=2))
 auto_scale_lr = dict(base_batch_size=8)
 custom_imports = dict(imports=['mmpsbn'], allow_failed_imports=False)
