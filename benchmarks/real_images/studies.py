@@ -40,7 +40,7 @@ STUDIES = {
     'faster-rcnn': Study(
         'Faster R-CNN on EfficientNet-Lite0 from ImageNet',
         'faster-rcnn_efficientnet-lite0_fpn_bn_neu-det.py',
-        (0.01, 0.025, 0.06, 0.15)),
+        (0.004, 0.01, 0.025, 0.06, 0.15)),
     'retinanet': Study(
         'RetinaNet on EfficientNet-Lite0 from ImageNet',
         'retinanet_efficientnet-lite0_fpn_bn_neu-det.py',
