@@ -16,7 +16,7 @@ import shlex
 import sys
 from pathlib import Path
 
-import mmpsbn  # noqa: F401  First: it checks the stack.
+import mmpsbn.engine  # noqa: F401  First: it checks the stack.
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger

@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-import mmpsbn  # noqa: F401  First: it checks the stack.
+import mmpsbn.engine  # noqa: F401  First: it checks the stack.
 
 import torch
 from mmengine.config import Config

@@ -1,10 +1,20 @@
-from .stack import check_stack
+"""psBN and MimicNorm.
 
-check_stack()
+The layers need only torch. With MMEngine and MMCV, they are registered for
+``norm_cfg`` and ``conv_cfg``. With MMDetection, heads, a backbone and hooks
+are registered, too.
+"""
 
-from . import analysis, datasets, engine, layers, models  # noqa: E402
-from .version import __version__  # noqa: E402
+from . import analysis, layers
+from .layers import *  # noqa: F403
+from .stack import check_stack, is_installed
+from .version import __version__
 
-__all__ = [
-    '__version__', 'analysis', 'datasets', 'engine', 'layers', 'models'
-]
+__all__ = ['__version__', 'analysis', 'layers', *layers.__all__]
+
+if is_installed('mmengine', 'mmcv'):
+    check_stack()
+    from . import registry  # noqa: F401
+    if is_installed('mmdet'):
+        from . import datasets, engine, models  # noqa: F401
+        __all__ += ['datasets', 'engine', 'models']

@@ -9,6 +9,8 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import Registry
 
+from . import layers
+
 
 class RootedRegistry(Registry):
     """A registry whose modules are found from its parent's scope too."""
@@ -22,13 +24,22 @@ MODELS = RootedRegistry(
     'model',
     parent=MMENGINE_MODELS,
     scope='mmpsbn',
-    locations=['mmpsbn.layers', 'mmpsbn.models'])
-
-# MMEngine and MMCV keep norm layers in MODELS; this is the door to it.
-NORM_LAYERS = MODELS
+    locations=['mmpsbn', 'mmpsbn.models'])
 
 HOOKS = RootedRegistry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmpsbn',
     locations=['mmpsbn.engine'])
+
+# MMEngine and MMCV keep norm layers and convolutions in MODELS.
+for _layer, _names in {
+        layers.PSBatchNorm1d: 'psBN1d',
+        layers.PSBatchNorm2d: ['psBN', 'psBN2d'],
+        layers.PSBatchNorm3d: 'psBN3d',
+        layers.PSSyncBatchNorm: 'psSyncBN',
+        layers.MimicConv: None,
+        layers.MimicNorm: None,
+        layers.LastBNLinear: None,
+}.items():
+    MODELS.register_module(name=_names, module=_layer)

@@ -21,6 +21,25 @@ RANGES = dict(
 TESTED = 'torch 2.13.0, mmengine 0.10.7, mmcv 2.1.0, mmdet 3.3.0'
 
 
+def is_installed(*names: str) -> bool:
+    """Whether all of some packages are installed."""
+    return all(find_spec(name) is not None for name in names)
+
+
+def check_detection() -> None:
+    """Raise if a package that MMDetection needs is not installed.
+
+    Raises:
+        ImportError: One sentence with the package and what works.
+    """
+    for name in RANGES:
+        if not is_installed(name):
+            raise ImportError(
+                f'detectors need {name}, which is not installed; versions '
+                f'that work together: {TESTED}. Without it, only the layers '
+                'of mmpsbn can be used.')
+
+
 def check_stack() -> None:
     """Raise if the installed stack is known not to work.
 
@@ -32,9 +51,6 @@ def check_stack() -> None:
     """
     found = {name: _version(name) for name in RANGES}
     for name, (first, end) in RANGES.items():
-        if find_spec(name) is None:
-            raise ImportError(f'mmpsbn needs {name}, which is not installed; '
-                              f'versions that work together: {TESTED}.')
         if found[name] and not first <= _numbers(found[name]) < end:
             raise ImportError(
                 f'mmpsbn does not work with {name} {found[name]}, only from '
@@ -47,8 +63,8 @@ def check_stack() -> None:
             f'setuptools 80.10.2 (below 81) beside {TESTED}.')
     # The version asked for above warns of this at every import.
     warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
-    # Imports MMCV, and with it MMEngine.
-    if find_spec('mmcv._ext') is None:
+    # The second call imports MMCV, and with it MMEngine.
+    if is_installed('mmdet') and not is_installed('mmcv._ext'):
         raise ImportError(
             'MMDetection needs the compiled operators of MMCV, and the '
             'installed MMCV has none; install one that was built with '

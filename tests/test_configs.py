@@ -17,7 +17,7 @@ from mmpsbn.engine import LevelWatch, find_idle_norms
 from mmpsbn.layers import MimicNorm
 from mmpsbn.layers.last_bn import LastBN
 from mmpsbn.layers.post_shifted_bn import PostShift
-from mmpsbn.registry import NORM_LAYERS
+from mmpsbn.registry import MODELS
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 FILES = sorted(path for path in CONFIGS.glob('*/*.py'))
@@ -119,11 +119,11 @@ def test_config_trains_a_step_and_predicts(path):
                           cfg.model.test_cfg.rpn):
             proposals.max_per_img = 32
     with DefaultScope.overwrite_default_scope('mmdet'):
-        model = NORM_LAYERS.build(cfg.model)
+        model = MODELS.build(cfg.model)
         model.init_weights()
 
         name, _, everywhere = norm_name(path).partition('-')
-        expected = NORM_LAYERS.get(TYPES[name])
+        expected = MODELS.get(TYPES[name])
         found = [m for m in model.modules() if is_any_norm(m)]
         assert {type(norm) for norm in found} == {expected}
         head = 'roi_head' if path.stem.startswith('faster') else 'bbox_head'

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpsbn.layers import (PSBatchNorm1d, PSBatchNorm2d, PSBatchNorm3d,
                            PSSyncBatchNorm)
-from mmpsbn.registry import NORM_LAYERS
+from mmpsbn.registry import MODELS
 
 NAMES = dict(
     psBN=PSBatchNorm2d,
@@ -61,7 +61,7 @@ def test_types_resolve_in_every_scope(scope, prefix, name):
             dict(type=prefix + name, alpha=0.2), 8, postfix=1)
     assert type(layer) is NAMES[name]
     assert built_name == 'bn1' and layer.alpha == 0.2
-    for registry in (NORM_LAYERS, MMENGINE_MODELS, MMDET_MODELS):
+    for registry in (MODELS, MMENGINE_MODELS, MMDET_MODELS):
         assert registry.get(prefix + name) is NAMES[name]
 
 

@@ -11,7 +11,7 @@ from test_convert import demo_config
 from mmpsbn.compare import NORMS, with_norm
 from mmpsbn.compare.placing import config_differences, placing_remarks
 from mmpsbn.convert.conversion import build
-from mmpsbn.engine.config import NORMS as NORM_MODULES
+from mmpsbn.layers import NORM_TYPES
 from mmpsbn.errors import InputError
 
 YOLO = 'yolo/yolov3_d53_8xb8-320-273e_coco'
@@ -32,7 +32,7 @@ def layers(cfg, norm):
     model = build(cfg, with_norm(cfg, norm).model).train()
     return Counter((type(layer).__name__, layer.training)
                    for layer in model.modules()
-                   if isinstance(layer, NORM_MODULES))
+                   if isinstance(layer, NORM_TYPES))
 
 
 @pytest.mark.parametrize('name, number', [(YOLO, 72), (HRNET, 305)])

@@ -1,6 +1,10 @@
 """Versions that do not work together are named at import."""
 
+import subprocess
+import sys
+
 import pytest
+from conftest import ROOT
 
 from mmpsbn import stack
 
@@ -50,8 +54,78 @@ def test_refuses_versions_that_do_not_work(name, version, monkeypatch):
 
 def test_names_what_is_missing(monkeypatch):
     with_versions(monkeypatch, missing=['mmdet'], **GOOD)
-    with pytest.raises(ImportError, match='needs mmdet, which is not'):
-        stack.check_stack()
+    stack.check_stack()
+    with pytest.raises(ImportError, match='need mmdet, which is not'):
+        stack.check_detection()
+
+
+def test_an_mmcv_without_operators_and_mmdetection(monkeypatch):
+    with_versions(monkeypatch, missing=['mmdet', 'mmcv._ext'], **GOOD)
+    stack.check_stack()
+
+
+WITHOUT = '''
+import sys
+
+class Missing:
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {missing}:
+            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+
+sys.meta_path.insert(0, Missing())
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: (
+    None if name.split('.')[0] in {missing} else find_spec(name, package))
+'''
+
+
+def run_without(missing, code):
+    """Run code in an environment that lacks some packages."""
+    return subprocess.run(
+        [sys.executable, '-c', WITHOUT.format(missing=missing) + code],
+        cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_layers_need_only_torch():
+    # All that the package installs but torch and what torch needs.
+    missing = ('mmengine', 'mmcv', 'mmdet', 'pycocotools', 'cv2', 'scipy',
+               'sklearn', 'matplotlib', 'rich', 'markdown_it', 'yaml')
+    result = run_without(missing, '''
+import torch
+from mmpsbn import PSBatchNorm2d
+from mmpsbn.layers import LastBNLinear, MimicConv
+from mmpsbn.analysis import ChannelWatch, saved_bytes
+
+net = torch.nn.Sequential(
+    MimicConv(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3),
+    PSBatchNorm2d(8), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), LastBNLinear(8, 2))
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.1)
+net(torch.randn(4, 3, 8, 8)).square().sum().backward()
+optimizer.step()
+assert abs(net[0].weight.mean((1, 2, 3))).max() < 1e-6
+try:
+    import mmpsbn.engine
+except ImportError as error:
+    print(error)
+''')
+    assert result.returncode == 0, result.stderr
+    assert 'detectors need mmengine, which is not' in result.stdout
+
+
+def test_norm_cfg_without_mmdetection():
+    result = run_without(('mmdet', 'pycocotools'), '''
+import mmpsbn
+from mmcv.cnn import ConvModule, build_norm_layer
+
+print(build_norm_layer(dict(type='psBN'), 8)[1])
+print(ConvModule(3, 8, 3, conv_cfg=dict(type='MimicConv'),
+                 norm_cfg=dict(type='MimicNorm')))
+''')
+    assert result.returncode == 0, result.stderr
+    assert 'PSBatchNorm2d(8' in result.stdout
+    assert 'MimicConv(3, 8' in result.stdout
 
 
 def test_names_a_setuptools_without_pkg_resources(monkeypatch):

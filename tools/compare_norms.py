@@ -18,7 +18,7 @@ import os.path as osp
 import shlex
 import sys
 
-import mmpsbn  # noqa: F401  First: it checks the stack.
+import mmpsbn.engine  # noqa: F401  First: it checks the stack.
 
 from mmengine.logging import MMLogger
 

@@ -11,7 +11,7 @@
 import argparse
 import os.path as osp
 
-import mmpsbn  # noqa: F401  First: it checks the stack.
+import mmpsbn.engine  # noqa: F401  First: it checks the stack.
 
 from mmengine.logging import MMLogger
 

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-import mmpsbn  # noqa: F401  First: it checks the stack.
+import mmpsbn.engine  # noqa: F401  First: it checks the stack.
 
 from mmpsbn.visualization import draw_detections
 

@@ -8,7 +8,7 @@ import argparse
 import os
 import warnings
 
-import mmpsbn  # noqa: F401  First: it checks the stack.
+import mmpsbn.engine  # noqa: F401  First: it checks the stack.
 
 import torch
 from mmdet.apis import DetInferencer

@@ -22,7 +22,7 @@ the exit status is 0, so that a script can prune whatever it trains.
 import argparse
 import os.path as osp
 
-import mmpsbn  # noqa: F401  First: it checks the stack.
+import mmpsbn.engine  # noqa: F401  First: it checks the stack.
 
 from mmengine.logging import MMLogger
 

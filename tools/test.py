@@ -3,7 +3,7 @@
 import argparse
 import os.path as osp
 
-import mmpsbn  # noqa: F401  First: it checks the stack.
+import mmpsbn.engine  # noqa: F401  First: it checks the stack.
 
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults

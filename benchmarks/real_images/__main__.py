@@ -14,7 +14,7 @@ import argparse
 import os
 from pathlib import Path
 
-import mmpsbn  # noqa: F401  First: it checks the stack.
+import mmpsbn.engine  # noqa: F401  First: it checks the stack.
 
 from mmengine.logging import MMLogger
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Dict
 from xml.etree import ElementTree
 
-import mmpsbn  # noqa: F401  First: it checks the stack.
+import mmpsbn.engine  # noqa: F401  First: it checks the stack.
 
 import mmcv
 

@@ -9,13 +9,12 @@ no gradient comes back.
 from typing import Dict, Iterator, NamedTuple, Optional, Tuple
 
 import torch
-from mmcv.cnn import is_norm
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
-from mmpsbn.layers import MimicNorm
+from mmpsbn.layers import NORM_TYPES, MimicNorm
 
 RELUS = {'relu', 'relu_', 'relu6'}
 CLIPS = {'hardtanh', 'hardtanh_'}  # ReLU6 is one, from 0 to 6.
@@ -43,8 +42,7 @@ class Outputs(NamedTuple):
 def norm_layers(model: nn.Module) -> Iterator[Tuple[str, nn.Module]]:
     """Names and modules of BN and its like, psBN, GN and MimicNorm."""
     for name, module in model.named_modules():
-        if (is_norm(module) and channels_of(module)) or isinstance(
-                module, MimicNorm):
+        if isinstance(module, NORM_TYPES) and channels_of(module):
             yield name, module
 
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from mmpsbn.convert.conversion import build
 from mmpsbn.engine.checkpoint import read_checkpoint, state_of
-from mmpsbn.engine.config import NORMS
 from mmpsbn.engine.whole_files import write_whole
-from mmpsbn.layers import MimicConv
+from mmpsbn.layers import NORM_TYPES, MimicConv
 
 
 def write_initial(reference: Config, cfg: Config, seed: int,
@@ -63,6 +62,6 @@ def _weights(model: nn.Module) -> Dict[str, Tensor]:
     return {
         f'{name}.{key}' if name else key: value.detach()
         for name, layer in model.named_modules()
-        if not isinstance(layer, (*NORMS, MimicConv))
+        if not isinstance(layer, (*NORM_TYPES, MimicConv))
         for key, value in layer.named_parameters(recurse=False)
     }

@@ -15,10 +15,9 @@ from mmpsbn.convert.conversion import build
 from mmpsbn.convert.stock_config import (mimicnorm_parts, stock_model,
                                          type_of)
 from mmpsbn.engine.blame import blamed_on_config
-from mmpsbn.engine.config import NORMS as NORM_MODULES
 from mmpsbn.engine.config import dicts_in
 from mmpsbn.errors import InputError
-from mmpsbn.layers import MimicNorm
+from mmpsbn.layers import NORM_TYPES, MimicNorm
 from mmpsbn.layers.last_bn import LastBN
 from mmpsbn.layers.post_shifted_bn import PostShift
 from mmpsbn.registry import MODELS
@@ -221,7 +220,7 @@ def _other_norms(model: nn.Module, placed: type) -> Counter:
     return Counter(
         f'{".".join(name.split(".")[:1 + name.startswith("roi_head")])} '
         f'({type(layer).__name__})' for name, layer in model.named_modules()
-        if isinstance(layer, NORM_MODULES) and not isinstance(layer, placed))
+        if isinstance(layer, NORM_TYPES) and not isinstance(layer, placed))
 
 
 def _in_words(layers: Counter) -> str:

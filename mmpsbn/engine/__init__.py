@@ -1,3 +1,7 @@
+from mmpsbn.stack import check_detection
+
+check_detection()
+
 from .checkpoint import allow_mmengine_checkpoints
 from .data_check_hook import DataCheckHook
 from .filter_collapse_hook import FilterCollapseHook

@@ -9,19 +9,15 @@ from typing import Dict, Iterator, List, Optional
 import mmengine.registry
 from mmengine.config import Config
 from mmengine.registry import DefaultScope, Registry
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
-from mmpsbn.layers import MimicNorm
+from mmpsbn.layers import NORM_TYPES
 from mmpsbn.layers.post_shifted_bn import PostShift
 from mmpsbn.models.efficientnet_lite import SCHEME
-from mmpsbn.registry import NORM_LAYERS
+from mmpsbn.registry import MODELS
 from .blame import blamed_on_config, in_a_sentence, is_of_disk
 from .checkpoint import find_resumable, is_of_mimicnorm, read_checkpoint
 from mmpsbn.errors import InputError
 
-NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, MimicNorm)
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 EVALUATORS = ('val_evaluator', 'test_evaluator')
 # What this package reads of a config, wherever it stands there.
@@ -195,7 +191,7 @@ def psbn_types(model: dict) -> List[str]:
     }
     return sorted(
         name for name in types
-        if issubclass(NORM_LAYERS.module_dict.get(name, object), PostShift))
+        if issubclass(MODELS.module_dict.get(name, object), PostShift))
 
 
 def _norm_cfgs(model: dict) -> Iterator[dict]:
@@ -232,7 +228,7 @@ def check_norm_types(model: dict, scope: str = 'mmdet') -> None:
         if not isinstance(name, str):
             continue
         with DefaultScope.overwrite_default_scope(scope), \
-                NORM_LAYERS.switch_scope_and_registry(None) as registry:
+                MODELS.switch_scope_and_registry(None) as registry:
             if registry.get(name) is not None:
                 continue
             known = _norm_names(registry)
@@ -247,7 +243,7 @@ def _norm_names(registry) -> List[str]:
     names = []
     while registry is not None:
         for name, module in registry.module_dict.items():
-            if isinstance(module, type) and issubclass(module, NORMS):
+            if isinstance(module, type) and issubclass(module, NORM_TYPES):
                 names.append(name)
         registry = registry.parent
     return names

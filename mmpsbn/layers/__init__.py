@@ -1,11 +1,13 @@
+"""The layers of both methods, which need nothing but torch."""
+
 from .last_bn import LastBNConv2d, LastBNLinear
 from .mimic_norm import MimicConv, MimicNorm
-from .mimic_wiring import BRANCH_ENDS, BranchEnd
+from .mimic_wiring import BRANCH_ENDS, NORM_TYPES, BranchEnd
 from .post_shifted_bn import PSBatchNorm1d, PSBatchNorm2d, PSBatchNorm3d
 from .sync_post_shifted_bn import PSSyncBatchNorm
 
 __all__ = [
     'BRANCH_ENDS', 'BranchEnd', 'LastBNConv2d', 'LastBNLinear', 'MimicConv',
-    'MimicNorm', 'PSBatchNorm1d', 'PSBatchNorm2d', 'PSBatchNorm3d',
+    'MimicNorm', 'NORM_TYPES', 'PSBatchNorm1d', 'PSBatchNorm2d', 'PSBatchNorm3d',
     'PSSyncBatchNorm'
 ]

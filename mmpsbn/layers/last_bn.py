@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmpsbn.registry import MODELS
 from .sync_post_shifted_bn import in_several_processes, sync_batch_norm
 
 
@@ -111,7 +110,6 @@ class LastBN:
                             self.momentum, self.eps)
 
 
-@MODELS.register_module()
 class LastBNLinear(LastBN, nn.Linear):
     """Linear layer with a last BN, for the class logits of RoI heads.
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from mmpsbn.errors import InputError
-from mmpsbn.registry import MODELS, NORM_LAYERS
 from .optimizer_step import StepAware
 
 # Centering divides the standard deviation after a ReLU by about this factor,
@@ -85,7 +84,6 @@ class SelfInitializedConv2d(nn.Conv2d):
     """
 
 
-@MODELS.register_module()
 class MimicConv(StepAware, SelfInitializedConv2d):
     r"""2D convolution with centered filters, a bias and an optional scalar.
 
@@ -251,7 +249,6 @@ class MimicConv(StepAware, SelfInitializedConv2d):
         return f'{super().extra_repr()}, centered={self.centered}{scale}'
 
 
-@NORM_LAYERS.register_module()
 class MimicNorm(nn.Module):
     """The identity, in the position of a norm layer.
 

@@ -16,14 +16,9 @@ then, the constructor of the block has finished.
 from typing import (Callable, Dict, Iterator, List, NamedTuple, Optional,
                     Type)
 
-from mmcv.cnn import is_norm
-from mmdet.models.backbones.darknet import ResBlock
-from mmdet.models.backbones.efficientnet import EdgeResidual
-from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
-from mmdet.models.layers import InvertedResidual
-from mmdet.models.layers.csp_layer import DarknetBottleneck
-from mmdet.models.layers.res_layer import SimplifiedBasicBlock
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from mmpsbn.errors import InputError
@@ -39,25 +34,13 @@ class BranchEnd(NamedTuple):
     """Whether a block adds its branch to anything. If not, b is 1."""
 
 
-#: The known residual blocks. Their subclasses (those of ResNeXt and Res2Net,
-#: for example) are known, too. Add your own blocks before you build them.
-BRANCH_ENDS: Dict[Type[nn.Module], BranchEnd] = {
-    BasicBlock:
-    BranchEnd('conv2'),
-    Bottleneck:
-    BranchEnd('conv3'),
-    ResBlock:
-    BranchEnd('conv2'),
-    DarknetBottleneck:
-    BranchEnd('conv2', lambda block: block.add_identity),
-    InvertedResidual:
-    BranchEnd('linear_conv', lambda block: block.with_res_shortcut),
-    EdgeResidual:
-    BranchEnd('conv2', lambda block: block.with_residual),
-    SimplifiedBasicBlock:
-    BranchEnd('conv2'),
-}
+#: The known residual blocks; :mod:`mmpsbn.models` adds those of MMDetection.
+#: Their subclasses (those of ResNeXt and Res2Net, for example) are known, too.
+#: Add your own blocks before you build them.
+BRANCH_ENDS: Dict[Type[nn.Module], BranchEnd] = {}
 SHORTCUT = 'downsample'
+#: The classes of norm layers.
+NORM_TYPES = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, MimicNorm)
 
 
 def wire(parent: nn.Module, name: str, child: Optional[nn.Module]) -> None:
@@ -68,7 +51,7 @@ def wire(parent: nn.Module, name: str, child: Optional[nn.Module]) -> None:
     # and wrapped by FSDP and activation checkpointing.
     if any(part is parent._modules.get(name) for part in child.modules()):
         return
-    if isinstance(child, MimicNorm) or is_norm(child):
+    if isinstance(child, NORM_TYPES):
         check_pair(module_before(parent, name), child)
         return
     end = next((end for kind, end in BRANCH_ENDS.items()

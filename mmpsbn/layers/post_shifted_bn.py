@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmpsbn.registry import NORM_LAYERS
 from .optimizer_step import StepAware
 
 
@@ -154,7 +153,6 @@ class PostShift(StepAware):
 # so _BatchNorm is one of them below.
 
 
-@NORM_LAYERS.register_module(name='psBN1d')
 class PSBatchNorm1d(PostShift, nn.BatchNorm1d, _BatchNorm):
     """psBN over a 2D or 3D input, see :class:`PSBatchNorm2d`.
 
@@ -164,7 +162,6 @@ class PSBatchNorm1d(PostShift, nn.BatchNorm1d, _BatchNorm):
     """
 
 
-@NORM_LAYERS.register_module(name=['psBN', 'psBN2d'])
 class PSBatchNorm2d(PostShift, nn.BatchNorm2d, _BatchNorm):
     r"""Post-shifted batch normalization (psBN) over a 4D input.
 
@@ -205,7 +202,6 @@ class PSBatchNorm2d(PostShift, nn.BatchNorm2d, _BatchNorm):
     """
 
 
-@NORM_LAYERS.register_module(name='psBN3d')
 class PSBatchNorm3d(PostShift, nn.BatchNorm3d, _BatchNorm):
     """psBN over a 5D input, see :class:`PSBatchNorm2d`.
 

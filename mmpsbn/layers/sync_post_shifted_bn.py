@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from torch.nn.modules._functions import SyncBatchNorm as cuda_sync_batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmpsbn.registry import NORM_LAYERS
 from .post_shifted_bn import PostShift
 
 
@@ -111,7 +110,6 @@ def _per_channel(values: Tensor, input: Tensor) -> Tensor:
     return values.view(1, -1, *[1] * (input.dim() - 2))
 
 
-@NORM_LAYERS.register_module(name='psSyncBN')
 class PSSyncBatchNorm(PostShift, _BatchNorm):
     """psBN with the statistics of the whole batch of a process group.
 

@@ -1,3 +1,4 @@
+from . import residual_blocks  # noqa: F401  Fills a table of mmpsbn.layers.
 from .efficientnet_lite import EfficientNetLite, load_from_efficientnet_lite
 from .last_bn_heads import (LastBNRetinaHead, LastBNRetinaSepBNHead,
                             LastBNRPNHead)
