@@ -26,6 +26,8 @@ setup(
     # MMCV, MMEngine and MMDetection are left to the environment: each has
     # two distributions that install the same import names, and MMCV has to
     # be compiled for the torch at hand. `import mmpsbn` checks what it finds.
-    install_requires=['torch>=2.4,<2.14'],
+    # Without bounds, so pip never replaces an installed torch; importing
+    # mmpsbn reports a version that is known not to work.
+    install_requires=['torch'],
     extras_require={'demo': ['scikit-learn']},
 )
