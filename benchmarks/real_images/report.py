@@ -73,7 +73,7 @@ mAP on the held-out training images, from which the learning rates were chosen:
 
 ![mAP and dead channels by learning rate](lrs-{name}.png)
 
-{len(own)} runs, {hours:.1f} hours of training in all, on: {devices}.{state}
+{len(own)} runs with {hours:.1f} hours in total (some in parallel), on: {devices}.{state}
 
 '''
 
@@ -104,12 +104,17 @@ def draw_differences(studies: Dict[str, Sequence[Row]], out: Path) -> None:
             row is of the baseline.
         out (Path): The PNG to write.
     """
-    found = {title: [one for one in differences(rows, rows[0].norm)
-                     if one.p is not None]
-             for title, rows in studies.items()}
+    found = {
+        title: sorted((one for one in differences(rows, rows[0].norm)
+                       if one.p is not None),
+                      key=lambda one: -one.row.length)
+        for title, rows in studies.items()
+    }
     found = {title: own for title, own in found.items() if own}
     if not found:
         return
+    norms = list(dict.fromkeys(
+        row.norm for rows in studies.values() for row in rows))
     heights = [len(own) for own in found.values()]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.5, 0.8 + 0.8 * len(found) +
@@ -117,10 +122,8 @@ def draw_differences(studies: Dict[str, Sequence[Row]], out: Path) -> None:
         axes = figure.subplots(len(found), 1, sharex=True, squeeze=False,
                                height_ratios=heights)
         for axis, (title, own) in zip(axes[:, 0], found.items()):
-            names = list(dict.fromkeys(one.row.norm for one in own))
             for place, one in enumerate(own):
-                colour = COLOURS[(1 + names.index(one.row.norm))
-                                 % len(COLOURS)]
+                colour = COLOURS[norms.index(one.row.norm) % len(COLOURS)]
                 axis.plot([one.paired.low, one.paired.high], [place] * 2,
                           color=colour, lw=2)
                 axis.plot([one.paired.mean], [place], 'o', color=colour,
@@ -134,11 +137,6 @@ def draw_differences(studies: Dict[str, Sequence[Row]], out: Path) -> None:
             axis.set_title(title, fontsize=9, loc='left')
             axis.grid(axis='x', lw=0.4)
         axes[-1, 0].set_xlabel(
-            f'mAP minus that of {rows_baseline(studies)}, mean and 95 % '
-            'confidence interval (filled: significant)')
+            f'mAP minus that of {norms[0]}: mean and 95 % confidence '
+            'interval\n(filled circle: significant difference)')
         figure.savefig(out, dpi=150)
-
-
-def rows_baseline(studies: Dict[str, Sequence[Row]]) -> str:
-    """Name the baseline, which is the same in all studies."""
-    return next(iter(studies.values()))[0].norm

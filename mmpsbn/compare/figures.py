@@ -13,7 +13,7 @@ from .intervals import margin
 from .tables import in_digits, times
 
 MARKERS = 'os^Dv<>'
-ASIDE = 0.08  # Of a learning rate, from a normalization to the next.
+ASIDE = 0.2  # Of a learning rate, from the first normalization to the last.
 
 
 def draw_scores(rows, out: str) -> None:
@@ -73,7 +73,7 @@ def draw_lrs(panels: Dict[str, Sequence], out: str) -> None:
         for (above, below), (title, rows) in zip(axes.T, panels.items()):
             for index, norm in enumerate(norms):
                 own = [row for row in rows if row.norm == norm]
-                places = [row.lr * (1 + ASIDE * (index - middle))
+                places = [row.lr * (1 + ASIDE * (index - middle) / len(norms))
                           for row in own]
                 _draw_ranges(above, places, [row.scores for row in own],
                              styles[norm])
