@@ -1,6 +1,7 @@
 # make demo        set up, train and evaluate a psBN detector, show its detections
 # make test        set up, run all tests
 # make test-STACK  the same with another file of requirements/stacks
+# make lint        check style, docstrings and spelling
 # make docs        set up, build the documentation into build/site (Python >= 3.11)
 #
 # Another Python (3.10 to 3.12): make PYTHON=python3.12 demo
@@ -12,7 +13,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
 	2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo test docs setup
+.PHONY: demo test lint docs setup
 
 demo: setup
 	@$(VENV)/bin/python tools/demo.py
@@ -22,6 +23,12 @@ test: setup
 
 test-%:
 	@$(MAKE) --no-print-directory test STACK=$*
+
+lint:
+	@test -x .venv-lint/bin/ruff || $(PYTHON) -m venv .venv-lint
+	@.venv-lint/bin/python -m pip install -q --disable-pip-version-check -r requirements/lint.txt
+	@.venv-lint/bin/ruff check .
+	@.venv-lint/bin/codespell -D - -D .codespell.txt .
 
 docs: setup
 	@$(VENV)/bin/python -m pip install -q --no-deps -r requirements/docs.txt

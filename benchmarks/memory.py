@@ -162,7 +162,7 @@ def measure(builders, size, rounds, device, fills):
         model = build().to(device)
         model.train()
         inputs = model.inputs(size)
-        saved[name] = saved_bytes(lambda: model.loss(inputs),
+        saved[name] = saved_bytes(partial(model.loss, inputs),
                                   model.parameters()) / 2**20
         if device == 'cuda':
             torch.cuda.reset_peak_memory_stats()

@@ -1,3 +1,5 @@
+"""The errors that a user can mend."""
+
 import errno
 
 # The disk, or the user's part of it; and what a process may write.

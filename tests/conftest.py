@@ -17,7 +17,7 @@ NEU_DET = ROOT.parent / 'shared' / 'neu_det'
 # `--hypothesis-profile=long`: ten times as many cases, others in every run.
 settings.register_profile(
     'short', max_examples=100, derandomize=True, deadline=None, database=None,
-    # Files of the fixtures are written anew.
+    # Files of the fixtures are written again.
     suppress_health_check=list(HealthCheck))
 settings.register_profile(
     'long', settings.get_profile('short'), max_examples=1000,

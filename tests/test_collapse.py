@@ -57,7 +57,8 @@ def dead(outputs):
 
 @pytest.fixture(params=NORMS)
 def resnet(request):
-    model = ResNet(18, base_channels=8, norm_eval=False, **NORMS[request.param])
+    model = ResNet(18, base_channels=8, norm_eval=False,
+                   **NORMS[request.param])
     model.init_weights()
     model.train()
     return model

@@ -189,7 +189,7 @@ def multiple_sets(evaluator, prefixes=('first', 'second')):
 ])
 def test_map_is_found_by_the_name_that_the_config_gives_it(
         change, name, digits, tmp_path):
-    plan = comparison(digits, tmp_path, ('BN', ), **{'val_evaluator': change})
+    plan = comparison(digits, tmp_path, ('BN', ), val_evaluator=change)
     run, = plan.runs
     plan.folder(run).mkdir()
     (plan.folder(run) / 'result.json').write_text(
@@ -334,7 +334,7 @@ def test_starts_of_one_file_name_are_converted_apart(digits, tmp_path):
     assert values == [1, 2]
 
 
-def test_a_detector_of_other_classes_starts_them_anew(digits, tmp_path):
+def test_a_detector_of_other_classes_reinitializes_them(digits, tmp_path):
     bn = tmp_path / 'bn.pth'
     cfg = demo_config('faster-rcnn', 'psbn')
     cfg.model.roi_head.bbox_head.num_classes = 4
@@ -343,8 +343,8 @@ def test_a_detector_of_other_classes_starts_them_anew(digits, tmp_path):
     plan = comparison(digits, tmp_path / 'work', ('GN', 'MimicNorm'),
                       load_from=str(bn))
     plan.write()
-    anew = ['roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg']
-    assert any(remark.startswith(f'{", ".join(anew)} are reinitialized')
+    layers = ['roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg']
+    assert any(remark.startswith(f'{", ".join(layers)} are reinitialized')
                for remark in plan.remarks())
     # MMEngine loads what fits.
     gn, mimic = plan.runs
@@ -360,10 +360,10 @@ def test_a_detector_of_other_classes_starts_them_anew(digits, tmp_path):
     converted, = (tmp_path / 'work').glob('converted_*.pth')
     missing = set(build(plan.cfgs['MimicNorm'].model).state_dict()) - set(
         torch.load(converted)['state_dict'])
-    assert {key.rpartition('.')[0] for key in missing} == set(anew)
+    assert {key.rpartition('.')[0] for key in missing} == set(layers)
     # They are the same in both, except what the last BN has in addition.
     common = missing.intersection(*starts)
-    assert {key.rpartition('.')[0] for key in common} == set(anew)
+    assert {key.rpartition('.')[0] for key in common} == set(layers)
     for key in common:
         assert torch.equal(*(start[key] for start in starts))
     for start, before in zip(starts, (state, torch.load(converted)[
@@ -677,8 +677,9 @@ def test_a_config_that_measures_no_map(change, digits, tmp_path):
     (dict(iou_thrs=0.75), ['pascal_voc/mAP']),
 ])
 def test_map_of_voc(change, names, digits, tmp_path):
-    plan = comparison(digits, tmp_path / 'new', ('BN', ), **{
-        'val_evaluator': dict(type='VOCMetric', _delete_=True, **change)})
+    plan = comparison(
+        digits, tmp_path / 'new', ('BN', ),
+        val_evaluator=dict(type='VOCMetric', _delete_=True, **change))
     assert plan.scores == names
 
 
@@ -691,8 +692,8 @@ def test_the_learning_rate_is_that_of_the_one_optimizer(digits, tmp_path):
     plan = comparison(digits, tmp_path / 'new', lrs=[0.002],
                       optim_wrapper=wrapper)
     plan.write()
-    for run in plan.runs:
-        found = plan._config(run).optim_wrapper
+    for planned in plan.runs:
+        found = plan._config(planned).optim_wrapper
         assert found.pop('optimizer') == dict(wrapper['optimizer'], lr=0.002)
         assert all(wrapper[name] == value for name, value in found.items())
     for optimizer in (dict(type='AdamW', _delete_=True), None):

@@ -480,7 +480,8 @@ def test_a_stock_model_that_differs_is_not_kept(digits, tmp_path,
 def test_from_bn_to_psbn_and_back(digits, tmp_path):
     cfg, path = (get('retinanet', 'psbn') for get in (demo_config, demo_file))
     bn = trained_bn(cfg).state_dict()
-    convert_to_psbn(cfg, dict(state_dict=bn), 'bn.pth', str(tmp_path / 'p.pth'))
+    convert_to_psbn(cfg, dict(state_dict=bn), 'bn.pth',
+                    str(tmp_path / 'p.pth'))
     psbn = build(cfg.model)
     psbn.load_state_dict(torch.load(tmp_path / 'p.pth')['state_dict'])
     # As DistributedDataParallel's weights are, saved by hand.
@@ -542,7 +543,8 @@ def test_mmdet_bases_are_found_through_our_own():
 
 
 def convert(*args):
-    return subprocess.run([sys.executable, 'tools/convert.py', *map(str, args)],
+    command = [sys.executable, 'tools/convert.py', *map(str, args)]
+    return subprocess.run(command,
                           cwd=ROOT, capture_output=True, text=True)
 
 

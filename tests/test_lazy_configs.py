@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import Registry
-from test_convert import convert, demo_file, images
+from test_convert import convert, demo_file
 from test_tools import run
 
 from mmpsbn.compare import with_norm

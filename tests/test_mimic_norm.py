@@ -271,7 +271,8 @@ def test_a_fan_in_of_1_is_refused():
 def test_starts_he_normal_and_centered():
     conv = MimicConv(64, 512, 3)
     std = (2 / (64 * 9))**0.5
-    torch.testing.assert_close(conv.weight.std().item(), std, rtol=0.02, atol=0)
+    torch.testing.assert_close(conv.weight.std().item(), std, rtol=0.02,
+                               atol=0)
     assert_centered(conv.weight)
     assert not conv.bias.any()
     grouped = MimicConv(256, 256, 3, groups=256)
@@ -439,7 +440,7 @@ def test_other_modules_register_as_ever():
     assert dict(module.named_children()) == {'norm': module.norm}
 
 
-def test_registering_parts_anew_changes_no_scalar():
+def test_registering_parts_again_changes_no_scalar():
     """As MMEngine's Runner and DetInferencer do, and a user who cuts."""
     model = resnet()
     ends = [conv for conv in mimic_convs(model) if conv.branch]

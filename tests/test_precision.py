@@ -106,7 +106,7 @@ def test_mimicnorm_under_gradient_checkpointing(how):
             block.with_cp = True
     else:
         apply_activation_checkpointing(
-            twin, check_fn=lambda m: m in set((*twin.layer1, *twin.layer2)))
+            twin, check_fn=lambda m: m in {*twin.layer1, *twin.layer2})
     # Before the type changes, which a scalar would pass for moved.
     for one, other in zip(twin.parameters(), net.parameters()):
         assert torch.equal(one, other)

@@ -100,7 +100,8 @@ from mmpsbn.analysis import ChannelWatch, saved_bytes
 
 net = torch.nn.Sequential(
     MimicConv(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3),
-    PSBatchNorm2d(8), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), LastBNLinear(8, 2))
+    PSBatchNorm2d(8), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+    torch.nn.Flatten(), LastBNLinear(8, 2))
 optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.1)
 net(torch.randn(4, 3, 8, 8)).square().sum().backward()
 optimizer.step()

@@ -506,7 +506,8 @@ def test_sync_bn_and_psbn_do_not_go_together(refused, digits, tmp_path):
 
 
 @pytest.mark.parametrize('tool', ['test', 'resume'])
-def test_a_truncated_checkpoint_is_named(refused, tool, trained, digits, tmp_path):
+def test_a_truncated_checkpoint_is_named(refused, tool, trained, digits,
+                                         tmp_path):
     file = tmp_path / 'epoch_1.pth'
     content = (trained / 'epoch_1.pth').read_bytes()
     for size in (0, 100, len(content) // 2, len(content) - 1):
@@ -519,7 +520,7 @@ def test_a_truncated_checkpoint_is_named(refused, tool, trained, digits, tmp_pat
         assert file.stat().st_size == size
 
 
-def test_a_checkpoint_of_another_architecture_names_its_keys(refused, 
+def test_a_checkpoint_of_another_architecture_names_its_keys(refused,
         trained, digits, tmp_path):
     message = refused('tools/test.py', RETINA, trained / 'epoch_1.pth',
                       '--work-dir', tmp_path, data=digits)
@@ -549,7 +550,8 @@ def copied(digits, tmp_path):
     ('{"images": IMAGES, "annotations": [{"id": 1, "image_id": 1, "area": 9, '
      '"category_id": 1}], "categories": CATEGORIES}', 'has no bbox'),
 ])
-def test_a_broken_annotation_file_is_named(refused, content, words, copied, tmp_path):
+def test_a_broken_annotation_file_is_named(refused, content, words, copied,
+                                           tmp_path):
     file = copied / 'annotations' / 'instances_train2017.json'
     old = json.loads(file.read_text())
     for part in ('images', 'categories'):
@@ -580,8 +582,8 @@ def test_another_number_of_classes_in_the_head(refused, digits, tmp_path):
 
 @pytest.mark.parametrize('damage, workers', [('missing', 0), ('empty', 0),
                                              ('text', 0), ('text', 1)])
-def test_an_image_that_cannot_be_read_is_named(refused, damage, workers, copied,
-                                               tmp_path):
+def test_an_image_that_cannot_be_read_is_named(refused, damage, workers,
+                                               copied, tmp_path):
     file = copied / 'train2017' / '000000000003.jpg'
     file.unlink()
     if damage != 'missing':

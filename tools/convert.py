@@ -81,11 +81,12 @@ def main():
         moved = convert_to_mimicnorm(cfg, checkpoint, args.checkpoint, images,
                                      args.out)
         print(f'{args.out}: outputs moved by {moved.before:.3f} of their norm '
-              f'when the filters were centered, and by {moved.after:.3f} after '
-              f'the biases were calibrated on {len(images)} images.')
-        if moved.anew:
-            print('The checkpoint is of another number of classes; without '
-                  f'weights, to start anew: {", ".join(moved.anew)}.')
+              f'when the filters were centered, and by {moved.after:.3f} '
+              f'after the biases were calibrated on {len(images)} images.')
+        if moved.reinitialized:
+            print('The checkpoint has another number of classes. Layers that '
+                  'are left out, and reinitialized in training: '
+                  f'{", ".join(moved.reinitialized)}.')
         return
     proof = convert_to_stock(cfg, args.config, checkpoint, args.checkpoint,
                              images, args.out, args.fuse, args.keep_optimizer)

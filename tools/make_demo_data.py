@@ -20,7 +20,7 @@ def main():
     try:
         make_digits(args.out, args.train, args.val, args.size, args.seed)
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        raise SystemExit(f'error: {error}')
+        raise SystemExit(f'error: {error}') from error
     print(f'{args.train} + {args.val} scenes in {args.out}')
 
 

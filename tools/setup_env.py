@@ -68,7 +68,7 @@ def fingerprint() -> str:
     """Changes when anything that the environment is made from changes."""
     digest = hashlib.sha256(sys.version.encode())
     for path in (*sorted(REQUIREMENTS.glob('*.txt')), STACKS / f'{STACK}.txt',
-                 ROOT / 'setup.py', Path(__file__)):
+                 ROOT / 'pyproject.toml', Path(__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

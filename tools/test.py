@@ -59,7 +59,7 @@ def main():
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
-        # DetVisualizationHook joins a relative folder anew for every batch.
+        # DetVisualizationHook joins a relative folder again for every batch.
         cfg.work_dir = osp.abspath(cfg.work_dir)
     with blamed_on_config(), blamed_on_data(cfg, LOADERS):
         runner = build_runner(cfg)

@@ -52,11 +52,11 @@ def fit_law(points: Sequence[Tuple[float, int, int]]) -> Optional[Law]:
     x, dead, channels = np.array(points, float).reshape(-1, 3).T
     if len(set(x[dead > 0])) < 2:
         return None
-    centre = np.log(x).mean()
+    center = np.log(x).mean()
 
     def loss(parameters):
         exponent, level = parameters
-        log_rate = np.clip(level + exponent * (np.log(x) - centre), -50, 5)
+        log_rate = np.clip(level + exponent * (np.log(x) - center), -50, 5)
         rate = np.exp(log_rate)
         return -(dead * np.log(-np.expm1(-rate)) -
                  (channels - dead) * rate).sum()
@@ -65,7 +65,7 @@ def fit_law(points: Sequence[Tuple[float, int, int]]) -> Optional[Law]:
     exponent, level = optimize.minimize(
         loss, [0., np.log(-np.log1p(-min(share, 0.99)))],
         method='Nelder-Mead', options=dict(maxiter=2000)).x
-    return Law(exponent, float(np.exp(level - exponent * centre)))
+    return Law(exponent, float(np.exp(level - exponent * center)))
 
 
 def exponents(by_seed: Sequence[List[tuple]]) -> List[float]:

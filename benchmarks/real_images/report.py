@@ -73,7 +73,8 @@ mAP on the held-out training images, from which the learning rates were chosen:
 
 ![mAP and dead channels by learning rate](lrs-{name}.png)
 
-{len(own)} runs with {hours:.1f} hours in total (some in parallel), on: {devices}.{state}
+{len(own)} runs with {hours:.1f} hours in total (some in parallel), on:
+{devices}.{state}
 
 '''
 

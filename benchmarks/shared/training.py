@@ -20,7 +20,7 @@ def fit(net: nn.Module,
         batch: int = BATCH,
         after_step: Callable[[int], None] = lambda step: None
         ) -> Optional[float]:
-    """Train by cross entropy, on batches that are drawn anew in each epoch.
+    """Train by cross entropy, with new random batches in each epoch.
 
     The lr rises for an epoch and goes to 0 by a cosine.
 

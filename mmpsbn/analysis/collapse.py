@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
-from mmpsbn.layers import NORM_TYPES, MimicNorm
+from mmpsbn.layers import NORM_TYPES
 
 RELUS = {'relu', 'relu_', 'relu6'}
 CLIPS = {'hardtanh', 'hardtanh_'}  # ReLU6 is one, from 0 to 6.

@@ -12,8 +12,8 @@ def turns(actions: Dict[Hashable, Callable],
           rounds: int) -> Dict[Hashable, List[float]]:
     """Seconds that actions take, by turns, in each of some rounds.
 
-    Within a round the actions come in an order drawn anew. A first round is
-    not counted.
+    Each round has its own random order of the actions. A first round is not
+    counted.
 
     Args:
         actions (dict): What to time.

@@ -257,7 +257,7 @@ def _selection(rows: Sequence[Row], tuning: Sequence[Row]) -> List[str]:
         if len(lrs) > 1 and best.lr in (lrs[0], lrs[-1]):
             edges.append(f'{best.norm} {in_digits(best.lr)}')
     found = []
-    if len(set(row.lr for row in rows)) > 1 and not tuning:
+    if len({row.lr for row in rows}) > 1 and not tuning:
         found.append(
             'The learning rates were selected on the validation set, which '
             'makes the results optimistic. `--tune 0.2` selects them on '

@@ -169,7 +169,7 @@ class Comparison:
             ]
         self._placing = placing_remarks(cfg, cfgs)
         # Layers for which what all start from has no weights.
-        self._anew = _check_load_from(cfg, cfgs)
+        self._reinitialized = _check_load_from(cfg, cfgs)
         self.work_dir = Path(work_dir)
         self._plan = dict(format=FORMAT, config=cfg.pretty_text,
                           processes=processes, tune=tune)
@@ -300,8 +300,9 @@ class Comparison:
                 remarks.append(f'{norm} starts from {", ".join(starts)}, '
                                'converted as by tools/convert.py if the '
                                'weights are those of BN.')
-        if self._anew:
-            remarks.append(f'{", ".join(self._anew)} are reinitialized: '
+        if self._reinitialized:
+            layers = ', '.join(self._reinitialized)
+            remarks.append(f'{layers} are reinitialized: '
                            f'{self.cfg.load_from} is of another number of '
                            'classes.')
         if self._other_sets:
@@ -452,7 +453,7 @@ class Comparison:
                 for backend in backends):
             backends.append(dict(type='LocalVisBackend'))
         self._convert_start(cfg)
-        if not cfg.get('load_from') or self._anew:
+        if not cfg.get('load_from') or self._reinitialized:
             cfg.load_from = str(write_initial(
                 with_norm(self.cfg, 'BN'), cfg, run.seed, self.work_dir))
         return cfg
@@ -671,7 +672,7 @@ def _check_load_from(cfg: Config, cfgs: Dict[str, Config]) -> List[str]:
     model = build(
         cfg, (next(iter(cfgs.values())) if converted else
               with_norm(cfg, 'BN')).model)
-    state, anew = with_own_classes(model, state)
+    state, reinitialized = with_own_classes(model, state)
     check_fits(model, state, path)
     for norm, other in cfgs.items():
         if converted or not mimic_inside(other.model):
@@ -684,7 +685,7 @@ def _check_load_from(cfg: Config, cfgs: Dict[str, Config]) -> List[str]:
                 'has no counterpart there, since norm layers of each pyramid '
                 'level apart (RetinaSepBNHead) do not fold into convs that '
                 f'the levels share. Leave {norm} out, or load_from.')
-    return anew
+    return reinitialized
 
 
 def _starts(cfg: Config):

@@ -17,6 +17,7 @@ PR_SET_PDEATHSIG = 1  # Of Linux's prctl.h.
 
 
 def main() -> None:
+    """Start the command, which ends when its parent ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
     if os.getppid() != int(os.environ[PARENT]):
         sys.exit('the process that started this one has already ended.')

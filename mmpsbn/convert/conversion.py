@@ -138,15 +138,15 @@ def convert_to_mimicnorm(cfg: Config, checkpoint: dict, name: str,
         state = state_of(checkpoint)
     else:
         source, target = source.backbone, target.backbone
-    state, anew = with_own_classes(source, state)
+    state, reinitialized = with_own_classes(source, state)
     load_weights(source, state, name)
     with blamed_on_config():
         converted = to_mimicnorm(source, target, data)
     _check_finite(math.isfinite(converted.after))
     converted = converted._replace(
-        anew=anew,
+        reinitialized=reinitialized,
         state_dict={key: value for key, value in converted.state_dict.items()
-                    if layer_of(key) not in anew})
+                    if layer_of(key) not in reinitialized})
     with replacing(out) as (file, ):
         save(
             dict(
@@ -176,6 +176,15 @@ def convert_to_psbn(cfg: Config, checkpoint: dict, name: str,
 
 @blamed_on_config()
 def build(cfg: Config, model: dict) -> nn.Module:
+    """Build a model, in evaluation mode.
+
+    Args:
+        cfg (Config): Names the scope that types are looked up in.
+        model (dict): The settings of the model; they are not changed.
+
+    Raises:
+        InputError: If a part of it cannot be built.
+    """
     with DefaultScope.overwrite_default_scope(
             cfg.get('default_scope', 'mmdet')):
         # Detectors write into the config that they are built from.
@@ -183,6 +192,16 @@ def build(cfg: Config, model: dict) -> nn.Module:
 
 
 def load_weights(model: nn.Module, checkpoint: dict, name: str) -> None:
+    """Load a checkpoint into a model that it fits.
+
+    Args:
+        model (nn.Module): The model.
+        checkpoint (dict): The content of the file.
+        name (str): The file, for the error message.
+
+    Raises:
+        InputError: If the checkpoint does not fit the model.
+    """
     check_fits(model, checkpoint, name)
     model.load_state_dict(state_of(checkpoint), strict=False)
 
@@ -277,6 +296,12 @@ def _why_ended(child: subprocess.CompletedProcess) -> str:
 
 
 def save(content: dict, file: str) -> None:
+    """Save a checkpoint.
+
+    Raises:
+        OSError: If the file cannot be written, also where torch raises
+            another error.
+    """
     try:
         torch.save(content, file)
     except RuntimeError as error:  # Of torch's writer, on a full disk say.

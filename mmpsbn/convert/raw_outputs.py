@@ -111,6 +111,7 @@ def same_detections(one: dict, other: dict) -> int:
 
 
 def main(config: str, checkpoint: str, inputs: str, outputs: str) -> None:
+    """Run a stock model without mmpsbn; the arguments are files."""
     sys.modules['mmpsbn'] = None  # From here its import fails.
     from mmdet.registry import MODELS
     from mmdet.utils import register_all_modules

@@ -179,6 +179,7 @@ def calibrate_last_bn(model: nn.Module, run) -> None:
 
 
 def last_bns(model: nn.Module) -> Dict[str, LastBN]:
+    """Return the last BNs of a model by their names."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -211,7 +212,7 @@ class Converted(NamedTuple):
     """Relative distance of the outputs before the biases are calibrated."""
     after: float
     """And after."""
-    anew: Sequence[str] = ()
+    reinitialized: Sequence[str] = ()
     """Layers left out, since the detector was one of other classes."""
 
 

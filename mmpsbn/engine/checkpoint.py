@@ -283,14 +283,15 @@ def with_own_classes(model: nn.Module, state: dict) -> Tuple[dict, List[str]]:
     layers: Dict[str, dict] = {}
     for key, value in model.state_dict().items():
         layers.setdefault(layer_of(key), {})[key] = value
-    anew = {
+    reinitialized = {
         layer: own for layer, own in layers.items()
         if any(value.dim() > 1 for value in own.values()) and all(
             _of_other_outputs(value, state.get(key))
             for key, value in own.items())
     }
-    kept = {key: value for own in anew.values() for key, value in own.items()}
-    return {**state, **kept}, list(anew)
+    kept = {key: value for own in reinitialized.values()
+            for key, value in own.items()}
+    return {**state, **kept}, list(reinitialized)
 
 
 def _of_other_outputs(own: Tensor, value) -> bool:

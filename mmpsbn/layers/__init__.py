@@ -8,6 +8,6 @@ from .sync_post_shifted_bn import PSSyncBatchNorm
 
 __all__ = [
     'BRANCH_ENDS', 'BranchEnd', 'LastBNConv2d', 'LastBNLinear', 'MimicConv',
-    'MimicNorm', 'NORM_TYPES', 'PSBatchNorm1d', 'PSBatchNorm2d', 'PSBatchNorm3d',
-    'PSSyncBatchNorm'
+    'MimicNorm', 'NORM_TYPES', 'PSBatchNorm1d', 'PSBatchNorm2d',
+    'PSBatchNorm3d', 'PSSyncBatchNorm'
 ]

@@ -47,7 +47,7 @@ def wire(parent: nn.Module, name: str, child: Optional[nn.Module]) -> None:
     """Look at ``child``, which is about to become ``parent.name``."""
     if child is None:
         return
-    # What is there is registered anew by MMEngine's revert_sync_batchnorm,
+    # What is there is registered again by MMEngine's revert_sync_batchnorm,
     # and wrapped by FSDP and activation checkpointing.
     if any(part is parent._modules.get(name) for part in child.modules()):
         return
@@ -78,6 +78,7 @@ def _scale_block(block: nn.Module, end: BranchEnd) -> None:
 
 
 def mimic_convs(module: nn.Module) -> List[MimicConv]:
+    """Return the MimicConvs of a module, in their order."""
     return [m for m in module.modules() if isinstance(m, MimicConv)]
 
 
