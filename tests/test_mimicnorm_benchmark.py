@@ -110,16 +110,16 @@ def test_both_operations_are_where_the_package_places_them():
         ROOT / 'configs' / 'psbn' / 'faster-rcnn_r50_fpn_bn_1x_coco.py')
     placed = with_norm(cfg, 'MimicNorm').model
     mine = NORMS['MimicNorm']
-    assert placed.backbone.conv_cfg == mine['conv_cfg']
-    assert placed.backbone.norm_cfg == mine['norm_cfg']
+    assert placed.backbone.conv_cfg == dict(type=mine.conv.__name__)
+    assert placed.backbone.norm_cfg == dict(type=mine.norm.__name__)
     assert placed.roi_head.bbox_head.cls_predictor_cfg == dict(
-        type=mine['linear'].__name__)
+        type=mine.linear.__name__)
     # Blocks as in the first stages of a ResNet-18, and so their scalars.
-    layers = {name: mine[name] for name in ('conv_cfg', 'norm_cfg')}
+    layers = {name: placed.backbone[name] for name in ('conv_cfg', 'norm_cfg')}
     scalars = [[
         (conv.branch, conv.start) for conv in convs_of(model)
         if conv.scale is not None
-    ] for model in (Classifier('resnet', 13, 1, 10, **mine),
+    ] for model in (Classifier('resnet', 13, 1, 10, mine),
                     ResNet(18, num_stages=3, strides=(1, 2, 2),
                            dilations=(1, 1, 1), out_indices=(0, 1, 2),
                            norm_eval=False, **layers))]
@@ -130,7 +130,7 @@ def test_the_two_operations_are_all_that_differs():
     nets, images = {}, torch.rand(8, 1, 8, 8)
     for norm in ('none', 'weight mean', 'last BN', 'MimicNorm'):
         torch.manual_seed(0)
-        nets[norm] = Classifier('conv', 4, 1, 10, **NORMS[norm])
+        nets[norm] = Classifier('conv', 4, 1, 10, NORMS[norm])
     for one, other in (('none', 'last BN'), ('weight mean', 'MimicNorm')):
         for mine, its in zip(*(convs_of(nets[n]) for n in (one, other))):
             assert mine.weight.equal(its.weight)
@@ -178,7 +178,7 @@ def test_correlations_are_seen_at_every_relu_and_change_nothing():
     images = load('digits', None, None).train_images[:256]
     found = {}
     for norm in ('BN', 'none', 'MimicNorm'):
-        net = Classifier('conv', 16, 1, 10, **NORMS[norm])
+        net = Classifier('conv', 16, 1, 10, NORMS[norm])
         before = {key: value.clone() for key, value in
                   net.state_dict().items()}
         found[norm] = correlations(net, images)
@@ -189,7 +189,7 @@ def test_correlations_are_seen_at_every_relu_and_change_nothing():
     last = {norm: own['images'][-1] for norm, own in found.items()}
     assert len(found['BN']['images']) == 16
     assert last['none'] > 0.75 and max(last['BN'], last['MimicNorm']) < 0.5
-    block = Classifier('resnet', 13, 1, 10, **NORMS['BN'])
+    block = Classifier('resnet', 13, 1, 10, NORMS['BN'])
     assert len(correlations(block, images)['channels']) == 13
     assert correlations(block, images * float('nan')) == dict(
         channels=[None] * 13, images=[None] * 13)

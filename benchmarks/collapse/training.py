@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import time
+from functools import partial
 from pathlib import Path
 from typing import Dict, List, Optional
 
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.shared.data import load
-from benchmarks.shared.networks import Classifier
+from benchmarks.shared.networks import Classifier, Layers
 from benchmarks.shared.settings import key_of
 from benchmarks.shared.training import (BATCH, EVALUATED, MOMENTUM, accuracy,
                                         fit)
 from mmpsbn.analysis import ChannelWatch
 from mmpsbn.analysis.collapse import gamma_and_shift, norm_layers
 from mmpsbn.analysis.report import LEAST_GAMMA
+from mmpsbn.layers import PSBatchNorm2d
 
 from .experiments import Settings
 
@@ -79,10 +81,10 @@ def train(settings: Settings, root: Optional[str], weights: Path,
 
 def classifier(settings: Settings, channels: int, classes: int) -> Classifier:
     """The network of a training, as it starts from nothing."""
-    norm_cfg = dict(type='psBN', alpha=settings.alpha) if settings.alpha \
-        else dict(type='BN')
+    layers = Layers(partial(PSBatchNorm2d, alpha=settings.alpha)
+                    if settings.alpha else nn.BatchNorm2d)
     net = Classifier(settings.network, DEPTHS[settings.network], channels,
-                     classes, norm_cfg, slope=settings.slope)
+                     classes, layers, settings.slope)
     for _, layer in norm_layers(net):
         nn.init.constant_(layer.weight, settings.gamma)
     return net

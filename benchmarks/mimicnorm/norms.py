@@ -1,19 +1,23 @@
-"""The normalizations that are compared, as arguments of the classifier.
+"""The normalizations that are compared, as layers of the classifier.
 
-"none" has the convs of MimicNorm, their start, biases and scalars, without
-its two operations; "weight mean" and "last BN" have one each.
+"none" has the convolutions of MimicNorm, their start, biases and scalars,
+without its two operations; "weight mean" and "last BN" have one each.
 """
 
-from mmpsbn.layers import LastBNLinear
+from functools import partial
 
-CENTERED = dict(
-    conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
-PLAIN = dict(CENTERED, conv_cfg=dict(type='MimicConv', center=False))
+from torch import nn
+
+from benchmarks.shared.networks import Layers
+from mmpsbn.layers import LastBNLinear, MimicConv, MimicNorm
+
+CENTERED = Layers(MimicNorm, MimicConv)
+PLAIN = Layers(MimicNorm, partial(MimicConv, center=False))
 NORMS = {
-    'BN': dict(norm_cfg=dict(type='BN')),
-    'GN': dict(norm_cfg=dict(type='GN', num_groups=8)),
+    'BN': Layers(),
+    'GN': Layers(partial(nn.GroupNorm, 8)),
     'none': PLAIN,
     'weight mean': CENTERED,
-    'last BN': dict(PLAIN, linear=LastBNLinear),
-    'MimicNorm': dict(CENTERED, linear=LastBNLinear),
+    'last BN': PLAIN._replace(linear=LastBNLinear),
+    'MimicNorm': CENTERED._replace(linear=LastBNLinear),
 }

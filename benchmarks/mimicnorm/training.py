@@ -61,4 +61,4 @@ def classifier(settings: Settings, data: Data) -> Classifier:
     """The network of a training, as it starts."""
     return Classifier(settings.network, settings.depth,
                       data.train_images.shape[1], data.classes,
-                      **NORMS[settings.norm])
+                      NORMS[settings.norm])
