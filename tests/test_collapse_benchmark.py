@@ -18,6 +18,7 @@ from benchmarks.collapse.experiments import EXPERIMENTS, Settings, settings
 from benchmarks.shared import data
 from benchmarks.shared.pool import read_results
 from benchmarks.shared.settings import key_of, tree_of
+from benchmarks.shared.training import flipped_and_cropped
 from mmpsbn.errors import InputError
 
 
@@ -260,3 +261,32 @@ def test_cifar10_is_read_from_plain_bytes(tmp_path):
     (tmp_path / 'test_batch.bin').unlink()
     with pytest.raises(InputError, match='no test_batch.bin'):
         data.cifar10(str(tmp_path))
+
+
+def test_augmented_images_are_shifted_and_flipped():
+    torch.manual_seed(0)
+    images = torch.randn(200, 3, 8, 8)
+    found = flipped_and_cropped(images)
+    assert found.shape == images.shape
+    whole = torch.nn.functional.pad(images, [4] * 4)
+    offsets, flips = set(), 0
+    for image, own, flipped in zip(found, whole, whole.flip(3)):
+        matches = [
+            (flip, down, right) for flip, source in enumerate((own, flipped))
+            for down in range(9) for right in range(9)
+            if image.equal(source[:, down:down + 8, right:right + 8])
+            and image.any()]
+        assert len(matches) == 1
+        flips += matches[0][0]
+        offsets.add(matches[0][1:])
+    assert 70 < flips < 130 and len(offsets) > 60
+    assert {down for down, _ in offsets} == set(range(9))
+
+
+def test_an_experiment_that_a_data_set_does_not_have(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', [
+        'collapse', '--data', 'cifar10', '--experiments', 'gamma'])
+    with pytest.raises(SystemExit):
+        main()
+    message = capsys.readouterr().err
+    assert 'gamma: there is no such experiment on cifar10' in message

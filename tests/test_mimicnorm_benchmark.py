@@ -151,7 +151,8 @@ def test_the_two_operations_are_all_that_differs():
 def test_lr_follows_the_batch_and_epochs_stay(monkeypatch):
     found = {}
 
-    def fit(net, data, optimizer, epochs, batch):
+    def fit(net, data, optimizer, epochs, batch, augment):
+        assert not augment
         found[batch] = optimizer.param_groups[0]['lr'], epochs
 
     monkeypatch.setattr(training, 'fit', fit)

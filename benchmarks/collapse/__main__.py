@@ -16,11 +16,12 @@ from benchmarks.shared.command import run
 from benchmarks.shared.pool import RESULTS, train_all
 from benchmarks.shared.settings import in_words, key_of
 
-from .experiments import EXPERIMENTS, Settings, settings, with_starts
+from .experiments import CIFAR10, EXPERIMENTS, Settings, settings, with_starts
 from .report import write_report
 from .training import file_of, train
 
-WEIGHTS, EPOCHS = 'weights', 30
+WEIGHTS = 'weights'
+EPOCHS = dict(digits=30, cifar10=20)
 
 
 def train_missing(jobs: Sequence[Settings], results: Dict[str, dict],
@@ -51,7 +52,8 @@ def _line(job: Settings, result: dict) -> str:
 
 
 def main() -> None:
-    run('collapse', __doc__, EXPERIMENTS, settings, EPOCHS, train_missing,
+    run('collapse', __doc__, dict(digits=EXPERIMENTS, cifar10=CIFAR10),
+        settings, EPOCHS, train_missing,
         write_report)
 
 

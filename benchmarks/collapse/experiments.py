@@ -104,3 +104,10 @@ EXPERIMENTS: Dict[str, Experiment] = {
             dict(COLLAPSED, start=COLLAPSED, alpha=PSBN, norm_decay=0.),
         ], 'step'),
 }
+# Sized for two cores, and shown like the experiments of the same names.
+CIFAR10: Dict[str, Experiment] = {
+    'lr':
+    EXPERIMENTS['lr']._replace(
+        variants=grid(network=('conv', 'resnet'),
+                      lr=(0.1, 0.4, 0.8, 1.6, 3.2), alpha=NORMS)),
+}

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from benchmarks.shared.data import load
 from benchmarks.shared.networks import Classifier, Layers
 from benchmarks.shared.settings import key_of
-from benchmarks.shared.training import (BATCH, EVALUATED, MOMENTUM, accuracy,
-                                        fit)
+from benchmarks.shared.training import (AUGMENTED, BATCHES, EVALUATED,
+                                        MOMENTUM, accuracy, fit)
 from mmpsbn.analysis import ChannelWatch
 from mmpsbn.analysis.collapse import gamma_and_shift, norm_layers
 from mmpsbn.analysis.report import LEAST_GAMMA
@@ -22,7 +22,8 @@ from mmpsbn.layers import PSBatchNorm2d
 
 from .experiments import Settings
 
-DEPTHS = dict(conv=4, resnet=7)
+DEPTHS = dict(
+    digits=dict(conv=4, resnet=7), cifar10=dict(conv=4, resnet=19))
 CHECKS = 10  # Of the channels, in equal distances; and one at the start.
 PATH_POINTS = 40  # Of them where paths are recorded.
 
@@ -59,13 +60,15 @@ def train(settings: Settings, root: Optional[str], weights: Path,
                      data.classes).to(device)
     if settings.start:
         _load(net, settings, weights)
-    steps = settings.epochs * (len(data.train_labels) // BATCH)
+    batch = BATCHES[settings.data]
+    steps = settings.epochs * (len(data.train_labels) // batch)
     times = PATH_POINTS if settings.paths else CHECKS
     due = {round(steps * index / times) for index in range(1, times + 1)}
     checks = Checks(net, data.train_images, settings.paths)
     checks.take(0)
-    loss = fit(net, data, _optimizer(net, settings), settings.epochs,
-               after_step=lambda step: step in due and checks.take(step))
+    loss = fit(net, data, _optimizer(net, settings), settings.epochs, batch,
+               settings.data in AUGMENTED,
+               lambda step: step in due and checks.take(step))
     if keep:
         torch.save(net.state_dict(), weights / file_of(settings))
     return dict(
@@ -83,8 +86,9 @@ def classifier(settings: Settings, channels: int, classes: int) -> Classifier:
     """The network of a training, as it starts from nothing."""
     layers = Layers(partial(PSBatchNorm2d, alpha=settings.alpha)
                     if settings.alpha else nn.BatchNorm2d)
-    net = Classifier(settings.network, DEPTHS[settings.network], channels,
-                     classes, layers, settings.slope)
+    net = Classifier(
+        settings.network, DEPTHS[settings.data][settings.network], channels,
+        classes, layers, settings.slope)
     for _, layer in norm_layers(net):
         nn.init.constant_(layer.weight, settings.gamma)
     return net

@@ -16,11 +16,11 @@ from benchmarks.shared.command import run
 from benchmarks.shared.pool import RESULTS, train_all
 from benchmarks.shared.settings import in_words, key_of
 
-from .experiments import EXPERIMENTS, Settings, settings
+from .experiments import CIFAR10, EXPERIMENTS, Settings, settings
 from .report import write_report
 from .training import train
 
-EPOCHS = Settings._field_defaults['epochs']
+EPOCHS = dict(digits=12, cifar10=20)
 
 
 def train_missing(jobs: Sequence[Settings], results: Dict[str, dict],
@@ -39,8 +39,8 @@ def _line(job: Settings, result: dict) -> str:
 
 
 def main() -> None:
-    run('mimicnorm', __doc__, EXPERIMENTS, settings, EPOCHS, train_missing,
-        write_report)
+    run('mimicnorm', __doc__, dict(digits=EXPERIMENTS, cifar10=CIFAR10),
+        settings, EPOCHS, train_missing, write_report)
 
 
 if __name__ == '__main__':

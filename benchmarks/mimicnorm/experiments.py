@@ -6,7 +6,7 @@ Variants that several experiments share are trained once.
 from typing import Dict, NamedTuple
 
 from benchmarks.shared.settings import Experiment, grid
-from benchmarks.shared.training import BATCH
+from benchmarks.shared.training import BATCHES
 
 
 class Settings(NamedTuple):
@@ -18,9 +18,9 @@ class Settings(NamedTuple):
     depth: int = 4
     norm: str = 'BN'
     epochs: int = 12
-    batch: int = BATCH
+    batch: int = BATCHES['digits']
     lr: float = 0.2
-    """For a batch of 32, and in proportion to it for others."""
+    """For the usual batch of the data set, and in proportion to it."""
 
 
 def settings(seed: int, base: dict, variant: dict) -> Settings:
@@ -47,4 +47,16 @@ EXPERIMENTS: Dict[str, Experiment] = {
         'Correlation through depth',
         grid(network=('conv', ), depth=(16, ), lr=(0.05, ),
              norm=('BN', 'none', 'weight mean', 'MimicNorm')), 'layer'),
+}
+# Sized for two cores, and shown like the experiments of the same names.
+CIFAR10: Dict[str, Experiment] = {
+    'ablation':
+    EXPERIMENTS['ablation']._replace(
+        variants=[
+            dict(variant, batch=BATCHES['cifar10'])
+            for depth in (dict(network=('conv', ), depth=(16, )),
+                          dict(network=('resnet', ), depth=(19, )))
+            for variant in grid(lr=(0.05, 0.1, 0.2, 0.4), norm=ABLATION,
+                                **depth)
+        ]),
 }

@@ -7,8 +7,8 @@ import torch
 
 from benchmarks.shared.data import Data, load
 from benchmarks.shared.networks import Classifier
-from benchmarks.shared.training import (BATCH, EVALUATED, MOMENTUM, accuracy,
-                                        fit)
+from benchmarks.shared.training import (AUGMENTED, BATCHES, EVALUATED,
+                                        MOMENTUM, accuracy, fit)
 
 from .correlation import correlations
 from .experiments import Settings
@@ -42,11 +42,13 @@ def train(settings: Settings, root: Optional[str],
     images = data.train_images[:EVALUATED]
     before = correlations(net, images)
     optimizer = torch.optim.SGD(
-        net.parameters(), settings.lr * settings.batch / BATCH,
+        net.parameters(),
+        settings.lr * settings.batch / BATCHES[settings.data],
         momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     # The same batches for every norm.
     torch.manual_seed(settings.seed)
-    loss = fit(net, data, optimizer, settings.epochs, settings.batch)
+    loss = fit(net, data, optimizer, settings.epochs, settings.batch,
+               settings.data in AUGMENTED)
     return dict(
         accuracy=accuracy(net, data),
         chance=1 / data.classes,

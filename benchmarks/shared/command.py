@@ -16,17 +16,17 @@ from .settings import Experiment
 QUICK = dict(seeds=2, epochs=5)
 
 
-def run(name: str, about: str, experiments: Dict[str, Experiment],
-        make: Callable, epochs: int, train: Callable,
+def run(name: str, about: str, experiments: Dict[str, Dict[str, Experiment]],
+        make: Callable, epochs: Dict[str, int], train: Callable,
         report: Callable) -> None:
     """The one command.
 
     Args:
         name (str): Of the benchmark, and of its folder in work_dirs.
         about (str): What ``--help`` begins with.
-        experiments (dict): By their names.
+        experiments (dict): For each data set, by their names.
         make (callable): See :meth:`Experiment.jobs`.
-        epochs (int): Of a training, where nothing is said.
+        epochs (dict): Of a training, for each data set.
         train (callable): Trains what has no result yet; of jobs, results,
             the folder, ``--data-root``, ``--processes`` and ``--device``.
         report (callable): Writes the report; of the jobs of each experiment,
@@ -38,7 +38,7 @@ def run(name: str, about: str, experiments: Dict[str, Experiment],
     except InputError as error:
         raise SystemExit(str(error)) from None
     jobs = {
-        name: experiments[name].jobs(
+        name: experiments[args.data][name].jobs(
             make, args.seeds, data=args.data, epochs=args.epochs)
         for name in args.experiments
     }
@@ -55,10 +55,11 @@ def _parse(name, about, experiments, epochs) -> argparse.Namespace:
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        '--experiments', nargs='+', choices=experiments,
-        default=list(experiments))
+        '--experiments', nargs='+', metavar='NAME',
+        help='; '.join(f'of {data}: {", ".join(own)}'
+                       for data, own in experiments.items()))
     parser.add_argument('--seeds', type=int, default=5, help='how many')
-    parser.add_argument('--epochs', type=int, default=epochs)
+    parser.add_argument('--epochs', type=int)
     parser.add_argument(
         '--quick', action='store_true',
         help='{seeds} seeds and {epochs} epochs'.format(**QUICK))
@@ -73,6 +74,16 @@ def _parse(name, about, experiments, epochs) -> argparse.Namespace:
     args = parser.parse_args()
     if args.quick:
         vars(args).update(QUICK)
+    if args.epochs is None:
+        args.epochs = epochs[args.data]
+    if args.experiments is None:
+        args.experiments = list(experiments[args.data])
+    unknown = set(args.experiments) - set(experiments[args.data])
+    if unknown:
+        parser.error(
+            f'--experiments {", ".join(sorted(unknown))}: there is no such '
+            f'experiment on {args.data}. Choose from '
+            f'{", ".join(experiments[args.data])}.')
     if min(args.seeds, args.epochs, args.processes) < 1:
         parser.error('--seeds, --epochs and --processes are at least 1.')
     args.out = args.out or Path('work_dirs') / (

@@ -98,7 +98,7 @@ class Classifier(nn.Module):
                  depth: int,
                  channels: int,
                  classes: int,
-                 layers: Layers = Layers(),
+                 layers: Layers,
                  slope: float = 0.) -> None:
         super().__init__()
         self.body, width = nn.Sequential(), channels

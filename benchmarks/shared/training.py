@@ -4,20 +4,24 @@ import math
 from typing import Callable, Optional
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import Data
 
-BATCH, MOMENTUM = 32, 0.9
-EVALUATED = 512  # Images at once.
+MOMENTUM = 0.9
+BATCHES = dict(digits=32, cifar10=128)  # The usual batch of each data set.
+EVALUATED = 512  # Images in one forward pass.
+AUGMENTED = frozenset(['cifar10'])  # Data sets that are augmented.
+PADDING = 4  # Of random crops.
 
 
 def fit(net: nn.Module,
         data: Data,
         optimizer: torch.optim.Optimizer,
         epochs: int,
-        batch: int = BATCH,
+        batch: int,
+        augment: bool = False,
         after_step: Callable[[int], None] = lambda step: None
         ) -> Optional[float]:
     """Train by cross entropy, with new random batches in each epoch.
@@ -30,6 +34,8 @@ def fit(net: nn.Module,
         optimizer (torch.optim.Optimizer): With the highest lr.
         epochs (int): How many.
         batch (int): Images of a step; the rest of an epoch is left out.
+        augment (bool): Whether to flip and crop the images at random, as is
+            usual for CIFAR.
         after_step (callable): Called with the number of steps made.
 
     Returns:
@@ -47,8 +53,10 @@ def fit(net: nn.Module,
             batches = order.to(data.train_labels.device).split(batch)
         chosen = batches[step % per_epoch]
         net.train()
-        loss = F.cross_entropy(net(data.train_images[chosen]),
-                               data.train_labels[chosen])
+        images = data.train_images[chosen]
+        if augment:
+            images = flipped_and_cropped(images)
+        loss = F.cross_entropy(net(images), data.train_labels[chosen])
         if not loss.isfinite():
             return None
         optimizer.zero_grad()
@@ -57,6 +65,28 @@ def fit(net: nn.Module,
         schedule.step()
         after_step(step + 1)
     return loss.item()
+
+
+def flipped_and_cropped(images: Tensor) -> Tensor:
+    """Flip half of some images, and shift each by up to 4 pixels.
+
+    Args:
+        images (Tensor): Of shape ``(N, C, H, W)``.
+
+    Returns:
+        Tensor: Of the same shape; what is shifted in is 0, the mean of the
+        training images.
+    """
+    number, _, height, width = images.shape
+    flip = torch.rand(number, 1, 1, 1) < 0.5
+    down, right = torch.randint(2 * PADDING + 1, (2, number, 1))
+    rows = (down + torch.arange(height)).to(images.device)
+    columns = (right + torch.arange(width)).to(images.device)
+    images = images.flip(3).where(flip.to(images.device), images)
+    padded = F.pad(images, [PADDING] * 4)
+    every = torch.arange(number, device=images.device)[:, None, None]
+    return padded[every, :, rows[:, :, None],
+                  columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
