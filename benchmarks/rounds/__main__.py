@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Dict
 
+import torch
+
 from benchmarks.shared.data import DATA
 from benchmarks.shared.pool import in_processes
 from mmpsbn.errors import InputError
@@ -58,6 +60,10 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if min(args.seeds, args.rounds, args.processes) < 1:
         parser.error('--seeds, --rounds and --processes must be at least 1')
+    try:
+        torch.empty(1, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f'--device {args.device} cannot be used: {error}')
     return args
 
 
@@ -81,10 +87,10 @@ def train_missing(results: Dict[str, Results],
         checkpoint_of(job, args.work_dir).unlink(missing_ok=True)
         left = (time.monotonic() - begin) * (len(jobs) / done - 1)
         last = result[0][-1]
-        print(f'{done}/{len(jobs)}: {study.name}, {run.method}, lr {run.lr:g}, '
-              f'weight decay {run.weight_decay:g}, seed {run.seed}: accuracy '
-              f'{last.accuracy:.3f}, {100 * last.dead:.0f} % dead; '
-              f'{left / 60:.0f} min left', flush=True)
+        print(f'{done}/{len(jobs)}: {study.name}, {run.method}, lr '
+              f'{run.lr:g}, weight decay {run.weight_decay:g}, seed '
+              f'{run.seed}: accuracy {last.accuracy:.3f}, '
+              f'{100 * last.dead:.0f} % dead; {left / 60:.0f} min left', flush=True)
 
 
 def main() -> None:

@@ -64,10 +64,11 @@ def draw_rounds(series, decay: float, window: int, out: Path) -> bool:
                                             METHOD_COLOURS[method])
         for axis, label in zip(axes[:, 0], PANELS.values()):
             axis.set_ylabel(label)
+        names = [method for method in METHOD_COLOURS if method in handles]
         figure.legend(
-            handles.values(),
+            [handles[method] for method in names],
             ['from scratch' if method == SCRATCH else method
-             for method in handles],
+             for method in names],
             loc='outside lower center', ncols=4, frameon=False)
         figure.savefig(out, dpi=150)
     return True
@@ -80,7 +81,7 @@ def _line(axis, ends, values, colour):
     half = np.array([margin(own) if len(own) > 1 else 0 for _, own in shown])
     axis.fill_between(at, mean - half, mean + half, color=colour, alpha=0.15,
                       lw=0)
-    return axis.plot(at, mean, color=colour, lw=1.4)[0]
+    return axis.plot(at, mean, '.-', color=colour, lw=1.4, ms=4)[0]
 
 
 def draw_recoveries(deaths: Sequence[Death], out: Path) -> bool:
@@ -95,21 +96,27 @@ def draw_recoveries(deaths: Sequence[Death], out: Path) -> bool:
     """
     recovered = np.array([
         (death.predicted - death.died, death.recovered - death.died,
-         death.collapsed) for death in deaths if death.recovered]).reshape(-1, 3)
+         death.simulated - death.died, death.collapsed)
+        for death in deaths if death.recovered]).reshape(-1, 4)
     if not len(recovered):
         return False
     top = recovered[:, :2].max() * 1.5
+    slope = recovered[:, 2].sum() / recovered[:, 0].sum()
     jitter = np.random.default_rng(0).uniform(0.85, 1.18,
                                               (len(recovered), 2))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 3.6), layout='constrained')
+        figure = Figure(figsize=(7, 3.9), layout='constrained')
         axes = figure.subplots(1, 2, sharex=True, sharey=True)
         for axis, kind, sign in zip(axes, (1, 0), ('<', '≥')):
-            own = recovered[:, 2] == kind
+            own = recovered[:, 3] == kind
             predicted, observed = (recovered[own, :2] * jitter[own]).T
             axis.plot(predicted, observed, '.', color=COLOURS[0], ms=4,
                       alpha=0.25, mew=0)
-            axis.plot([0.8, top], [0.8, top], color='black', lw=0.8)
+            for factor, style, label in (
+                    (1, '-', 'formula'),
+                    (slope, '--', 'simulated, with the start of momentum')):
+                axis.plot([0.8, top], [0.8 * factor, top * factor], style,
+                          color='black', lw=0.8, label=label)
             axis.set(xscale='log', yscale='log', xlim=(0.8, top),
                      ylim=(0.8, top), xlabel='predicted rounds')
             axis.set_title(f'|gamma / beta| {sign} {COLLAPSED:g} at death '
@@ -117,6 +124,8 @@ def draw_recoveries(deaths: Sequence[Death], out: Path) -> bool:
             axis.xaxis.set_major_formatter('{x:g}')
             axis.yaxis.set_major_formatter('{x:g}')
             axis.grid(lw=0.4)
+        figure.legend(*axes[0].get_legend_handles_labels(), ncols=2,
+                      loc='outside lower center', frameon=False)
         axes[0].set_ylabel('observed rounds')
         figure.savefig(out, dpi=150)
     return True

@@ -32,6 +32,9 @@ class Death(NamedTuple):
     """The learned shift, without alpha."""
     predicted: int
     """The round of recovery by the formula."""
+    simulated: int
+    """The round of recovery with the simulated D, in which the momentum of
+    each round starts at 0."""
     recovered: int = 0
     """The first later round at whose end it is alive, 0 if there is none."""
 
@@ -54,14 +57,15 @@ def predicted_rounds(beta: float, decay: float, alpha: float = ALPHA) -> int:
 
 
 def follow(net: Network, dead: Dict[str, Tensor], number: int, decay: float,
-           deaths: List[Death]) -> None:
+           simulated_decay: float, deaths: List[Death]) -> None:
     """Add the deaths and recoveries of a round to a list.
 
     Args:
         net (Network): With psBN.
         dead (dict): For each ReLU its dead channels.
         number (int): Of the round.
-        decay (float): D of one round.
+        decay (float): D of one round by the formula.
+        simulated_decay (float): D of one round by simulation.
         deaths (list[Death]): All earlier ones; it is extended.
     """
     units = [(net.get_submodule(name.rpartition('.')[0]), mask)
@@ -80,6 +84,7 @@ def follow(net: Network, dead: Dict[str, Tensor], number: int, decay: float,
             deaths.append(Death(
                 channel, number, round(gammas[channel], 5),
                 round(betas[channel], 5),
-                number + predicted_rounds(betas[channel], decay)))
+                *(number + predicted_rounds(betas[channel], one)
+                  for one in (decay, simulated_decay))))
         elif not is_dead and place is not None:
             deaths[place] = deaths[place]._replace(recovered=number)

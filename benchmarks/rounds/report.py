@@ -16,7 +16,6 @@ from .results import Results
 from .studies import METHODS, ROUNDS, SCRATCH, SEEDS, Run, Setting, Study
 
 BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
-README = Path(__file__).resolve().parent / 'README.md'
 AT, WINDOW = (10, 50, 100, 150), 10
 WAITS = ((1, 1), (2, 3), (4, 10), (11, 30), (31, math.inf))
 TITLES = {
@@ -101,7 +100,7 @@ def write_report(results: Sequence[Results], folder: Path) -> Path:
     """
     text = '\n'.join(_section(own, folder) for own in results if own.rounds)
     text = text or 'There are no runs yet.\n'
-    page = folder / README.name
+    page = folder / 'README.md'
     if page.exists():
         before, rest = page.read_text().split(BEGIN)
         text = f'{before}{BEGIN}\n\n{text}\n{END}{rest.split(END)[1]}'
@@ -231,19 +230,24 @@ def _recoveries(deaths: Sequence[Death], last: int) -> str:
                    and least <= death.predicted - death.died <= most]
             # The others can recover after the last round.
             due = [death for death in own if death.predicted <= last]
-            errors = np.array([death.recovered - death.predicted
-                               for death in due if death.recovered])
+            back = [death for death in due if death.recovered]
+            errors, simulated = (
+                np.array([death.recovered - getattr(death, name)
+                          for death in back])
+                for name in ('predicted', 'simulated'))
             if due:
                 span = (f'{least}' if least == most else
                         f'{least} or more' if most == math.inf else
                         f'{least} to {most}')
                 shares = [(errors < -1).sum(), (abs(errors) <= 1).sum(),
-                          (errors > 1).sum(), len(due) - len(errors)]
+                          (errors > 1).sum(), len(due) - len(back),
+                          (abs(simulated) <= 1).sum()]
                 lines.append([
                     f'{"<" if collapsed else ">="} {COLLAPSED}', span,
                     str(len(due)),
                     *(f'{100 * share / len(due):.0f}' for share in shares)])
     return ('Channels of psBN that died and were predicted to recover within '
             f'the {last} rounds:\n\n') + markdown(
-        ['abs(gamma / beta) at death', 'predicted rounds', 'channels', 'earlier, %',
-         'predicted ± 1 round, %', 'later, %', 'not recovered, %'], lines)
+        ['abs(gamma / beta) at death', 'predicted rounds', 'channels',
+         'earlier, %', 'predicted ± 1 round, %', 'later, %',
+         'not recovered, %', 'simulated ± 1 round, %'], lines)

@@ -38,8 +38,8 @@ class Results:
     def missing(self, seeds: int, rounds: int) -> List[Run]:
         """List the runs that do not have all their rows."""
         return [run for run in self.study.runs(seeds)
-                if [row.round for row in self.rounds.get(run, [])[:rounds]]
-                != rounds_of(run.method, rounds)]
+                if [row.round for row in self.rounds.get(run, [])
+                    if row.round <= rounds] != rounds_of(run.method, rounds)]
 
     def add(self, run: Run, result: Result) -> None:
         """Add a run that has ended, and write the files."""

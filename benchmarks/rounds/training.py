@@ -58,6 +58,19 @@ def decay_of(run: Run, steps: int) -> float:
         learning_rates(run.lr, steps))
 
 
+def simulated_decay_of(run: Run, steps: int) -> float:
+    """Simulate D of one round.
+
+    It is about 10 % below the formula, because the momentum of each round
+    starts at 0.
+    """
+    beta, momentum = 1., 0.
+    for lr in learning_rates(run.lr, steps):
+        momentum = MOMENTUM * momentum + run.weight_decay * beta
+        beta -= lr * momentum
+    return -math.log(beta)
+
+
 def fit(net: Network, task: Task, run: Run) -> bool:
     """Train a network on the task of a round.
 
@@ -131,8 +144,9 @@ def train(job: Tuple[Study, Run], rounds: int, work_dir: Path,
         history.append(_round(net, task, number, seen, dead))
         dead = {} if run.method == SCRATCH else seen.dead
         if run.method == 'psBN':
-            follow(net, dead, number, decay_of(run, len(task.batches)),
-                   deaths)
+            decays = (of(run, len(task.batches))
+                      for of in (decay_of, simulated_decay_of))
+            follow(net, dead, number, *decays, deaths)
         elif run.method == 'BN+ReDo':
             reset_dead_units(net, dead)
         elif run.method == 'BN+S&P':

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import (Callable, Dict, Iterator, NamedTuple, Sequence,
                     Tuple)
@@ -82,7 +83,8 @@ def in_processes(waves: Sequence[Tuple[Callable, Sequence]],
             _end_with_parent) as pool:
         try:
             for function, jobs in waves:
-                futures = {pool.submit(function, job): job for job in jobs}
+                with _ignoring_interrupts():  # In the workers.
+                    futures = {pool.submit(function, job): job for job in jobs}
                 for future in as_completed(futures):
                     yield futures[future], future.result()
         except BaseException:
@@ -92,13 +94,18 @@ def in_processes(waves: Sequence[Tuple[Callable, Sequence]],
             raise
 
 
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """Start processes that Ctrl-C does not end with a traceback."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _end_with_parent() -> None:
-    """End a worker if its parent is killed, and after Ctrl-C.
-
-    Ctrl-C ends it without a traceback.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
+    """End a worker if its parent is killed."""
     def watch():
         multiprocessing.parent_process().join()
         os._exit(1)
