@@ -90,7 +90,8 @@ def train_missing(results: Dict[str, Results],
         print(f'{done}/{len(jobs)}: {study.name}, {run.method}, lr '
               f'{run.lr:g}, weight decay {run.weight_decay:g}, seed '
               f'{run.seed}: accuracy {last.accuracy:.3f}, '
-              f'{100 * last.dead:.0f} % dead; {left / 60:.0f} min left', flush=True)
+              f'{100 * last.dead:.0f} % dead; {left / 60:.0f} min left',
+              flush=True)
 
 
 def main() -> None:

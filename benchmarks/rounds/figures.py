@@ -15,7 +15,7 @@ from .studies import METHODS, SCRATCH
 
 PANELS = {'accuracy': 'accuracy minus\nthat from scratch',
           'dead': 'dead channels, %', 'rank': 'effective rank'}
-METHOD_COLOURS = dict(zip((*METHODS, SCRATCH), (
+METHOD_COLORS = dict(zip((*METHODS, SCRATCH), (
     COLOURS[0], COLOURS[5], COLOURS[2], COLOURS[3], COLOURS[4], COLOURS[1],
     COLOURS[7])))
 
@@ -47,7 +47,7 @@ def draw_rounds(series, decay: float, window: int, out: Path) -> bool:
         handles = {}
         for column, setting in zip(axes.T, settings):
             column[0].set_title(f'learning rate {setting.lr:g}', fontsize=9)
-            column[0].axhline(0, color=METHOD_COLOURS[SCRATCH], lw=0.8)
+            column[0].axhline(0, color=METHOD_COLORS[SCRATCH], lw=0.8)
             column[-1].set_xlabel('round')
             for axis, measure in zip(column, PANELS):
                 axis.grid(lw=0.4)
@@ -61,10 +61,10 @@ def draw_rounds(series, decay: float, window: int, out: Path) -> bool:
                                           SCRATCH if relative else None))
                         for end in ends]
                     handles[method] = _line(axis, ends, values,
-                                            METHOD_COLOURS[method])
+                                            METHOD_COLORS[method])
         for axis, label in zip(axes[:, 0], PANELS.values()):
             axis.set_ylabel(label)
-        names = [method for method in METHOD_COLOURS if method in handles]
+        names = [method for method in METHOD_COLORS if method in handles]
         figure.legend(
             [handles[method] for method in names],
             ['from scratch' if method == SCRATCH else method
@@ -74,14 +74,14 @@ def draw_rounds(series, decay: float, window: int, out: Path) -> bool:
     return True
 
 
-def _line(axis, ends, values, colour):
+def _line(axis, ends, values, color):
     shown = [(end, own) for end, own in zip(ends, values) if len(own)]
     at = [end for end, _ in shown]
     mean = np.array([own.mean() for _, own in shown])
     half = np.array([margin(own) if len(own) > 1 else 0 for _, own in shown])
-    axis.fill_between(at, mean - half, mean + half, color=colour, alpha=0.15,
+    axis.fill_between(at, mean - half, mean + half, color=color, alpha=0.15,
                       lw=0)
-    return axis.plot(at, mean, '.-', color=colour, lw=1.4, ms=4)[0]
+    return axis.plot(at, mean, '.-', color=color, lw=1.4, ms=4)[0]
 
 
 def draw_recoveries(deaths: Sequence[Death], out: Path) -> bool:

@@ -125,7 +125,7 @@ def new_network(network: str, method: str, channels: int, seed: int,
         network (str): ``'plain'`` or ``'residual'``.
         method (str): The method.
         channels (int): Channels of the images.
-        seed (int): Of the run.
+        seed (int): The seed of the run.
         number (int): The round from which the network is trained.
     """
     seed_torch(seed, number)

@@ -61,9 +61,9 @@ def follow(net: Network, dead: Dict[str, Tensor], number: int, decay: float,
     """Add the deaths and recoveries of a round to a list.
 
     Args:
-        net (Network): With psBN.
+        net (Network): A network with psBN.
         dead (dict): For each ReLU its dead channels.
-        number (int): Of the round.
+        number (int): The number of the round.
         decay (float): D of one round by the formula.
         simulated_decay (float): D of one round by simulation.
         deaths (list[Death]): All earlier ones; it is extended.

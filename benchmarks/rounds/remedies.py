@@ -20,7 +20,7 @@ def reset_dead_units(net: Network, dead: Dict[str, Tensor]) -> None:
     reads has no outgoing weights of its own.
 
     Args:
-        net (Network): With batch norm.
+        net (Network): A network with batch norm.
         dead (dict): What :func:`~benchmarks.rounds.measures.look` returns.
     """
     masks = {id(net.get_submodule(name)): mask for name, mask in dead.items()}

@@ -54,10 +54,10 @@ def task_of(name: str, data: Data, seed: int, number: int) -> Task:
     """Draw the task of a round.
 
     Args:
-        name (str): Of the data set.
-        data (Data): All images.
-        seed (int): Of the run.
-        number (int): Of the round.
+        name (str): The data set.
+        data (Data): All images of the data set.
+        seed (int): The seed of the run.
+        number (int): The number of the round.
     """
     random = np.random.default_rng([seed, number])
     classes = random.choice(data.classes, 2, replace=False)

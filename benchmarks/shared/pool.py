@@ -72,7 +72,8 @@ def in_processes(waves: Sequence[Tuple[Callable, Sequence]],
                  processes: int) -> Iterator[tuple]:
     """Iterate over jobs and their results in the order in which they end.
 
-    After an error or Ctrl-C, the jobs that have not ended are stopped.
+    After an error or Ctrl-C, the jobs that have not ended are stopped. The
+    workers do not receive Ctrl-C, which would print their tracebacks.
 
     Args:
         waves (list[tuple]): See :func:`train_all`.
@@ -83,7 +84,7 @@ def in_processes(waves: Sequence[Tuple[Callable, Sequence]],
             _end_with_parent) as pool:
         try:
             for function, jobs in waves:
-                with _ignoring_interrupts():  # In the workers.
+                with _blocking_interrupts():
                     futures = {pool.submit(function, job): job for job in jobs}
                 for future in as_completed(futures):
                     yield futures[future], future.result()
@@ -95,13 +96,13 @@ def in_processes(waves: Sequence[Tuple[Callable, Sequence]],
 
 
 @contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    """Start processes that Ctrl-C does not end with a traceback."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _blocking_interrupts() -> Iterator[None]:
+    """Delay Ctrl-C. Processes that are started meanwhile never receive it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent() -> None:
