@@ -3,13 +3,16 @@
 import json
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Dict, NamedTuple, Sequence, Tuple
+from typing import (Callable, Dict, Iterator, NamedTuple, Sequence,
+                    Tuple)
 
-from mmpsbn.engine.whole_files import write_whole
+from mmpsbn.files import write_whole
 
 from .settings import key_of, tree_of
 
@@ -52,30 +55,58 @@ def train_all(waves: Sequence[Tuple[Callable, Sequence[NamedTuple]]],
         return
     print(f'{count} trainings, {processes} at a time', flush=True)
     begin, done = time.monotonic(), 0
+    with open(file, 'a') as lines:
+        for job, result in in_processes(waves, processes):
+            lines.write(json.dumps(
+                dict(settings=tree_of(job), result=result)) + '\n')
+            lines.flush()
+            results[key_of(job)] = result
+            done += 1
+            left = (time.monotonic() - begin) * (count / done - 1)
+            print(f'{done}/{count}: {told(job, result)}, '
+                  f'{result["seconds"]:.0f} s; {left / 60:.1f} min '
+                  'left', flush=True)
+
+
+def in_processes(waves: Sequence[Tuple[Callable, Sequence]],
+                 processes: int) -> Iterator[tuple]:
+    """Iterate over jobs and their results in the order in which they end.
+
+    After an error or Ctrl-C, the jobs that have not ended are stopped. The
+    workers do not receive Ctrl-C, which would print their tracebacks.
+
+    Args:
+        waves (list[tuple]): See :func:`train_all`.
+        processes (int): The number of jobs that run in parallel.
+    """
     with ProcessPoolExecutor(
             processes, multiprocessing.get_context('spawn'),
-            _end_with_parent) as pool, open(file, 'a') as lines:
-        for train, jobs in waves:
-            futures = {pool.submit(train, job): job for job in jobs}
-            try:
+            _end_with_parent) as pool:
+        try:
+            for function, jobs in waves:
+                with _blocking_interrupts():
+                    futures = {pool.submit(function, job): job for job in jobs}
                 for future in as_completed(futures):
-                    job, result = futures[future], future.result()
-                    lines.write(json.dumps(
-                        dict(settings=tree_of(job), result=result)) + '\n')
-                    lines.flush()
-                    results[key_of(job)] = result
-                    done += 1
-                    left = (time.monotonic() - begin) * (count / done - 1)
-                    print(f'{done}/{count}: {told(job, result)}, '
-                          f'{result["seconds"]:.0f} s; {left / 60:.1f} min '
-                          'left', flush=True)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+                    yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+@contextmanager
+def _blocking_interrupts() -> Iterator[None]:
+    """Delay Ctrl-C. Processes that are started meanwhile never receive it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent() -> None:
-    """In a worker: do not wait for more if the parent has been killed."""
+    """End a worker if its parent is killed."""
     def watch():
         multiprocessing.parent_process().join()
         os._exit(1)

@@ -11,27 +11,9 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from mmpsbn.errors import InputError
+from mmpsbn.files import write_whole
 
 NAME = 'whole_files'
-
-
-def write_whole(path, data: bytes) -> None:
-    """Write a file beside its place, and move it there when it is whole.
-
-    Raises:
-        OSError: If it cannot be written; nothing has changed then.
-    """
-    partial = f'{path}.partial'
-    try:
-        with open(partial, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        if osp.isfile(partial):
-            os.remove(partial)
-        raise
 
 
 @contextmanager

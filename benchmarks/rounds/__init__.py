@@ -1,0 +1,1 @@
+"""Repeated finetuning: a network that is trained on one task after another."""

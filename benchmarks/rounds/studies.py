@@ -1,0 +1,68 @@
+"""The runs of each study: methods, learning rates, weight decays, seeds."""
+
+from typing import Dict, List, NamedTuple, Tuple
+
+METHODS = ('BN', 'psBN', 'GN', 'MimicNorm', 'BN+ReDo', 'BN+S&P')
+SCRATCH = 'scratch'
+NORMS = ('BN', 'psBN')
+ROUNDS, SEEDS = 150, 5
+SCRATCH_EVERY = 2
+"""A network is trained from scratch in every second round."""
+
+
+class Run(NamedTuple):
+    """A network that is trained round after round."""
+
+    method: str
+    lr: float
+    """The highest one of each round."""
+    weight_decay: float
+    seed: int
+
+
+class Setting(NamedTuple):
+    lr: float
+    weight_decay: float
+
+
+class Study(NamedTuple):
+    """A data set and a network, with the methods of each setting."""
+
+    data: str
+    network: str
+    methods: Dict[Setting, Tuple[str, ...]]
+
+    @property
+    def name(self) -> str:
+        return f'{self.data}-{self.network}'
+
+    def runs(self, seeds: int) -> List[Run]:
+        """List all runs, seed by seed."""
+        return [Run(method, *setting, seed) for seed in range(seeds)
+                for setting, methods in self.methods.items()
+                for method in (SCRATCH, *methods)]
+
+
+def rounds_of(method: str, rounds: int) -> List[int]:
+    """List the rounds in which a method is trained."""
+    every = SCRATCH_EVERY if method == SCRATCH else 1
+    return list(range(every, rounds + 1, every))
+
+
+LRS, DECAYS = (0.2, 0.4, 0.8), (5e-4, 1e-4)
+HIGHEST = Setting(LRS[-1], DECAYS[0])
+STUDIES = [
+    Study('cifar10', 'plain', {
+        **{Setting(lr, DECAYS[0]): METHODS for lr in LRS},
+        **{Setting(lr, DECAYS[1]): NORMS for lr in LRS}
+    }),
+    Study('cifar10', 'residual', {
+        **{Setting(lr, DECAYS[0]): NORMS for lr in LRS[:-1]},
+        HIGHEST: METHODS,
+        Setting(LRS[-1], DECAYS[1]): NORMS
+    }),
+    Study('digits', 'plain', {
+        **{Setting(lr, DECAYS[0]): NORMS for lr in LRS[:-1]},
+        HIGHEST: METHODS
+    }),
+]
