@@ -7,7 +7,6 @@ from typing import List, Tuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmpsbn.layers import LastBNLinear, MimicConv, MimicNorm, PSBatchNorm2d
 from mmpsbn.layers.mimic_norm import CENTERING_GAIN

@@ -13,7 +13,7 @@ from mmpsbn.files import write_whole
 from .figures import draw_recoveries, draw_rounds
 from .recovery import COLLAPSED, Death
 from .results import Results
-from .studies import METHODS, ROUNDS, SCRATCH, SEEDS, Run, Setting, Study
+from .studies import METHODS, ROUNDS, SCRATCH, SEEDS, Run, Setting
 
 BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
 AT, WINDOW = (10, 50, 100, 150), 10
