@@ -15,13 +15,10 @@ from mmpsbn.convert.raw_outputs import OutputsOf
 from mmpsbn.engine.blame import blamed_on_config
 from mmpsbn.engine.checkpoint import backbone_state
 from mmpsbn.errors import InputError
-from .collapse import (ChannelWatch, channels_of, gamma_and_shift,
-                       positive_probability, stage_of)
+from .collapse import (LEAST_PROBABILITY, ChannelWatch, channels_of,
+                       gamma_and_shift, positive_probability, stage_of)
 
-# Of the parameters: a channel that is positive less often, and a gamma that
-# is smaller, are called collapsed.
-LEAST_PROBABILITY = 1e-4
-LEAST_GAMMA = 1e-3
+LEAST_GAMMA = 1e-3  # A smaller gamma is called vanished.
 BATCH = 4
 
 
