@@ -158,14 +158,15 @@ def train(work_dir, hooks, model=None, epochs=5, by_epoch=True, resume=False,
     runner = Runner(
         model or Net(), str(work_dir), resume=resume,
         train_dataloader=torch.utils.data.DataLoader(
-            torch.randn(8, 3, 4, 4), batch_size=2, num_workers=0),
+            torch.randn(8 if by_epoch else 40, 3, 4, 4), batch_size=2,
+            num_workers=0),
         train_cfg=loop, param_scheduler=list(schedulers) or None,
         optim_wrapper=dict(
             optimizer=dict(type='SGD', lr=0.2, momentum=0.5,
                            weight_decay=0.1),
             **wrapper),
         custom_hooks=hooks, randomness=dict(seed=0),
-        experiment_name=f'{work_dir.name}{epochs}')
+        experiment_name=f'{work_dir.parent.name}-{work_dir.name}{epochs}')
     runner.train()
     return runner
 
@@ -327,7 +328,7 @@ def test_the_hook_reports_and_changes_nothing(norm, tmp_path):
 
 
 def test_mmdetections_own_command_reports(digits, tmp_path, monkeypatch):
-    """What mmpsbn is to it is in the config: an import and a hook."""
+    """The config has all that it needs: an import and a hook."""
     config = tmp_path / 'config.py'
     config.write_text(f"""_base_ = {str(ROOT / FASTER)!r}
 custom_imports = dict(imports=['mmpsbn'], allow_failed_imports=False)

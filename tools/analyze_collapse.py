@@ -8,9 +8,10 @@
   |gamma|         has gone to 0
 
 Several checkpoints, or the work dirs of successive trainings in their order,
-are followed as rounds: how many channels are dead after each, newly dead since
-the round before it, and recovered. A work dir stands for its last checkpoint.
-With --number 0, the parameters alone are judged, without images.
+are rounds. A table shows how many channels are dead after each round, and how
+many of them are newly dead or have recovered since the round before it. A work
+dir stands for its last checkpoint. With --number 0, the tool needs no images
+and judges the parameters alone.
 
 It reads checkpoints of BN, psBN, GN and MimicNorm, of stock MMDetection too.
 With --out it writes collapse.csv, collapse.json and figures, and rounds.csv
@@ -90,7 +91,7 @@ def show(title, rows):
 
 
 def analyze_all(cfg, config, paths, images):
-    """The layers of each checkpoint, by its short name."""
+    """Analyze checkpoints, and return their layers by their short names."""
     results = {}
     for name, path in zip(short_names(paths), paths):
         checkpoint = read_checkpoint(path)
@@ -109,13 +110,13 @@ def analyze_all(cfg, config, paths, images):
 
 
 def history_beside(path):
-    """What FilterCollapseHook has left next to a checkpoint."""
+    """Read what FilterCollapseHook has written next to a checkpoint."""
     history = osp.join(osp.dirname(path), HISTORY)
     return read_history(history) if osp.isfile(history) else []
 
 
 def histories_of(paths):
-    """The share of dead channels while each round trained.
+    """Read the shares of dead channels that were measured in training.
 
     A work dir that has several of the checkpoints is left out.
     """

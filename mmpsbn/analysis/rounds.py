@@ -14,7 +14,7 @@ class Change(NamedTuple):
     """The dead channels after a round, compared with the round before it."""
 
     channels: int
-    """Those that could be judged: a ReLU follows, without a sum before it."""
+    """Channels that a ReLU follows, without a sum before it."""
     dead: int
     newly_dead: Optional[int]
     """As ``recovered``, None in the first round. Both count the layers that

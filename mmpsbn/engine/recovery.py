@@ -2,8 +2,8 @@ r"""The dead channels that a training starts with, and which it can recover.
 
 Without a gradient, an optimizer shrinks the learned shift beta of a channel by
 exp(-D). A channel of psBN reopens when beta rises above -alpha, so a training
-recovers channels with \|beta\| < alpha exp(D); see docs/methods.md. A BN channel
-stays dead: weight decay moves beta to 0, where the ReLU is still closed.
+recovers channels with \|beta\| < alpha exp(D); see docs/methods.md. A channel
+of BN stays dead: weight decay moves beta to 0, where the ReLU is still closed.
 """
 
 import copy
@@ -34,7 +34,7 @@ class Start(NamedTuple):
 
     kind: str
     alpha: float
-    """That of the layer, or psBN's default for BN; NaN for other layers."""
+    """The alpha of psBN, psBN's default for BN, and NaN for other layers."""
     decay: float
     """D of its bias; NaN if it is unknown."""
     frozen: bool
@@ -108,7 +108,7 @@ def starting_table(layers: Iterable[Start]) -> List[List[str]]:
 
 
 def start_in_words(layers: Sequence[Start], iterations: int) -> str:
-    """The table of :func:`starting_table`, and what follows from it.
+    """Explain what a training can recover, with :func:`starting_table`.
 
     Args:
         layers (list[Start]): That a ReLU follows.
