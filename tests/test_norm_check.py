@@ -268,14 +268,17 @@ def test_d_that_is_not_known(tmp_path):
     assert math.isnan(decay_of_schedule(runner)[bias])
 
 
-def start(kind='BN', alpha=0.1, decay=math.log(4), frozen=False,
+LOG_4, LOG_5 = math.log(4), math.log(5)
+
+
+def start(kind='BN', alpha=0.1, decay=LOG_4, frozen=False,
           dead=(1, 1, 0), beta=(-0.39, -0.41, 1.)):
     return Start(kind, alpha, decay, frozen, torch.tensor(dead).bool(),
                  torch.tensor(beta))
 
 
 def test_the_table_counts_what_is_within_reach():
-    layers = [start(), start(decay=math.log(5)), start('psBN'),
+    layers = [start(), start(decay=LOG_5), start('psBN'),
               start('psBN', alpha=0.2), start(frozen=True),
               start('GN', alpha=math.nan), start('IN', decay=math.nan)]
     assert starting_table(layers)[1:] == [
