@@ -1,8 +1,10 @@
 """Filter collapse: found exactly, and watched while a model trains."""
 
 import copy
+import csv
 import json
 import runpy
+import sys
 
 import mmcv
 import pytest
@@ -20,6 +22,7 @@ from torch.nn import functional as F
 from mmpsbn.analysis import ChannelWatch, positive_probability
 from mmpsbn.analysis.figures import draw_layers
 from mmpsbn.analysis.report import Layer, analyze, table
+from mmpsbn.analysis.rounds import IMAGES, PARAMETERS, Change, changes
 from mmpsbn.engine.filter_collapse_hook import (HISTORY, FilterCollapseHook,
                                                 over_processes, read_history,
                                                 shares)
@@ -447,7 +450,8 @@ def test_the_command_writes_tables_and_figures(digits, tmp_path):
     assert 'dead after sum' in output and 'backbone.layer2' in output
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {
         'collapse.csv', 'collapse.json', 'layers.png', 'history.png',
-        'plane_a_epoch_1.png', 'plane_b_epoch_1.png'
+        'plane_a_epoch_1.png', 'plane_b_epoch_1.png', 'rounds.csv',
+        'rounds.png'
     }
     for path in (tmp_path / 'out').glob('*.png'):
         assert mmcv.imread(path).std() > 10
@@ -521,6 +525,123 @@ def test_a_layer_that_one_of_two_checkpoints_judges_is_drawn(tmp_path):
 def test_checkpoints_have_different_short_names(paths, names):
     tool = runpy.run_path(str(ROOT / 'tools' / 'analyze_collapse.py'))
     assert tool['short_names'](paths) == names
+
+
+# Successive trainings
+
+
+def judged(name, dead, closed=(), after_sum=False, seen=True):
+    return Layer(name, 8, list(dead), seen, after_sum, list(closed), [],
+                 [1.] * 8, [0.] * 8)
+
+
+def test_changes_from_round_to_round():
+    rounds = [
+        [judged('a', [0, 1], [0]), judged('b', []), judged('mask', [4])],
+        # A mask head is not judged where nothing was detected.
+        [judged('a', [1, 2, 3], [0, 3]), judged('b', [7], [7]),
+         judged('mask', [], seen=False), judged('sum', [1, 2], [1], True)],
+        [judged('a', [2]), judged('b', [7], [7]), judged('mask', [4])],
+    ]
+    assert changes(rounds, IMAGES) == [
+        Change(24, 3, None, None), Change(16, 4, 3, 1), Change(24, 3, 0, 2)
+    ]
+    assert changes(rounds, PARAMETERS) == [
+        Change(24, 1, None, None), Change(16, 3, 2, 0), Change(24, 1, 0, 2)
+    ]
+
+
+def analyze_here(monkeypatch, *arguments):
+    """Run the command in this process."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(
+        sys, 'argv', ['analyze_collapse.py', *map(str, arguments)])
+    runpy.run_path('tools/analyze_collapse.py', run_name='__main__')
+
+
+@pytest.fixture
+def successive(tmp_path):
+    """Three work dirs, in which channels of a BN detector die and recover."""
+    cfg = demo_config('faster-rcnn', 'psbn')
+    cfg.model.backbone.norm_cfg.type = 'BN'
+    torch.manual_seed(0)
+    model = build(cfg.model)
+    layer = model.backbone.layer2[1].bn1
+    dirs = []
+    for number, dead in enumerate(([3], [3, 4, 5], [5])):
+        with torch.no_grad():
+            layer.weight.fill_(1), layer.bias.fill_(0)
+            layer.weight[dead], layer.bias[dead] = 0, -0.1
+        dirs.append(tmp_path / f'round{number}')
+        dirs[-1].mkdir()
+        for epoch in (1, 2):  # The first is not the last: none is dead.
+            state = model.state_dict()
+            if epoch == 1:
+                state['backbone.layer2.1.bn1.bias'] = torch.ones(64)
+            torch.save(dict(state_dict=state), dirs[-1] / f'epoch_{epoch}.pth')
+        (dirs[-1] / 'last_checkpoint').write_text(
+            str(dirs[-1] / 'epoch_2.pth'))
+        line = dict(channels=4, dead=[1], after_sum=False)
+        (dirs[-1] / HISTORY).write_text(''.join(
+            json.dumps(dict(iter=step, layers=dict(a=line))) + '\n'
+            for step in (1, 5)))
+    return dirs
+
+
+def test_the_command_follows_a_model_across_rounds(
+        successive, digits, tmp_path, monkeypatch, capsys):
+    tables = {}
+    for number in (0, 2):
+        out = tmp_path / f'out{number}'
+        analyze_here(monkeypatch, FASTER, *successive, '--images',
+                     digits / 'val2017', '--number', number, '--out', out)
+        with open(out / 'rounds.csv') as file:
+            tables[number] = list(csv.DictReader(file))
+        assert mmcv.imread(out / 'rounds.png').std() > 10
+    shown = capsys.readouterr().out
+    assert 'round2/epoch_2' in shown
+    keys = ('round', 'checkpoint', 'dead', 'newly_dead', 'recovered')
+    by_parameters = [[row[key] for key in keys] for row in tables[0]
+                     if row['judged_by'] == PARAMETERS]
+    assert by_parameters == [
+        ['1', 'round0/epoch_2', '1', '', ''],
+        ['2', 'round1/epoch_2', '3', '2', '0'],
+        ['3', 'round2/epoch_2', '1', '0', '2'],
+    ]
+    assert len(tables[0]) == 3 and 'dead by images' in shown
+    assert tables[2][::2] == tables[0]
+    dead = [int(row['dead']) for row in tables[2][1::2]]
+    # Few images see other channels dead, too.
+    assert dead[1] >= dead[0] + 1 and int(tables[2][3]['newly_dead']) >= 2
+    assert not (tmp_path / 'out0' / 'layers.png').exists()
+
+
+@pytest.mark.parametrize('second, words', [
+    ('missing', 'missing does not exist. Name a checkpoint file, or the work'),
+    ('empty', 'has no checkpoint, because it contains no file epoch_N.pth'),
+    ('torn', 'cannot be read: it is truncated'),
+])
+def test_work_dirs_without_a_checkpoint(second, words,
+                                        refused, tmp_path):  # noqa: F811
+    for name in ('first', 'empty', 'torn'):
+        (tmp_path / name).mkdir()
+    torch.save(dict(state_dict={}), tmp_path / 'first' / 'iter_5.pth')
+    (tmp_path / 'torn' / 'epoch_1.pth').touch()
+    message = refused('tools/analyze_collapse.py', FASTER, tmp_path / 'first',
+                      tmp_path / second, '--number', 0)
+    assert words in message
+
+
+def test_models_that_differ_between_rounds(successive, refused,  # noqa: F811
+                                           tmp_path):
+    cfg = demo_config('faster-rcnn', 'psbn')
+    cfg.model.backbone.norm_cfg = dict(type='GN', num_groups=4)
+    torch.save(dict(state_dict=build(cfg.model).state_dict()),
+               tmp_path / 'gn.pth')
+    message = refused('tools/analyze_collapse.py', FASTER, successive[0],
+                      tmp_path / 'gn.pth', '--number', 0)
+    assert 'does not fit the model' in message
+    assert f'so each of them must fit {FASTER}. Analyze this one' in message
 
 
 @pytest.mark.parametrize('change, words', [

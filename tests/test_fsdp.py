@@ -22,7 +22,7 @@ from torch.distributed.fsdp import (FullOptimStateDictConfig,
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
-from mmpsbn.engine import NonFiniteHook
+from mmpsbn.engine import NonFiniteHook, NormCheckHook
 from mmpsbn.errors import InputError
 
 try:
@@ -248,7 +248,7 @@ def the_runner_of_mmengine(rank):
             train_cfg=dict(by_epoch=True, max_epochs=1),
             optim_wrapper=dict(
                 optimizer=dict(type='SGD', lr=0.01, weight_decay=0.01)),
-            custom_hooks=[NonFiniteHook()],
+            custom_hooks=[NonFiniteHook(), NormCheckHook()],
             log_level='ERROR')
         if poisoned:
             with pytest.raises(InputError, match='not finite; all layers'):

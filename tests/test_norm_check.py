@@ -1,14 +1,28 @@
-"""Warnings of norm layers that cannot do their work."""
+"""What is said of the norm layers at the start of a training."""
 
+import math
+import runpy
+import sys
+from pathlib import Path
+
+import mmdet
+import mmengine.optim
 import pytest
 import torch
+from conftest import ROOT
 from mmdet.models.dense_heads import RetinaHead, RetinaSepBNHead
 from mmdet.utils import register_all_modules
+from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import Runner
 from test_checkpoint import Toy, toy_runner
+from test_tools import FASTER
 from torch import nn
+from torch.nn import functional as F
 
 from mmpsbn.engine import LevelWatch, find_idle_norms
+from mmpsbn.engine.recovery import (Start, decay_of_schedule, start_in_words,
+                                    starting_table)
 from mmpsbn.layers import PSBatchNorm2d, PSSyncBatchNorm
 
 
@@ -109,3 +123,230 @@ def test_an_optimizer_of_copies_is_reported():
     wrapper = OptimWrapper(torch.optim.SGD(copies, 0.1, weight_decay=0.1))
     reason, = find_idle_norms(model, wrapper)
     assert 'trained as plain BN' in reason
+
+
+# D, and what a training can recover
+
+
+class Recorder(Hook):
+    """Records D as it is at the start, and the steps of the optimizer."""
+
+    def __init__(self):
+        self.expected, self.steps = None, []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if self.expected is not None:
+            return
+        optimizer = runner.optim_wrapper.optimizer
+        decays = decay_of_schedule(runner)
+        self.expected = [decays[id(group['params'][0])]
+                         for group in optimizer.param_groups]
+        optimizer.register_step_pre_hook(lambda *_: self.steps.append([
+            group['lr'] * group['weight_decay'] / (1 - group['momentum'])
+            for group in optimizer.param_groups
+        ]))
+
+
+WARM_UP = dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=3)
+
+
+def train(work_dir, hooks, model=None, epochs=5, by_epoch=True, resume=False,
+          schedulers=(), **wrapper):
+    torch.manual_seed(0)
+    loop = dict(by_epoch=True, max_epochs=epochs) if by_epoch else dict(
+        by_epoch=False, max_iters=4 * epochs)
+    runner = Runner(
+        model or Net(), str(work_dir), resume=resume,
+        train_dataloader=torch.utils.data.DataLoader(
+            torch.randn(8 if by_epoch else 40, 3, 4, 4), batch_size=2,
+            num_workers=0),
+        train_cfg=loop, param_scheduler=list(schedulers) or None,
+        optim_wrapper=dict(
+            optimizer=dict(type='SGD', lr=0.2, momentum=0.5,
+                           weight_decay=0.1),
+            **wrapper),
+        custom_hooks=hooks, randomness=dict(seed=0),
+        experiment_name=f'{work_dir.parent.name}-{work_dir.name}{epochs}')
+    runner.train()
+    return runner
+
+
+class Net(nn.Module):
+    """A ReLU follows bn directly, and last behind a sum."""
+
+    def __init__(self, norm=nn.BatchNorm2d):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 1), norm(8)
+        self.second, self.last = nn.Conv2d(8, 8, 1), norm(8)
+
+    def train_step(self, data, optim_wrapper):
+        x = F.relu(self.bn(self.conv(data)))
+        loss = 1e-3 * F.relu(x + self.last(self.second(x))).mean()
+        optim_wrapper.update_params(loss)
+        return dict(loss=loss)
+
+
+@pytest.mark.parametrize('settings', [
+    dict(schedulers=[WARM_UP, dict(type='MultiStepLR', milestones=[2, 4])]),
+    dict(by_epoch=False, schedulers=[
+        WARM_UP,
+        dict(type='CosineAnnealingLR', by_epoch=False, begin=3, T_max=17),
+        dict(type='LinearMomentum', start_factor=0.5, by_epoch=False, end=9)
+    ]),
+    # A loop by iterations ends no epoch but the last.
+    dict(by_epoch=False, schedulers=[dict(type='StepLR', step_size=1)]),
+    dict(accumulative_counts=3, schedulers=[WARM_UP]),
+    dict(schedulers=[dict(type='OneCycleLR', eta_max=0.4, total_steps=20,
+                          by_epoch=False)]),
+    dict()
+])
+def test_d_is_that_of_the_steps_to_come(settings, tmp_path):
+    recorder = Recorder()
+    train(tmp_path, [recorder], paramwise_cfg=dict(
+        norm_decay_mult=0.5, custom_keys=dict(second=dict(lr_mult=0.1))),
+        **settings)
+    sums = [math.fsum(rates) for rates in zip(*recorder.steps)]
+    assert len(set(recorder.expected)) > 1  # Of several groups.
+    assert recorder.expected == pytest.approx(sums, rel=1e-9)
+    assert len(recorder.steps) == (
+        7 if 'accumulative_counts' in settings else 20)
+
+
+def test_d_of_a_resumed_run_is_of_what_is_left(tmp_path):
+    schedulers = [WARM_UP, dict(type='ExponentialLR', gamma=0.5)]
+    train(tmp_path, [], epochs=3, schedulers=schedulers)
+    recorder = Recorder()
+    train(tmp_path, [recorder], resume=True, schedulers=schedulers)
+    assert len(recorder.steps) == 8
+    assert recorder.expected == pytest.approx(
+        [math.fsum(rates) for rates in zip(*recorder.steps)], rel=1e-9)
+
+
+@pytest.mark.parametrize('optimizer', [
+    dict(type='SGD', lr=0.01, weight_decay=0.05, momentum=0.9),
+    dict(type='SGD', lr=0.01, weight_decay=0.5, momentum=0.9, dampening=0.9),
+    dict(type='SGD', lr=0.01, weight_decay=0.5),
+    dict(type='AdamW', lr=0.01, weight_decay=0.5),
+])
+def test_beta_shrinks_by_d(optimizer, tmp_path):
+    settings = dict(optimizer)
+    layer = PSBatchNorm2d(2)
+    layer.bias.data.fill_(-0.9)  # beta = -1
+    own = getattr(torch.optim, settings.pop('type'))(
+        layer.parameters(), **settings)
+    runner = toy_runner(tmp_path / 'run', Toy())
+    runner.optim_wrapper = OptimWrapper(own)
+    runner.train_loop._max_iters = 400
+    expected = decay_of_schedule(runner)[id(layer.bias)]
+    for _ in range(400):
+        layer.bias.grad = torch.zeros(2)
+        own.step()
+    assert 1 < expected < 3
+    torch.testing.assert_close(
+        layer.bias - layer.alpha, torch.full((2, ), -math.exp(-expected)),
+        rtol=0.1, atol=0)
+
+
+def test_d_that_is_not_known(tmp_path):
+
+    class Own(mmengine.optim.ConstantLR):
+        """May do more in a step than set the learning rate."""
+
+        def step(self):
+            self.steps = getattr(self, 'steps', 0) + 1
+            super().step()
+
+    runner = toy_runner(tmp_path / 'run', Toy())
+    bias = id(runner.model.body[1].bias)
+    assert decay_of_schedule(runner)[bias] > 0
+    own = Own(runner.optim_wrapper)
+    runner.param_schedulers = [own]
+    assert math.isnan(decay_of_schedule(runner)[bias]) and own.steps == 1
+    runner.param_schedulers = []
+    runner.optim_wrapper = OptimWrapper(
+        torch.optim.Adam(runner.model.parameters(), weight_decay=0.1))
+    assert math.isnan(decay_of_schedule(runner)[bias])
+
+
+LOG_4, LOG_5 = math.log(4), math.log(5)
+
+
+def start(kind='BN', alpha=0.1, decay=LOG_4, frozen=False,
+          dead=(1, 1, 0), beta=(-0.39, -0.41, 1.)):
+    return Start(kind, alpha, decay, frozen, torch.tensor(dead).bool(),
+                 torch.tensor(beta))
+
+
+def test_the_table_counts_what_is_within_reach():
+    layers = [start(), start(decay=LOG_5), start('psBN'),
+              start('psBN', alpha=0.2), start(frozen=True),
+              start('GN', alpha=math.nan), start('IN', decay=math.nan)]
+    assert starting_table(layers)[1:] == [
+        ['BN', '2', '6', '4 (66.7%)', '1.4 to 1.6', '|beta| < 0.4 to 0.5',
+         '3'],
+        ['psBN', '2', '6', '4 (66.7%)', '1.4', '|beta| < 0.4 to 0.8', '3'],
+        ['BN (frozen)', '1', '3', '2 (66.7%)', '-', '-', '-'],
+        ['GN', '1', '3', '2 (66.7%)', '1.4', '-', '-'],
+        ['IN', '1', '3', '2 (66.7%)', 'unknown', '-', '-'],
+    ]
+    assert 'stay dead' in start_in_words(layers, 9)
+    assert 'stay dead' not in start_in_words(layers[2:4], 9)
+
+
+def log_of(work_dir):
+    return max(work_dir.glob('*/*.log')).read_text()
+
+
+def row_of(text, kind):
+    row, = [line.split() for line in text.splitlines()
+            if line.startswith(f'{kind} ')]
+    return row
+
+
+@pytest.mark.parametrize('norm', [nn.BatchNorm2d, PSBatchNorm2d])
+def test_the_hook_reports_and_changes_nothing(norm, tmp_path):
+    torch.manual_seed(0)
+    weights = Net(norm).state_dict()
+    weights['bn.weight'][:4] = torch.tensor([1e-6, 0., 0.01, -0.01])
+    weights['bn.bias'][:4] = torch.tensor([-0.1, 0., -5., 0.])
+    # Not judged: a residual sum comes before the ReLU.
+    weights['last.weight'].zero_()
+    states = []
+    for name, hooks in (('with', [dict(type='NormCheckHook')]),
+                        ('without', [])):
+        model = Net(norm)
+        model.load_state_dict(weights)
+        train(tmp_path / name, hooks, model)
+        states.append((model.state_dict(), torch.get_rng_state()))
+    for key, value in states[0][0].items():
+        assert torch.equal(value, states[1][0][key])
+    assert torch.equal(states[0][1], states[1][1])
+    text = log_of(tmp_path / 'with')
+    kind = 'BN' if norm is nn.BatchNorm2d else 'psBN'
+    # The fourth channel is open half the time. D is 20 steps of 0.04.
+    dead = ['3', '(37.5%)', '0.8', '|beta|', '<', '0.22']
+    assert row_of(text, kind)[:-1] == [kind, '1', '8', *dead]
+    assert 'at the start of these 20 iterations' in text
+    assert ('stay dead' in text) == (kind == 'BN')
+
+
+def test_mmdetections_own_command_reports(digits, tmp_path, monkeypatch):
+    """The config has all that it needs: an import and a hook."""
+    config = tmp_path / 'config.py'
+    config.write_text(f"""_base_ = {str(ROOT / FASTER)!r}
+custom_imports = dict(imports=['mmpsbn'], allow_failed_imports=False)
+custom_hooks = [dict(type='NormCheckHook')]
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=2,
+                 val_interval=10)
+train_dataloader = dict(batch_size=1, num_workers=0, persistent_workers=False)
+val_dataloader = dict(dataset=dict(indices=1), num_workers=0,
+                      persistent_workers=False)
+""")
+    monkeypatch.setenv('MMDET_DATASETS', str(digits))
+    monkeypatch.setattr(sys, 'argv', [
+        'train.py', str(config), '--work-dir', str(tmp_path / 'work')])
+    command = Path(mmdet.__file__).parent / '.mim' / 'tools' / 'train.py'
+    runpy.run_path(str(command), run_name='__main__')
+    text = log_of(tmp_path / 'work')
+    assert 'at the start of these 2 iterations' in text
+    assert row_of(text, 'psBN')[:3] == ['psBN', '9', '992']

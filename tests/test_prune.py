@@ -195,6 +195,41 @@ def test_what_is_planted_is_removed(name, plants, request, digits):
         assert same_detections(one, other) == len(one['labels']) > 0
 
 
+def test_a_collapsed_network_becomes_small(faster, digits):
+    """Four of five channels behind each BN of the backbone are dead."""
+    cfg, trained = faster
+    cfg.model.backbone.norm_cfg.type = 'BN'
+    model = build(cfg.model).eval()
+    model.load_state_dict(trained.state_dict())
+    planted = {}
+    for name, layer in model.backbone.named_modules():
+        if is_norm(layer):
+            dead = range(int(0.8 * layer.num_features))
+            plant(model, f'backbone.{name}', dead, -0.1)
+            conv = name.replace('bn', 'conv').replace('sample.1', 'sample.0')
+            planted[f'backbone.{conv}'] = set(dead)
+    full, files = folded_stock(cfg, model), images(digits)[:2]
+    pruned, found = removed_from(cfg, model, files)
+    assert len(planted) == 20
+    for conv, dead in planted.items():
+        assert dead <= set(found.channels[conv])
+
+    def share(part):
+        sizes = [sum(p.numel() for p in m.get_submodule(part).parameters())
+                 for m in (pruned, full)]
+        return sizes[0] / sizes[1]
+
+    # A conv keeps a fifth of its inputs and a fifth of its outputs. Neck and
+    # heads have no norm layer here.
+    assert share('backbone') < 0.06 and share('') < 0.4
+    for file in files:
+        run = OutputsOf(prepared(cfg, file, model, SHAPE))
+        expected = run(model)
+        assert largest_difference(run(pruned), expected) < 1e-5
+        one, other = (run.detections(m)[0] for m in (model, pruned))
+        assert same_detections(one, other) == len(one['labels']) > 0
+
+
 def test_dead_channels_are_those_of_analyze_collapse(faster, digits):
     cfg, model = faster
     planted_faster(model)

@@ -7,9 +7,16 @@
                   x_hat: the parameters alone
   |gamma|         has gone to 0
 
+Several checkpoints, or the work dirs of successive trainings in their order,
+are rounds. A table shows how many channels are dead after each round, and how
+many of them are newly dead or have recovered since the round before it. A work
+dir stands for its last checkpoint. With --number 0, the tool needs no images
+and judges the parameters alone.
+
 It reads checkpoints of BN, psBN, GN and MimicNorm, of stock MMDetection too.
-With --out it writes collapse.csv, collapse.json and figures; where
-FilterCollapseHook has left its history beside a checkpoint, that is drawn.
+With --out it writes collapse.csv, collapse.json and figures, and rounds.csv
+and rounds.png for several checkpoints. It draws the history that
+FilterCollapseHook has left next to a checkpoint.
 """
 
 import argparse
@@ -20,15 +27,22 @@ import mmpsbn.engine  # noqa: F401  First: it checks the stack.
 
 from mmengine.logging import MMLogger
 
-from mmpsbn.analysis.figures import draw_history, draw_layers, draw_plane
+from mmpsbn.analysis.figures import (draw_history, draw_layers, draw_plane,
+                                     draw_rounds)
 from mmpsbn.analysis.report import analyze, table, write
-from mmpsbn.engine.checkpoint import read_checkpoint
+from mmpsbn.analysis.rounds import (IMAGES, PARAMETERS, changes, rounds_table,
+                                    write_rounds)
+from mmpsbn.engine.checkpoint import checkpoint_of, read_checkpoint
 from mmpsbn.engine.cli import (add_cfg_options, add_image_arguments,
-                               told_to_the_user)
+                               in_columns, told_to_the_user)
 from mmpsbn.engine.config import read_config
 from mmpsbn.engine.data import find_images
 from mmpsbn.engine.filter_collapse_hook import HISTORY, read_history, shares
 from mmpsbn.engine.whole_files import whole_folder
+from mmpsbn.errors import InputError
+
+# With more checkpoints, layers.png shows the first and the last.
+MOST_BARS = 6
 
 
 def parse_args():
@@ -36,7 +50,11 @@ def parse_args():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoints', nargs='+', help='checkpoint files')
+    parser.add_argument(
+        'checkpoints',
+        nargs='+',
+        metavar='CHECKPOINT_OR_WORK_DIR',
+        help='checkpoint files, or work dirs of trainings, in order')
     add_image_arguments(parser, 'that decide', number=64)
     parser.add_argument('--out', help='folder for files and figures')
     add_cfg_options(parser)
@@ -69,47 +87,96 @@ def file_name(name):
 
 
 def show(title, rows):
-    print(f'\n{title}')
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        print('  '.join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths))))
+    print(f'\n{title}\n{in_columns(rows)}')
+
+
+def analyze_all(cfg, config, paths, images):
+    """Analyze checkpoints, and return their layers by their short names."""
+    results = {}
+    for name, path in zip(short_names(paths), paths):
+        checkpoint = read_checkpoint(path)
+        try:
+            results[name] = analyze(cfg, checkpoint, path, images)
+        except InputError as error:
+            if not results:
+                raise
+            raise InputError(
+                f'{error} Successive checkpoints are compared channel by '
+                f'channel, so each of them must fit {config}. Analyze this '
+                'one alone, with its own config.') from error
+        show(f'{path}, {len(images)} images',
+             table(results[name], len(images)))
+    return results
+
+
+def history_beside(path):
+    """Read what FilterCollapseHook has written next to a checkpoint."""
+    history = osp.join(osp.dirname(path), HISTORY)
+    return read_history(history) if osp.isfile(history) else []
+
+
+def histories_of(paths):
+    """Read the shares of dead channels that were measured in training.
+
+    A work dir that has several of the checkpoints is left out.
+    """
+    folders = [osp.dirname(path) for path in paths]
+    found = {}
+    for number, path in enumerate(paths, 1):
+        lines = history_beside(path)
+        if lines and folders.count(osp.dirname(path)) == 1:
+            found[number] = [
+                (line['iter'] / lines[-1]['iter'], shares(line)['dead'])
+                for line in lines if 'dead' in shares(line)]
+    return {number: points for number, points in found.items() if points}
+
+
+def write_all(results, paths, images, by, folder):
+    with whole_folder(folder) as out:
+        write(results, len(images), out)
+        if images:
+            few = list(results)
+            few = few if len(few) <= MOST_BARS else [few[0], few[-1]]
+            draw_layers({name: results[name] for name in few},
+                        osp.join(out, 'layers.png'))
+            for name, layers in results.items():
+                file = f'plane_{file_name(name)}.png'
+                draw_plane(layers, name, osp.join(out, file))
+        if by:
+            write_rounds(list(results), by, osp.join(out, 'rounds.csv'))
+            draw_rounds(by, histories_of(paths), osp.join(out, 'rounds.png'))
+        last = {osp.dirname(path): path for path in paths}
+        for index, path in enumerate(last.values()):
+            lines = history_beside(path)
+            if lines:
+                draw_history(
+                    [line['iter'] for line in lines], list(map(shares, lines)),
+                    osp.join(out, f'history_{index + 1}.png'
+                             if index else 'history.png'))
+    print(f'\nFiles and figures: {folder}')
 
 
 def main():
     args = parse_args()
     MMLogger.get_instance('mmengine', log_level='ERROR')
     cfg = read_config(args.config, args.cfg_options)
-    images = find_images(cfg, args.images, args.number)
-    paths = without_repeats(args.checkpoints)
-    results = {}
-    for name, path in zip(short_names(paths), paths):
-        results[name] = analyze(cfg, read_checkpoint(path), path, images)
-        show(f'{path}, {len(images)} images', table(results[name]))
+    images = find_images(cfg, args.images, args.number) if args.number else []
+    paths = without_repeats(map(checkpoint_of, args.checkpoints))
+    results = analyze_all(cfg, args.config, paths, images)
     if not any(layer.judged for layers in results.values()
                for layer in layers):
         print('\nNo channel was judged dead or alive: no ReLU or ReLU6 '
               'follows a norm layer, and other activations do not close a '
               'channel.')
-    if not args.out:
-        return
-    with whole_folder(args.out) as out:
-        write(results, len(images), out)
-        draw_layers(results, osp.join(out, 'layers.png'))
-        for name, layers in results.items():
-            file = f'plane_{file_name(name)}.png'
-            draw_plane(layers, name, osp.join(out, file))
-        folders = dict.fromkeys(osp.dirname(path) or '.' for path in paths)
-        for index, folder in enumerate(folders):
-            history = osp.join(folder, HISTORY)
-            lines = read_history(history) if osp.isfile(history) else []
-            if lines:
-                draw_history(
-                    [line['iter'] for line in lines], list(map(shares, lines)),
-                    osp.join(out, f'history_{index + 1}.png'
-                             if index else 'history.png'))
-    print(f'\nFiles and figures: {args.out}')
+    by = {}
+    if len(paths) > 1:
+        judges = (PARAMETERS, IMAGES) if images else (PARAMETERS, )
+        by = {judge: changes(list(results.values()), judge)
+              for judge in judges}
+        show('Dead channels by round, of layers that a ReLU follows',
+             rounds_table(list(results), by))
+    if args.out:
+        write_all(results, paths, images, by, args.out)
 
 
 if __name__ == '__main__':

@@ -16,6 +16,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from mmpsbn.layers import NORM_TYPES
 
+# A channel that is positive less often is called dead by its parameters.
+LEAST_PROBABILITY = 1e-4
 RELUS = {'relu', 'relu_', 'relu6'}
 CLIPS = {'hardtanh', 'hardtanh_'}  # ReLU6 is one, from 0 to 6.
 SUMS = {'add', 'add_', '__add__', '__iadd__', '__radd__'}

@@ -1,6 +1,6 @@
 """Figures of filter collapse, as PNG files."""
 
-from typing import Dict, List, Sequence
+from typing import Dict, List, Sequence, Tuple
 
 import matplotlib
 import numpy as np
@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from scipy.stats import norm as normal
 
 from .report import LEAST_PROBABILITY, Layer, dead_shares
+from .rounds import IMAGES, PARAMETERS, Change
 
 # Colours of Okabe and Ito, told apart by colour-blind readers as well.
 COLOURS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00',
@@ -135,4 +136,49 @@ def draw_history(iterations: Sequence[int], shares: Sequence[Dict[str, float]],
         axis.set(xlabel='iteration', ylabel='dead channels, %')
         axis.set_ylim(bottom=0)
         figure.legend(loc='outside right upper', frameon=False, fontsize=8)
+        figure.savefig(out, dpi=150)
+
+
+def draw_rounds(by: Dict[str, List[Change]],
+                histories: Dict[int, Sequence[Tuple[float, float]]],
+                out: str) -> None:
+    """The shares of dead, newly dead and recovered channels by round.
+
+    Args:
+        by (dict): For each judge what :func:`~.rounds.changes` returns.
+        histories (dict): For rounds, counted from 1, what was measured while
+            they trained: points of a part of the round and a share.
+        out (str): The PNG to write.
+    """
+    titles = {PARAMETERS: f'by parameters, P(y > 0) < {LEAST_PROBABILITY:.0e}',
+              IMAGES: 'on the images'}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.6 * len(by) + 0.6, 3.4),
+                        layout='constrained')
+        axes = figure.subplots(1, len(by), sharey=True, squeeze=False)[0]
+        for axis, (judge, judged) in zip(axes, by.items()):
+            number = np.arange(len(judged)) + 1
+
+            def percent(values):
+                return [100 * (value or 0) / max(1, change.channels)
+                        for value, change in zip(values, judged)]
+
+            axis.bar(number, percent([x.newly_dead for x in judged]),
+                     color=COLOURS[5], alpha=0.6, label='newly dead')
+            axis.bar(number, percent([-(x.recovered or 0) for x in judged]),
+                     color=COLOURS[2], alpha=0.6, label='recovered')
+            axis.plot(number, percent([x.dead for x in judged]),
+                      color='#000000', marker='.', lw=2, label='dead')
+            for start, points in histories.items() if judge == IMAGES else ():
+                axis.plot(*zip(*[(start - 1 + part, 100 * share)
+                                 for part, share in points]),
+                          color=COLOURS[6], lw=1,
+                          label='dead, in training'
+                          if start == min(histories) else None)
+            axis.axhline(0, color='#808080', lw=0.6)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.set(xlabel='round', title=titles[judge])
+        axes[0].set_ylabel('channels, %')
+        figure.legend(*axes[-1].get_legend_handles_labels(),
+                      loc='outside lower center', ncols=4, frameon=False)
         figure.savefig(out, dpi=150)

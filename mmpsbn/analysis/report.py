@@ -7,6 +7,7 @@ from typing import Dict, List, NamedTuple, Sequence
 
 import numpy as np
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from torch import nn
 
@@ -15,14 +16,12 @@ from mmpsbn.convert.raw_outputs import OutputsOf
 from mmpsbn.engine.blame import blamed_on_config
 from mmpsbn.engine.checkpoint import backbone_state
 from mmpsbn.errors import InputError
-from .collapse import (ChannelWatch, channels_of, gamma_and_shift,
-                       positive_probability, stage_of)
+from .collapse import (LEAST_PROBABILITY, ChannelWatch, Outputs, channels_of,
+                       gamma_and_shift, positive_probability, stage_of)
 
-# Of the parameters: a channel that is positive less often, and a gamma that
-# is smaller, are called collapsed.
-LEAST_PROBABILITY = 1e-4
-LEAST_GAMMA = 1e-3
+LEAST_GAMMA = 1e-3  # A smaller gamma is called vanished.
 BATCH = 4
+NOISE = 256  # Pixels of a side.
 
 
 class Layer(NamedTuple):
@@ -55,6 +54,8 @@ def analyze(cfg: Config, checkpoint: dict, name: str,
             then is all that is analyzed.
         name (str): The checkpoint's, for messages.
         images (list[str]): Files of the images that decide what is dead.
+            Without any, the parameters alone are judged, and an image of
+            noise shows which norm layers a ReLU follows.
 
     Raises:
         InputError: If the checkpoint does not fit, if the model has no norm
@@ -73,19 +74,34 @@ def analyze(cfg: Config, checkpoint: dict, name: str,
         raise InputError('the model of the config has no norm layer (BN, '
                          'psBN, GN or MimicNorm), so that no channel can '
                          'collapse behind one.')
-    for start in range(0, len(images), BATCH):
-        data = load_images(cfg, images[start:start + BATCH], detector)
-        run = OutputsOf(data)
+    for start in range(0, len(images) or 1, BATCH):
+        run = OutputsOf(
+            load_images(cfg, images[start:start + BATCH], detector)
+            if images else _noise(detector))
         with watch, blamed_on_config():
             if model is detector:
                 run.detections(detector)
             else:
                 run(detector.backbone)
     outputs = watch.outputs
+    if not images:
+        outputs = {name: Outputs(torch.zeros_like(seen.dead), seen.after_sum)
+                   for name, seen in outputs.items()}
     return [
         _layer(layer_name, layer, outputs.get(layer_name))
         for layer_name, layer in watch.layers.items()
     ]
+
+
+def _noise(detector: nn.Module) -> dict:
+    """A batch of one image, as a data preprocessor returns it."""
+    pixels = torch.randint(
+        256, (3, NOISE, NOISE), generator=torch.Generator().manual_seed(0))
+    shape = (NOISE, NOISE)
+    sample = DetDataSample(metainfo=dict(
+        img_shape=shape, ori_shape=shape, scale_factor=(1., 1.), img_id=0))
+    return detector.data_preprocessor(
+        dict(inputs=[pixels.byte()], data_samples=[sample]), False)
 
 
 def _layer(name: str, norm: nn.Module, seen) -> Layer:
@@ -106,8 +122,10 @@ def _where(mask: torch.Tensor) -> List[int]:
     return mask.nonzero().flatten().tolist()
 
 
-def table(layers: Sequence[Layer]) -> List[List[str]]:
+def table(layers: Sequence[Layer], images: int = 1) -> List[List[str]]:
     """Rows for each stage and in total, the first one a head.
+
+    Without images, the columns that depend on them are left out.
 
     A share is of the channels that could be judged: dead, of layers that a
     ReLU follows, without and with a sum between; by parameters, of layers
@@ -133,7 +151,7 @@ def table(layers: Sequence[Layer]) -> List[List[str]]:
             _share([x for x in known if x in direct], 'rarely_positive'),
             _share(known, 'small_gamma')
         ])
-    return rows
+    return rows if images else [row[:3] + row[5:] for row in rows]
 
 
 def _share(layers: Sequence[Layer], what: str) -> str:
@@ -162,7 +180,8 @@ def write(results: Dict[str, List[Layer]], images: int, out: str) -> None:
             for layer in layers:
                 writer.writerow([
                     checkpoint, layer.name, layer.channels,
-                    int(layer.judged), int(layer.after_sum), len(layer.dead),
+                    int(layer.judged), int(layer.after_sum),
+                    len(layer.dead) if images else '',
                     len(layer.rarely_positive), len(layer.small_gamma)
                 ])
     content = dict(

@@ -151,6 +151,28 @@ def find_resumable(work_dir: str) -> Optional[str]:
     return None
 
 
+def checkpoint_of(path: str) -> str:
+    """Return the last whole checkpoint of a work dir; a file stays itself.
+
+    Raises:
+        InputError: If there is neither, or if no checkpoint can be read.
+    """
+    if '://' in path:
+        return path
+    if not os.path.exists(path):
+        raise InputError(f'{path} does not exist. Name a checkpoint file, or '
+                         'the work dir of a training.')
+    if not os.path.isdir(path):
+        return path
+    found = find_resumable(path)
+    if found is None:
+        raise InputError(
+            f'the work dir {path} has no checkpoint, because it contains no '
+            'file epoch_N.pth or iter_N.pth. Name the work dir of a training '
+            'that has written one, or a checkpoint file.')
+    return found
+
+
 def read_checkpoint(path: str) -> dict:
     """Read a checkpoint by MMEngine's loader.
 

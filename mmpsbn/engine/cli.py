@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from contextlib import contextmanager
-from typing import Optional, Tuple
+from typing import Optional, Sequence, Tuple
 from urllib.error import URLError
 
 import torch.distributed as dist
@@ -89,6 +89,15 @@ def shape_of(args: argparse.Namespace) -> Optional[Tuple[int, int]]:
         raise InputError(f'--shape {args.shape[0]} {args.shape[1]}: height '
                          'and width must be multiples of 32.')
     return tuple(args.shape)
+
+
+def in_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Align the cells of a table, the first column to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return '\n'.join('  '.join(
+        cell.rjust(width) if index else cell.ljust(width)
+        for index, (cell, width) in enumerate(zip(row, widths)))
+        for row in rows)
 
 
 def interrupted_by_signals() -> None:

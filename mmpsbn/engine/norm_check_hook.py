@@ -1,19 +1,22 @@
-"""Norm layers that cannot do their work, said once at the start."""
+"""Checks of the norm layers, once at the start of a training."""
 
 from contextlib import ExitStack
 from itertools import chain
 from typing import Dict, List, Optional, Set
 
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmpsbn.analysis.collapse import ChannelWatch
 from mmpsbn.layers.post_shifted_bn import PostShift
 from mmpsbn.layers.sync_post_shifted_bn import PSSyncBatchNorm
 from mmpsbn.registry import HOOKS
 from .config import psbn_types
+from .recovery import Start, start_in_words, starts
 from .watched_step import watch_next_step
 
 LEVELS_APART = 3  # In area: levels are 4 apart, less what is rounded.
@@ -126,16 +129,22 @@ def shared_in_words(names: List[str]) -> str:
 
 @HOOKS.register_module()
 class NormCheckHook(Hook):
-    """Warn once of norm layers that cannot do their work in this run.
+    """Report once what the norm layers can do in this run.
 
-    It looks at the model in its first training step, after ``norm_eval`` and
-    ``frozen_stages`` have had their say: see :func:`find_idle_norms` and
-    :class:`LevelWatch`.
+    The hook looks at the model in its first training step, after
+    ``norm_eval`` and ``frozen_stages`` have taken effect. It warns of norm
+    layers without effect, see :func:`find_idle_norms` and
+    :class:`LevelWatch`. It logs how many channels of the starting weights are
+    dead and which of them psBN can recover, see
+    :mod:`mmpsbn.engine.recovery`. With ``compile`` in the config, this table
+    is left out, because the functions that a step calls are not visible.
     """
 
     def __init__(self) -> None:
         self._checked = False
         self._watch: Optional[LevelWatch] = None
+        self._channels: Optional[ChannelWatch] = None
+        self._starts: Dict[str, Start] = {}
 
     def before_train_iter(self, runner: Runner, batch_idx: int,
                           data_batch=None) -> None:
@@ -157,6 +166,13 @@ class NormCheckHook(Hook):
         ended = ExitStack()
         ended.callback(self._watch.end)
         watch_next_step(runner.model, ended)
+        if not runner.cfg.get('compile'):
+            model = runner.model
+            model = model.module if is_model_wrapper(model) else model
+            self._starts = starts(model, runner)
+            # Which layers a ReLU follows is seen in the step.
+            self._channels = ChannelWatch(model)
+            watch_next_step(runner.model, self._channels)
 
     def after_train_iter(self, runner: Runner, batch_idx: int,
                          data_batch=None, outputs=None) -> None:
@@ -165,3 +181,10 @@ class NormCheckHook(Hook):
         shared, self._watch = self._watch.end(), None
         if shared:
             runner.logger.warning(shared_in_words(shared))
+        seen = self._channels.outputs if self._channels else {}
+        layers = [start for name, start in self._starts.items()
+                  if name in seen and not seen[name].after_sum]
+        if layers:
+            runner.logger.info(
+                start_in_words(layers, runner.max_iters - runner.iter))
+        self._channels, self._starts = None, {}

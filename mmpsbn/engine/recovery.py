@@ -1,0 +1,232 @@
+r"""The dead channels that a training starts with, and which it can recover.
+
+Without a gradient, an optimizer shrinks the learned shift beta of a channel by
+exp(-D). A channel of psBN reopens when beta rises above -alpha, so a training
+recovers channels with \|beta\| < alpha exp(D); see docs/methods.md. A channel
+of BN stays dead: weight decay moves beta to 0, where the ReLU is still closed.
+"""
+
+import copy
+import math
+from types import SimpleNamespace
+from typing import Dict, Iterable, List, NamedTuple, Sequence
+
+import torch
+from mmcv.cnn.bricks.norm import infer_abbr
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmpsbn.analysis.collapse import (LEAST_PROBABILITY, channels_of,
+                                      gamma_and_shift, norm_layers,
+                                      positive_probability)
+from mmpsbn.layers.post_shifted_bn import PostShift
+from .cli import in_columns
+
+ALPHA = 0.1  # That of psBN by default.
+# Others may do more in a step than set parameters of the optimizer.
+KNOWN_SCHEDULERS = ('mmengine.optim.', 'mmdet.engine.schedulers.')
+
+
+class Start(NamedTuple):
+    """A norm layer before the first step of a training."""
+
+    kind: str
+    alpha: float
+    """The alpha of psBN, psBN's default for BN, and NaN for other layers."""
+    decay: float
+    """D of its bias; NaN if it is unknown."""
+    frozen: bool
+    """Whether no optimizer changes its bias."""
+    dead: Tensor
+    """Bool, ``(C,)``: P(gamma * x_hat + shift > 0) below LEAST_PROBABILITY."""
+    beta: Tensor
+    """The applied shift minus alpha, ``(C,)``."""
+
+    @property
+    def reach(self) -> float:
+        """The abs(beta) below which psBN recovers a channel."""
+        return self.alpha * math.exp(min(self.decay, 700.))
+
+
+def starts(model: nn.Module, runner: Runner) -> Dict[str, Start]:
+    """Judge the norm layers of a model by their parameters.
+
+    Args:
+        model (nn.Module): Without a wrapper.
+        runner (Runner): That trains it.
+
+    Returns:
+        dict: For each norm layer with gamma and shift, except those of which
+        this process holds only a part, as under FSDP.
+    """
+    decays = decay_of_schedule(runner)
+    found = {}
+    for name, norm in norm_layers(model):
+        shift = getattr(norm, 'bias', None)
+        if type(shift) is not nn.Parameter or \
+                shift.shape != (channels_of(norm), ):
+            continue
+        alpha = getattr(norm, 'alpha', ALPHA) if isinstance(
+            norm, _BatchNorm) else math.nan
+        found[name] = Start(
+            'psBN' if isinstance(norm, PostShift) else infer_abbr(
+                type(norm)).upper(), alpha, decays.get(id(shift), 0.),
+            not shift.requires_grad or id(shift) not in decays,
+            positive_probability(norm).cpu() < LEAST_PROBABILITY,
+            gamma_and_shift(norm)[1].cpu() - alpha)
+    return found
+
+
+def starting_table(layers: Iterable[Start]) -> List[List[str]]:
+    """Rows for each kind of norm layer, the first one a head.
+
+    Args:
+        layers (iterable[Start]): That a ReLU follows.
+    """
+    kinds: Dict[str, List[Start]] = {}
+    for layer in layers:
+        kinds.setdefault(layer.kind + ' (frozen)' * layer.frozen,
+                         []).append(layer)
+    rows = [['norm', 'layers', 'channels', 'dead', 'D', 'psBN recovers',
+             'of the dead']]
+    for kind, own in kinds.items():
+        channels = sum(len(layer.dead) for layer in own)
+        dead = sum(int(layer.dead.sum()) for layer in own)
+        row = [kind, str(len(own)), str(channels),
+               f'{dead} ({dead / channels:.1%})', '-', '-', '-']
+        if not own[0].frozen:
+            row[4] = _span([layer.decay for layer in own])
+            if not any(math.isnan(layer.reach) for layer in own):
+                row[5] = f'|beta| < {_span([layer.reach for layer in own])}'
+                row[6] = str(sum(
+                    int((layer.dead & (layer.beta > -layer.reach)).sum())
+                    for layer in own))
+        rows.append(row)
+    return rows
+
+
+def start_in_words(layers: Sequence[Start], iterations: int) -> str:
+    """Explain what a training can recover, with :func:`starting_table`.
+
+    Args:
+        layers (list[Start]): That a ReLU follows.
+        iterations (int): Of the training that begins.
+    """
+    text = ('Channels that are dead at the start of these '
+            f'{iterations} iterations, by their parameters (P(y > 0) < '
+            f'{LEAST_PROBABILITY:.0e}):\n{in_columns(starting_table(layers))}'
+            '\nD = weight decay / (1 - momentum) * sum of the learning rates. '
+            'psBN recovers a dead channel if |beta| < alpha * exp(D).')
+    if any(layer.kind == 'BN' for layer in layers):
+        text += (' Dead channels of BN stay dead, because weight decay moves '
+                 'beta to 0 but not above it. psBN takes the weights of BN '
+                 "unchanged: set norm_cfg=dict(type='psBN').")
+    return text
+
+
+def _span(values: Sequence[float]) -> str:
+    if any(map(math.isnan, values)):
+        return 'unknown'
+    low, high = (f'{limit(values):.2g}' for limit in (min, max))
+    return low if low == high else f'{low} to {high}'
+
+
+def decay_of_schedule(runner: Runner) -> Dict[int, float]:
+    """Compute D for the rest of a training.
+
+    The schedulers run on a copy of the optimizer's settings. A reduction on a
+    plateau, which depends on metrics, is left out, so D is an upper bound
+    there.
+
+    Args:
+        runner (Runner): That trains, or is about to.
+
+    Returns:
+        dict: D by the ``id`` of each parameter that an optimizer holds. It is
+        NaN for optimizers other than SGD and AdamW, and for schedulers that
+        are neither MMEngine's nor MMDetection's.
+    """
+    wrappers = runner.optim_wrapper
+    if not isinstance(wrappers, OptimWrapperDict):
+        wrappers = dict(all=wrappers)
+    schedulers = runner.param_schedulers or []
+    if not isinstance(schedulers, dict):
+        schedulers = dict(all=schedulers)
+    decays = {}
+    for name, wrapper in wrappers.items():
+        groups = wrapper.param_groups
+        for group, decay in zip(
+                groups, _decays(wrapper, schedulers.get(name, []), runner)):
+            decays.update((id(p), decay) for p in group['params'])
+    return decays
+
+
+def _decays(wrapper: OptimWrapper, schedulers: list,
+            runner: Runner) -> List[float]:
+    """D of each parameter group of an optimizer."""
+    groups = wrapper.param_groups
+    schedulers = [scheduler for scheduler in schedulers
+                  if not getattr(scheduler, 'need_val_args', False)]
+    if not all(type(scheduler).__module__.startswith(KNOWN_SCHEDULERS)
+               for scheduler in schedulers):
+        return [math.nan] * len(groups)
+    # Groups of equal settings have one D; a config may give each parameter
+    # a group of its own.
+    kinds = [_settings(index, group, schedulers)
+             for index, group in enumerate(groups)]
+    firsts = {kind: index for index, kind in reversed([*enumerate(kinds)])}
+    simulated = SimpleNamespace(
+        param_groups=[{**groups[index], 'params': []}
+                      for index in firsts.values()],
+        step=SimpleNamespace(_with_counter=True),  # A scheduler asks for it.
+        _global_step=0)
+    copies = []
+    # MMEngine steps those by iteration before those by epoch.
+    for scheduler in sorted(schedulers, key=lambda own: own.by_epoch):
+        # Not of the optimizer, which holds the parameters.
+        own = copy.deepcopy(scheduler, {id(scheduler.optimizer): simulated})
+        own.base_values = [scheduler.base_values[i] for i in firsts.values()]
+        own.verbose = False
+        copies.append(own)
+    sums = _sums(wrapper, simulated.param_groups, copies, runner)
+    by_kind = dict(zip(firsts, sums))
+    return [by_kind[kind] for kind in kinds]
+
+
+def _settings(index: int, group: dict, schedulers: list) -> str:
+    return repr([scheduler.base_values[index] for scheduler in schedulers] + [
+        item for item in group.items() if not isinstance(item[1], (list, str))
+    ])
+
+
+def _sums(wrapper: OptimWrapper, groups: List[dict], schedulers: list,
+          runner: Runner) -> List[float]:
+    """Add up what the rest of the steps shrink, moving the schedulers."""
+    end, every = runner.max_iters, getattr(wrapper, '_accumulative_counts', 1)
+    # One epoch is the whole training in a loop by iterations.
+    epoch = math.ceil(end / max(1, runner.max_epochs))
+    sums = [0.] * len(groups)
+    for done in range(runner.iter + 1, end + 1):
+        if done % every == 0 or done == end:
+            for index, group in enumerate(groups):
+                sums[index] += _rate(wrapper.optimizer, group)
+        for scheduler in schedulers:
+            if not scheduler.by_epoch or done % epoch == 0:
+                scheduler.step()
+    return sums
+
+
+def _rate(optimizer: torch.optim.Optimizer, group: dict) -> float:
+    """The share of a parameter without gradient that a step removes."""
+    rate = float(group['lr']) * group.get('weight_decay', 0)
+    if isinstance(optimizer, torch.optim.SGD):
+        momentum = group['momentum']
+        # In the long run: the step has the decay of all steps before it.
+        return rate * (1 - group['dampening'] * bool(momentum)) / (
+            1 - momentum)
+    if isinstance(optimizer, torch.optim.AdamW) or group.get(
+            'decoupled_weight_decay'):
+        return rate
+    return math.nan
