@@ -70,11 +70,16 @@ def test_runs_end_with_a_comparison_in_the_background(
         '--rounds', '1', '--processes', str(processes), '--cfg-options',
         *SHORT, 'train_cfg.max_epochs=1000'
     ]
-    # As a script starts a background job, which ignores Ctrl-C.
+
+    def as_background_job():
+        # A script starts it with Ctrl-C ignored, and nohup may run the tests.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
     parent = subprocess.Popen(
         [sys.executable, *COMPARE, *arguments], cwd=ROOT,
         env=dict(os.environ, MMDET_DATASETS=str(digits), OMP_NUM_THREADS='1'),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        preexec_fn=as_background_job,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     output = work_dir / 'BN_lr0.04_seed0' / 'output.txt'
     # Every process has trained a step.

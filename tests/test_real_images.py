@@ -103,6 +103,8 @@ def test_a_study_resumes_from_its_rows(neu_det, tmp_path, monkeypatch):
     small = Study('Small', 'faster-rcnn_r18-half_fpn_bn_neu-det.py',
                   (0.01, 0.02), {1: ('BN', 'psBN')})
     monkeypatch.setitem(STUDIES, 'scratch', small)
+    # The command sets it for its process.
+    monkeypatch.setenv('MMDET_DATASETS', 'elsewhere')
     folder = tmp_path / 'results'
     folder.mkdir()
     shutil.copy(README, folder)

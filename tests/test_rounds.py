@@ -408,7 +408,9 @@ def test_ctrl_c_ends_with_a_message(tmp_path):
         [sys.executable, '-m', 'benchmarks.rounds', '--data', 'digits',
          '--processes', '1', '--results', str(tmp_path), '--work-dir',
          str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, start_new_session=True)
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # A background job of a script would ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         assert 'runs are missing, 1 in parallel' in process.stdout.readline()
         os.killpg(process.pid, signal.SIGINT)
