@@ -153,6 +153,12 @@ def test_a_study_resumes_from_its_rows(neu_det, tmp_path, monkeypatch):
         assert (folder / name).stat().st_size > 5000
 
 
+def test_a_folder_without_the_data(tmp_path, monkeypatch):
+    monkeypatch.setenv('MMDET_DATASETS', 'elsewhere')
+    with pytest.raises(InputError, match='the data set is incomplete: '):
+        studies.study_config(STUDIES['retinanet'], str(tmp_path))
+
+
 def test_a_file_of_other_results(tmp_path):
     file = tmp_path / 'retinanet.csv'
     file.write_text('a,b\n1,2\n')

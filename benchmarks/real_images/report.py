@@ -13,7 +13,7 @@ from mmpsbn.compare.report import (Row, best_rows, difference_table,
 from mmpsbn.compare.tables import in_digits, markdown, times
 from mmpsbn.engine.whole_files import write_whole
 from .results import Results
-from .studies import SEEDS, STUDIES, Study, all_runs
+from .studies import STUDIES, Study, number_of_runs
 
 BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
 README = Path(__file__).resolve().parent / 'README.md'
@@ -59,7 +59,7 @@ def _section(study: Study, results: Results, rows: Sequence[Row],
     own = results.all()
     devices = ', '.join(sorted({row.device for row in own}))
     hours = sum(row.seconds for row in own) / 3600
-    missing = len(all_runs(study, SEEDS)) - len(own)
+    missing = number_of_runs(study) - len(own)
     state = f' {missing} runs are missing.' if missing > 0 else ''
     return f'''### {study.title}
 

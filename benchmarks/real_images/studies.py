@@ -2,14 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, NamedTuple, Optional, Tuple
 
 import torch
 from mmengine.config import Config
 
 from mmpsbn.compare import Comparison, with_norm
-from mmpsbn.compare.runs import Run
+from mmpsbn.compare.runs import LOADERS, Run
 from mmpsbn.engine.config import read_config
+from mmpsbn.engine.data import check_data
 from mmpsbn.engine.filter_collapse_hook import shares
 from .results import Results
 
@@ -67,9 +68,8 @@ class RecordedComparison(Comparison):
     def __init__(self, results: Results, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.results = results
-        torch_device = ('cuda' if torch.cuda.is_available() else 'cpu')
         self._device = (torch.cuda.get_device_name()
-                        if torch_device == 'cuda' else 'CPU')
+                        if torch.cuda.is_available() else 'CPU')
 
     def result(self, run: Run) -> Optional[dict]:
         row = self.results.get(run)
@@ -116,17 +116,20 @@ def comparisons(study: Study, results: Results, data: str, work_dir: Path,
 
 def study_config(study: Study, data: str,
                  cfg_options: Optional[dict] = None) -> Config:
-    """Read the config of a study, evaluated once at the end of training."""
+    """Read the config of a study, evaluated once at the end of training.
+
+    Raises:
+        InputError: If the data is missing or does not fit.
+    """
     os.environ['MMDET_DATASETS'] = os.path.join(data, '')
     cfg = read_config(
         str(CONFIGS / study.config), {**study.settings, **(cfg_options or {})})
+    check_data(cfg, LOADERS)
     cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs
     return cfg
 
 
-def all_runs(study: Study, seeds: int = SEEDS) -> List[str]:
+def number_of_runs(study: Study, seeds: int = SEEDS) -> int:
     """Count the runs of a study, tuning runs and final ones."""
-    return [
-        norm for norms in study.norms.values() for norm in norms
-        for _ in range(len(study.lrs) + seeds)
-    ]
+    return sum(len(norms) * (len(study.lrs) + seeds)
+               for norms in study.norms.values())
