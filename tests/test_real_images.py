@@ -120,7 +120,7 @@ def test_a_study_resumes_from_its_rows(neu_det, tmp_path, monkeypatch):
         ])
         command.main()
 
-    # Of another machine: all runs but a tuning run and what depends on it.
+    # Another machine has made all runs except one tuning run.
     results = Results(folder / 'scratch.csv')
     for norm, lr in (('BN', 0.01), ('BN', 0.02), ('psBN', 0.01)):
         results.add(Run(norm, lr, TUNING_SEED, 1, True), lr, 2 * lr, 0., 0.,

@@ -8,14 +8,16 @@ from matplotlib.figure import Figure
 
 from mmpsbn.analysis.figures import COLOURS, STYLE
 from mmpsbn.compare.figures import draw_lrs
-from mmpsbn.compare.report import (Row, best_rows, difference_table,
-                                   differences, table, verdict)
+from mmpsbn.compare.report import (DIFFERENCES, Row, best_rows,
+                                   difference_table, differences, table,
+                                   verdict)
 from mmpsbn.compare.tables import in_digits, markdown, times
 from mmpsbn.engine.whole_files import write_whole
 from .results import Results
 from .studies import STUDIES, Study, number_of_runs
 
 BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
+COMPARED = ('MimicNorm', )  # With the others, next to the baseline.
 README = Path(__file__).resolve().parent / 'README.md'
 
 
@@ -60,12 +62,16 @@ def _section(study: Study, results: Results, rows: Sequence[Row],
     devices = ', '.join(sorted({row.device for row in own}))
     hours = sum(row.seconds for row in own) / 3600
     missing = number_of_runs(study) - len(own)
+    others = ''.join(
+        f'Compared with {norm}, which the protocol did not plan:\n\n'
+        f'{difference_table(rows, norm)}'
+        for norm in COMPARED if any(row.norm == norm for row in rows))
     state = f' {missing} runs are missing.' if missing > 0 else ''
     return f'''### {study.title}
 
 {verdict(rows, baseline, tuning)}
 
-{difference_table(rows, baseline)}{table(rows)}
+{difference_table(rows, baseline)}{DIFFERENCES}{others}{table(rows)}
 
 mAP on the held-out training images, from which the learning rates were chosen:
 

@@ -18,6 +18,13 @@ from .tables import (in_digits, in_interval, in_p, markdown,
                      mean_and_interval, times)
 
 PAGE = 'report.html'
+DIFFERENCES = f'''\
+Differences are paired by seed: runs of one seed share the order of the data
+and, where shapes allow, the initial weights. The p values are those of the
+paired t test, corrected over the normalizations of one schedule. Below
+{ALPHA:.2f} a difference is significant.
+
+'''
 LAYOUT = '''<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 16px/1.5 sans-serif; max-width: 54em; margin: 2em auto;
@@ -337,13 +344,14 @@ def _write(comparison: Comparison, rows: Sequence[Row],
     draw_costs({norm: costs[norm] for norm in comparison.cfgs},
                str(out / 'costs.png'))
     title = 'Normalizations compared'
+    compared = difference_table(rows, baseline)
     pictures = '\n\n'.join(f'![{text}]({name})\n\n*{text}.*'
                            for name, text in figures.items())
     text = f'''# {title}
 
 {verdict(rows, baseline, tuning)}
 
-{difference_table(rows, baseline)}\
+{compared + DIFFERENCES if compared else ''}\
 {table(rows)}
 
 CI is the confidence interval of the mean (Student's t), which takes at least
@@ -395,8 +403,7 @@ def table(rows: Sequence[Row]) -> str:
 def difference_table(rows: Sequence[Row], baseline: str) -> str:
     """Differences to the baseline of the same length, in Markdown.
 
-    The table is followed by an explanation. It is empty if nothing can be
-    compared.
+    The text is empty if nothing can be compared.
     """
     found = differences(rows, baseline)
     if not found:
@@ -412,14 +419,7 @@ def difference_table(rows: Sequence[Row], baseline: str) -> str:
         ])
     head = ['Norm', 'schedule', 'seeds', f'mAP minus that of {baseline}',
             '95 % CI', 'p (Holm)']
-    return f'''{markdown(head, lines)}
-
-Differences are paired by seed: runs of one seed share the order of the data
-and, where shapes allow, the initial weights. The p values are those of the
-paired t test, corrected over the normalizations of one schedule. Below
-{ALPHA:.2f} a difference is significant.
-
-'''
+    return f'{markdown(head, lines)}\n\n'
 
 
 def _tuning_text(comparison: Comparison, tuning: Sequence[Row]) -> str:
