@@ -37,10 +37,10 @@ class Study(NamedTuple):
         return f'{self.data}-{self.network}'
 
     def runs(self, seeds: int) -> List[Run]:
-        """List all runs, seed by seed."""
-        return [Run(method, *setting, seed) for seed in range(seeds)
-                for setting, methods in self.methods.items()
-                for method in (SCRATCH, *methods)]
+        """List all runs, setting by setting, the highest rates first."""
+        return [Run(method, *setting, seed)
+                for setting, methods in sorted(self.methods.items())[::-1]
+                for seed in range(seeds) for method in (SCRATCH, *methods)]
 
 
 def rounds_of(method: str, rounds: int) -> List[int]:
