@@ -3,7 +3,7 @@
     python -m benchmarks.collapse_watch [--rounds 20]
 
 Time of a training step (forward, backward and SGD) of the demo's detectors on
-8 images of 160 x 160, watched over not watched: the two models take turns
+8 images of 160 x 160, watched over not watched: the two models take time_alternately
 within each round, and the ratio is the median over the rounds. The hook
 watches 4 steps of every 500, so that its cost is that share of it.
 """
@@ -16,13 +16,13 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from mmpsbn.analysis import ChannelWatch, ratios
-from mmpsbn.engine import FilterCollapseHook
+from mmpsbn.hooks import FilterCollapseHook
+
 from .demo_norms import CONFIGS
 from .memory import Detector, side_by_side
 
 
 class Watched(Detector):
-
     def loss(self, inputs):
         # The hook looks for the layers once in a sample, here in every step.
         with ChannelWatch(self.net):
@@ -31,8 +31,8 @@ class Watched(Detector):
 
 def main():
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--rounds', type=int, default=20)
     args = parser.parse_args()
     register_all_modules()
@@ -45,10 +45,12 @@ def main():
             kind: kind(Config.fromfile(config), classes=10)
             for kind in (Detector, Watched)
         }
-        ratio = ratios(side_by_side(models, (160, 160), args.rounds, True,
-                                    batch=8))[Watched]
-        print(f'| {detector} | {ratio:.3f} | {1 + share * (ratio - 1):.5f} |',
-              flush=True)
+        ratio = ratios(side_by_side(models, (160, 160), args.rounds, True, batch=8))[
+            Watched
+        ]
+        print(
+            f'| {detector} | {ratio:.3f} | {1 + share * (ratio - 1):.5f} |', flush=True
+        )
 
 
 if __name__ == '__main__':

@@ -16,22 +16,25 @@ import shlex
 import sys
 from pathlib import Path
 
-import mmpsbn.engine  # noqa: F401  First: it checks the stack.
-
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
-from mmpsbn.compare import Comparison, carry_out, with_norm
-from mmpsbn.compare.runs import shares_of_machine
-from mmpsbn.compare.session import costs_of
+import mmpsbn.cli  # noqa: F401  First: it checks the stack.
+from mmpsbn.cli.arguments import add_cfg_options
+from mmpsbn.cli.errors import exit_with_message, interrupt_on_signals
+from mmpsbn.compare import Comparison, replace_norm, run_comparison
+from mmpsbn.compare.runs import divide_machine
+from mmpsbn.compare.session import load_costs
+from mmpsbn.config.reading import read_config
 from mmpsbn.datasets import make_digits
-from mmpsbn.engine.cli import (add_cfg_options, interrupted_by_signals,
-                               told_to_the_user)
-from mmpsbn.engine.config import read_config
 
 CONFIGS = {
-    name: str(Path(__file__).resolve().parent.parent / 'configs' / 'demo' /
-              f'{name}_r18-half_fpn_psbn_digits.py')
+    name: str(
+        Path(__file__).resolve().parent.parent
+        / 'configs'
+        / 'demo'
+        / f'{name}_r18-half_fpn_psbn_digits.py'
+    )
     for name in ('faster-rcnn', 'retinanet')
 }
 ROI = 'model.roi_head.bbox_head.cls_predictor_cfg'
@@ -54,13 +57,21 @@ ROWS = {
         'last BN': ('MimicNorm', {**NO_MEAN, **ONE_LAST_BN}),
         'MimicNorm': ('MimicNorm', {}),
         'MimicNorm, RoI head alone': ('MimicNorm', ONE_LAST_BN),
-        'MimicNorm, RoI head alone, affine=False':
-            ('MimicNorm', {**ONE_LAST_BN, **NO_AFFINE}),
+        'MimicNorm, RoI head alone, affine=False': (
+            'MimicNorm',
+            {**ONE_LAST_BN, **NO_AFFINE},
+        ),
         'MimicNorm, affine=False': ('MimicNorm', NO_AFFINE),
-        **{f'MimicNorm, momentum={momentum}':
-           ('MimicNorm', {f'{ROI}.momentum': momentum,
-                          f'{RPN}.last_bn': dict(momentum=momentum)})
-           for momentum in (0.01, 0.3)},
+        **{
+            f'MimicNorm, momentum={momentum}': (
+                'MimicNorm',
+                {
+                    f'{ROI}.momentum': momentum,
+                    f'{RPN}.last_bn': dict(momentum=momentum),
+                },
+            )
+            for momentum in (0.01, 0.3)
+        },
     },
     'retinanet': {
         **STOCK,
@@ -69,9 +80,14 @@ ROWS = {
         'last BN': ('MimicNorm', NO_MEAN),
         'MimicNorm': ('MimicNorm', {}),
         'BN, shared in the head': ('BN', {f'{RETINA}.norm_cfg': BN}),
-        'BN, separate in the head':
-            ('BN', {f'{RETINA}.type': 'RetinaSepBNHead',
-                    f'{RETINA}.num_ins': 4, f'{RETINA}.norm_cfg': BN}),
+        'BN, separate in the head': (
+            'BN',
+            {
+                f'{RETINA}.type': 'RetinaSepBNHead',
+                f'{RETINA}.num_ins': 4,
+                f'{RETINA}.norm_cfg': BN,
+            },
+        ),
     },
 }
 
@@ -79,51 +95,62 @@ ROWS = {
 def config_with(cfg: Config, detector: str, row: str) -> Config:
     """The demo's config for a row of the table."""
     norm, settings = ROWS[detector][row]
-    cfg = with_norm(cfg, norm)
+    cfg = replace_norm(cfg, norm)
     cfg.merge_from_dict(settings)
     return cfg
 
 
 def main():
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--detector', choices=CONFIGS, default='faster-rcnn')
     parser.add_argument(
-        '--norms', nargs='+', metavar='NORM',
+        '--norms',
+        nargs='+',
+        metavar='NORM',
         default=['BN', 'psBN', 'GN', 'MimicNorm'],
-        help='; '.join(f'of {detector}: {", ".join(map(repr, rows))}'
-                       for detector, rows in ROWS.items()))
+        help='; '.join(
+            f'of {detector}: {", ".join(map(repr, rows))}'
+            for detector, rows in ROWS.items()
+        ),
+    )
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument('--out', help='by default work_dirs/demo_norms_...')
-    parser.add_argument('--at-once', type=int,
-                        default=len(os.sched_getaffinity(0)))
-    parser.add_argument(
-        '--rounds', type=int, default=30, help='of timing a step')
+    parser.add_argument('--at-once', type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument('--rounds', type=int, default=30, help='of timing a step')
     add_cfg_options(parser)
     args = parser.parse_args()
     if min(args.seeds, args.at_once, args.rounds) < 1:
         parser.error('--seeds, --at-once and --rounds are at least 1')
     if not set(args.norms) <= set(ROWS[args.detector]):
-        parser.error(f'--norms: {args.detector} has the rows '
-                     f'{", ".join(map(repr, ROWS[args.detector]))}')
+        parser.error(
+            f'--norms: {args.detector} has the rows '
+            f'{", ".join(map(repr, ROWS[args.detector]))}'
+        )
     MMLogger.get_instance('mmengine', log_level='ERROR')
     if not os.path.isdir('data/digits'):
         make_digits('data/digits')
     cfg = read_config(CONFIGS[args.detector], args.cfg_options)
     cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs
     comparison = Comparison(
-        cfg, {row: config_with(cfg, args.detector, row) for row in args.norms},
-        [], range(args.seeds),
-        args.out or f'work_dirs/demo_norms_{args.detector}')
+        cfg,
+        {row: config_with(cfg, args.detector, row) for row in args.norms},
+        [],
+        range(args.seeds),
+        args.out or f'work_dirs/demo_norms_{args.detector}',
+    )
     comparison.write()
-    command = shlex.join(
-        ['python', '-m', 'benchmarks.demo_norms', *sys.argv[1:]])
-    carry_out(comparison, costs_of(comparison, args.rounds),
-              shares_of_machine(args.at_once, 1), command)
+    command = shlex.join(['python', '-m', 'benchmarks.demo_norms', *sys.argv[1:]])
+    run_comparison(
+        comparison,
+        load_costs(comparison, args.rounds),
+        divide_machine(args.at_once, 1),
+        command,
+    )
 
 
 if __name__ == '__main__':
-    interrupted_by_signals()
-    with told_to_the_user('the same command goes on from here'):
+    interrupt_on_signals()
+    with exit_with_message('the same command goes on from here'):
         main()

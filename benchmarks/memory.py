@@ -13,7 +13,7 @@ name after it, --backbones or --detectors leaves all of them out.
   backward, as distinct storages; the parameters themselves are left out,
   copies of them count. Exact on any hardware.
 - Step: time of a training step (forward, backward and SGD) of two images of
-  320 x 320; inference: of a forward in evaluation mode. The models take turns
+  320 x 320; inference: of a forward in evaluation mode. The models take time_alternately
   within each round; the ratio is the median over the rounds of the time of a
   model over BN's in that round. The ratio "of none" is over the time of the
   same network with nothing instead of its norm layers, the limit of what a
@@ -37,7 +37,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
-from mmpsbn.analysis import ratios, saved_bytes, turns
+from mmpsbn.analysis import ratios, saved_bytes, time_alternately
 from mmpsbn.layers import MimicConv
 from mmpsbn.registry import MODELS
 
@@ -56,14 +56,12 @@ class NoNorm(torch.nn.Identity):
     _abbr_ = 'bn'
 
 
-MIMIC = dict(
-    conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
+MIMIC = dict(conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
 TRAINED = dict(norm_eval=False, frozen_stages=-1, init_cfg=None)
 PUBLISHED = 'MimicNorm, scalars as published'
 NORMS = {
     'BN': dict(norm_cfg=dict(type='BN')),
-    'BN, frozen': dict(
-        norm_cfg=dict(type='BN', requires_grad=False), norm_eval=True),
+    'BN, frozen': dict(norm_cfg=dict(type='BN', requires_grad=False), norm_eval=True),
     'psBN': dict(norm_cfg=dict(type='psBN')),
     'GN': dict(norm_cfg=dict(type='GN', num_groups=32)),
     'MimicNorm': MIMIC,
@@ -80,14 +78,17 @@ BACKBONES = {
 GROUPS = {'MobileNetV2': 4}
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'psbn'
 DETECTORS = {
-    'Faster R-CNN':
-    ('faster-rcnn_r50_fpn_bn_1x_coco.py',
-     dict(
-         rpn_head=dict(type='LastBNRPNHead'),
-         roi_head=dict(
-             bbox_head=dict(cls_predictor_cfg=dict(type='LastBNLinear'))))),
-    'RetinaNet': ('retinanet_r50_fpn_bn_1x_coco.py',
-                  dict(bbox_head=dict(type='LastBNRetinaHead'))),
+    'Faster R-CNN': (
+        'faster-rcnn_r50_fpn_bn_1x_coco.py',
+        dict(
+            rpn_head=dict(type='LastBNRPNHead'),
+            roi_head=dict(bbox_head=dict(cls_predictor_cfg=dict(type='LastBNLinear'))),
+        ),
+    ),
+    'RetinaNet': (
+        'retinanet_r50_fpn_bn_1x_coco.py',
+        dict(bbox_head=dict(type='LastBNRetinaHead')),
+    ),
 }
 
 
@@ -128,8 +129,7 @@ class Detector(torch.nn.Module):
         return self
 
     def inputs(self, size, batch=2):
-        inputs = demo_mm_inputs(
-            batch, [[3, *size]] * batch, num_classes=self.classes)
+        inputs = demo_mm_inputs(batch, [[3, *size]] * batch, num_classes=self.classes)
         return self.net.data_preprocessor(inputs, True)
 
     def loss(self, inputs):
@@ -162,8 +162,9 @@ def measure(builders, size, rounds, device, fills):
         model = build().to(device)
         model.train()
         inputs = model.inputs(size)
-        saved[name] = saved_bytes(partial(model.loss, inputs),
-                                  model.parameters()) / 2**20
+        saved[name] = (
+            saved_bytes(partial(model.loss, inputs), model.parameters()) / 2**20
+        )
         if device == 'cuda':
             torch.cuda.reset_peak_memory_stats()
             model.loss(inputs).backward()
@@ -208,7 +209,7 @@ def fill(model, size):
     batch = largest_batch(fits)
     if not batch:
         return 0, 0
-    times = turns({batch: training_step(model, size, batch)}, 5)[batch]
+    times = time_alternately({batch: training_step(model, size, batch)}, 5)[batch]
     return batch, batch / statistics.median(times)
 
 
@@ -225,7 +226,7 @@ def training_step(model, size, batch=2):
 
 
 def side_by_side(models, size, rounds, training, batch=2):
-    """Return the seconds of each model, by turns, in each of the rounds."""
+    """Return the seconds of each model, by time_alternately, in each of the rounds."""
 
     def action(model):
         model.train(training)
@@ -239,48 +240,57 @@ def side_by_side(models, size, rounds, training, batch=2):
 
         return inference
 
-    return turns({name: action(model)
-                  for name, model in models.items()}, rounds)
+    return time_alternately(
+        {name: action(model) for name, model in models.items()}, rounds
+    )
 
 
 def report(title, builders, size, args):
-    print(f'| {title} | saved, MiB | of BN | peak, MiB | filled, images '
-          '(images / s) | step, of BN | of none | inference, of BN |\n'
-          '|---|---|---|---|---|---|---|---|')
+    print(
+        f'| {title} | saved, MiB | of BN | peak, MiB | filled, images '
+        '(images / s) | step, of BN | of none | inference, of BN |\n'
+        '|---|---|---|---|---|---|---|---|'
+    )
     saved, peak, filled, steps, inference = measure(
-        builders, size, args.rounds, args.device, args.fill)
-    of_none = ratios({'none': steps['none'], **steps}) \
-        if 'none' in steps else {}
+        builders, size, args.rounds, args.device, args.fill
+    )
+    of_none = ratios({'none': steps['none'], **steps}) if 'none' in steps else {}
     steps, inference = ratios(steps), ratios(inference)
     for name in builders:
         at_most = f'{peak[name]:.0f}' if peak else '-'
         full = '{} ({:.1f})'.format(*filled[name]) if filled else '-'
         limit = f'{of_none[name]:.3f}' if of_none else '-'
-        print(f'| {name} | {saved[name]:.0f} | '
-              f'{saved[name] / saved["BN"]:.3f} | {at_most} | {full} | '
-              f'{steps[name]:.3f} | {limit} | {inference[name]:.3f} |')
+        print(
+            f'| {name} | {saved[name]:.0f} | '
+            f'{saved[name] / saved["BN"]:.3f} | {at_most} | {full} | '
+            f'{steps[name]:.3f} | {limit} | {inference[name]:.3f} |'
+        )
     print(flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--rounds', type=int, default=15)
     parser.add_argument('--size', type=int, nargs=2, default=[800, 1344])
     parser.add_argument(
-        '--norms', nargs='+', choices=NORMS, default=list(NORMS),
-        help='beside BN')
+        '--norms', nargs='+', choices=NORMS, default=list(NORMS), help='beside BN'
+    )
     parser.add_argument(
-        '--backbones', nargs='*', choices=BACKBONES, default=list(BACKBONES))
+        '--backbones', nargs='*', choices=BACKBONES, default=list(BACKBONES)
+    )
     parser.add_argument(
-        '--detectors', nargs='*', choices=DETECTORS, default=list(DETECTORS))
+        '--detectors', nargs='*', choices=DETECTORS, default=list(DETECTORS)
+    )
     parser.add_argument(
-        '--device', choices=('cpu', 'cuda'),
-        default='cuda' if torch.cuda.is_available() else 'cpu')
+        '--device',
+        choices=('cpu', 'cuda'),
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+    )
     parser.add_argument(
-        '--fill', action='store_true',
-        help='on a GPU, also find the largest batch')
+        '--fill', action='store_true', help='on a GPU, also find the largest batch'
+    )
     args = parser.parse_args()
     if min(args.rounds, *args.size) < 1:
         parser.error('--rounds and --size are at least 1')
@@ -288,20 +298,32 @@ def main():
         parser.error('--device cuda: torch sees no GPU here')
     register_all_modules()
     MMLogger.get_instance('mmengine', log_level='ERROR')
-    where = torch.cuda.get_device_name() if args.device == 'cuda' else \
-        f'CPU, {torch.get_num_threads()} threads'
+    where = (
+        torch.cuda.get_device_name()
+        if args.device == 'cuda'
+        else f'CPU, {torch.get_num_threads()} threads'
+    )
     print(f'torch {torch.__version__}, {where}\n')
     norms = [norm for norm in NORMS if norm in ('BN', *args.norms)]
     for name in args.backbones:
-        report(name, {norm: partial(Backbone, name, norm)
-                      for norm in norms}, args.size, args)
+        report(
+            name,
+            {norm: partial(Backbone, name, norm) for norm in norms},
+            args.size,
+            args,
+        )
     size = args.size if args.device == 'cuda' else [480, 800]
     for name in args.detectors:
         report(
-            name, {
+            name,
+            {
                 norm: partial(detector, name, norm)
-                for norm in norms if norm != PUBLISHED
-            }, size, args)
+                for norm in norms
+                if norm != PUBLISHED
+            },
+            size,
+            args,
+        )
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ The forward and backward pass of psBN are BN's. It adds time only to
 ``optimizer.step()``, which subtracts alpha from each bias and adds it again.
 MimicNorm centers its weights there. This is measured with SGD with momentum
 for MMDetection's ResNet-50. The first column is the median time of a step over
-the rounds, in which all take turns. The others are the median of what a step
+the rounds, in which all take time_alternately. The others are the median of what a step
 takes more than that of BN in the same round, for the whole step and for what
 mmpsbn does around the arithmetic, timed alone.
 """
@@ -18,7 +18,7 @@ import torch
 from mmdet.models.backbones import ResNet
 from mmengine.logging import MMLogger
 
-from mmpsbn.analysis import turns
+from mmpsbn.analysis import time_alternately
 from mmpsbn.layers import optimizer_step
 
 from .memory import NORMS, TRAINED
@@ -41,37 +41,49 @@ def around(optimizer):
 
 def main():
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--rounds', type=int, default=200)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument(
-        '--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu'
+    )
     args = parser.parse_args()
     if min(args.rounds, args.threads) < 1:
         parser.error('--rounds and --threads are at least 1')
     torch.set_num_threads(args.threads)
     MMLogger.get_instance('mmengine', log_level='ERROR')
-    where = torch.cuda.get_device_name() if args.device == 'cuda' else \
-        f'CPU, {args.threads} threads'
+    where = (
+        torch.cuda.get_device_name()
+        if args.device == 'cuda'
+        else f'CPU, {args.threads} threads'
+    )
     print(f'torch {torch.__version__}, {where}, {args.rounds} rounds\n')
-    nets = {norm: network(norm, args.device)
-            for norm in ('BN', 'psBN', 'MimicNorm')}
+    nets = {norm: network(norm, args.device) for norm in ('BN', 'psBN', 'MimicNorm')}
     optimizers = {
         norm: torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
         for norm, net in nets.items()
     }
-    steps = turns({norm: optimizer.step
-                   for norm, optimizer in optimizers.items()}, args.rounds)
-    alone = turns({norm: lambda optimizer=optimizer: around(optimizer)
-                   for norm, optimizer in optimizers.items()}, args.rounds)
-    print('| ResNet-50 | step, ms | more than BN, ms | around it, ms |\n'
-          '|---|---|---|---|')
+    steps = time_alternately(
+        {norm: optimizer.step for norm, optimizer in optimizers.items()}, args.rounds
+    )
+    alone = time_alternately(
+        {
+            norm: lambda optimizer=optimizer: around(optimizer)
+            for norm, optimizer in optimizers.items()
+        },
+        args.rounds,
+    )
+    print(
+        '| ResNet-50 | step, ms | more than BN, ms | around it, ms |\n|---|---|---|---|'
+    )
     for norm, own in steps.items():
         more = statistics.median(a - b for a, b in zip(own, steps['BN']))
-        print(f'| {norm} | {1e3 * statistics.median(own):.2f} | '
-              f'{1e3 * more:.2f} | {1e3 * statistics.median(alone[norm]):.3f} '
-              '|')
+        print(
+            f'| {norm} | {1e3 * statistics.median(own):.2f} | '
+            f'{1e3 * more:.2f} | {1e3 * statistics.median(alone[norm]):.3f} '
+            '|'
+        )
 
 
 if __name__ == '__main__':

@@ -16,8 +16,7 @@ def to_markdown(text: str) -> str:
 def _reference(role: re.Match) -> str:
     short, target = role.groups()
     shown = target.rpartition('.')[2] if short else target
-    return f'<autoref optional identifier="{target}"><code>{shown}</code>' \
-        '</autoref>'
+    return f'<autoref optional identifier="{target}"><code>{shown}</code></autoref>'
 
 
 class SphinxMarkup(griffe.Extension):

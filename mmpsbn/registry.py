@@ -9,7 +9,7 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import Registry
 
-from . import layers
+from mmpsbn import layers
 
 
 class RootedRegistry(Registry):
@@ -24,22 +24,21 @@ MODELS = RootedRegistry(
     'model',
     parent=MMENGINE_MODELS,
     scope='mmpsbn',
-    locations=['mmpsbn', 'mmpsbn.models'])
+    locations=['mmpsbn', 'mmpsbn.models'],
+)
 
 HOOKS = RootedRegistry(
-    'hook',
-    parent=MMENGINE_HOOKS,
-    scope='mmpsbn',
-    locations=['mmpsbn.engine'])
+    'hook', parent=MMENGINE_HOOKS, scope='mmpsbn', locations=['mmpsbn.hooks']
+)
 
 # MMEngine and MMCV keep norm layers and convolutions in MODELS.
 for _layer, _names in {
-        layers.PSBatchNorm1d: 'psBN1d',
-        layers.PSBatchNorm2d: ['psBN', 'psBN2d'],
-        layers.PSBatchNorm3d: 'psBN3d',
-        layers.PSSyncBatchNorm: 'psSyncBN',
-        layers.MimicConv: None,
-        layers.MimicNorm: None,
-        layers.LastBNLinear: None,
+    layers.PSBatchNorm1d: 'psBN1d',
+    layers.PSBatchNorm2d: ['psBN', 'psBN2d'],
+    layers.PSBatchNorm3d: 'psBN3d',
+    layers.PSSyncBatchNorm: 'psSyncBN',
+    layers.MimicConv: None,
+    layers.MimicNorm: None,
+    layers.LastBNLinear: None,
 }.items():
     MODELS.register_module(name=_names, module=_layer)

@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from .errors import InputError
+from mmpsbn.errors import InputError
 
 # From the first version that works up to, without, the first that does not:
 # the bounds that MMDetection 3 itself sets, the first torch that can read
@@ -37,7 +37,8 @@ def check_detection() -> None:
             raise ImportError(
                 f'detectors need {name}, which is not installed; versions '
                 f'that work together: {TESTED}. Without it, only the layers '
-                'of mmpsbn can be used.')
+                'of mmpsbn can be used.'
+            )
 
 
 def check_stack() -> None:
@@ -55,12 +56,14 @@ def check_stack() -> None:
             raise ImportError(
                 f'mmpsbn does not work with {name} {found[name]}, only from '
                 f'{_text(first)} up to but not including {_text(end)}; '
-                f'versions that work together: {TESTED}.')
+                f'versions that work together: {TESTED}.'
+            )
     if found['mmengine'] and find_spec('pkg_resources') is None:
         raise ImportError(
             f'mmengine {found["mmengine"]} imports pkg_resources, which '
             f'setuptools {_version("setuptools")} no longer has; install '
-            f'setuptools 80.10.2 (below 81) beside {TESTED}.')
+            f'setuptools 80.10.2 (below 81) beside {TESTED}.'
+        )
     # The version asked for above warns of this at every import.
     warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
     # The second call imports MMCV, and with it MMEngine.
@@ -68,7 +71,8 @@ def check_stack() -> None:
         raise ImportError(
             'MMDetection needs the compiled operators of MMCV, and the '
             'installed MMCV has none; install one that was built with '
-            f'MMCV_WITH_OPS=1; versions that work together: {TESTED}.')
+            f'MMCV_WITH_OPS=1; versions that work together: {TESTED}.'
+        )
 
 
 def check_packages(purpose: str, requirements: str, *names: str) -> None:
@@ -88,7 +92,8 @@ def check_packages(purpose: str, requirements: str, *names: str) -> None:
         except ImportError as error:
             raise InputError(
                 f'{purpose} needs {error.name}, which is not installed: pip '
-                f'install -r requirements/{requirements}.txt') from error
+                f'install -r requirements/{requirements}.txt'
+            ) from error
 
 
 def _version(name: str):

@@ -16,18 +16,28 @@ NEU_DET = ROOT.parent / 'shared' / 'neu_det'
 
 # `--hypothesis-profile=long`: ten times as many cases, others in every run.
 settings.register_profile(
-    'short', max_examples=100, derandomize=True, deadline=None, database=None,
+    'short',
+    max_examples=100,
+    derandomize=True,
+    deadline=None,
+    database=None,
     # Files of the fixtures are written again.
-    suppress_health_check=list(HealthCheck))
+    suppress_health_check=list(HealthCheck),
+)
 settings.register_profile(
-    'long', settings.get_profile('short'), max_examples=1000,
-    derandomize=False, print_blob=True)
+    'long',
+    settings.get_profile('short'),
+    max_examples=1000,
+    derandomize=False,
+    print_blob=True,
+)
 settings.load_profile('short')
 
 
 needs_onnx = pytest.mark.skipif(
     digit_version(torch.__version__) < digit_version('2.5'),
-    reason='the exporter is older')
+    reason='the exporter is older',
+)
 
 
 def cases(number):
@@ -48,9 +58,12 @@ def count(request):
 
 
 def pytest_terminal_summary(terminalreporter):
-    lines = [(report.nodeid.split('::')[-1], value)
-             for report in terminalreporter.getreports('passed')
-             for name, value in report.user_properties if name == 'fates']
+    lines = [
+        (report.nodeid.split('::')[-1], value)
+        for report in terminalreporter.getreports('passed')
+        for name, value in report.user_properties
+        if name == 'fates'
+    ]
     if lines:
         terminalreporter.section('cases of bad files')
     for test, counts in lines:

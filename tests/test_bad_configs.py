@@ -20,18 +20,40 @@ from mmengine.visualization import Visualizer
 from test_bad_files import places
 from test_convert import demo_config
 
-from mmpsbn.engine.blame import blamed_on_config
-from mmpsbn.engine.config import check_start, load_config
-from mmpsbn.engine.data import blamed_on_data, check_data
-from mmpsbn.engine.runner import build_runner
+from mmpsbn.cli.runner import build_runner
+from mmpsbn.config.data import check_data
+from mmpsbn.config.data_errors import explain_data_errors
+from mmpsbn.config.errors import explain_config_errors
+from mmpsbn.config.reading import load_config
+from mmpsbn.config.start import check_start
 from mmpsbn.errors import InputError
 
 LOADERS = ('train_dataloader', 'val_dataloader')
 GLOBALS = (MMLogger, MessageHub, DefaultScope, Visualizer, DetLocalVisualizer)
-VALUES = st.sampled_from([
-    None, True, False, -1, 0, 1, 3, 0.5, 1e30, '', 'text', [], [1], ['text'],
-    [[]], {}, dict(a=1), dict(type='text'), dict(type=3), [dict(type=None)]
-])
+VALUES = st.sampled_from(
+    [
+        None,
+        True,
+        False,
+        -1,
+        0,
+        1,
+        3,
+        0.5,
+        1e30,
+        '',
+        'text',
+        [],
+        [1],
+        ['text'],
+        [[]],
+        {},
+        dict(a=1),
+        dict(type='text'),
+        dict(type=3),
+        [dict(type=None)],
+    ]
+)
 
 
 class Started(Exception):
@@ -49,19 +71,20 @@ class Start(Hook):
 def content(digits):
     """The demo's config, with a tiny detector."""
     cfg = demo_config('faster-rcnn', 'psbn')
-    cfg.merge_from_dict({
-        'model.backbone.base_channels': 4,
-        'model.neck': dict(in_channels=[4, 8, 16, 32], out_channels=8),
-        'model.rpn_head': dict(in_channels=8, feat_channels=8),
-        'model.roi_head.bbox_roi_extractor.out_channels': 8,
-        'model.roi_head.bbox_head': dict(in_channels=8, fc_out_channels=8),
-    })
+    cfg.merge_from_dict(
+        {
+            'model.backbone.base_channels': 4,
+            'model.neck': dict(in_channels=[4, 8, 16, 32], out_channels=8),
+            'model.rpn_head': dict(in_channels=8, feat_channels=8),
+            'model.roi_head.bbox_roi_extractor.out_channels': 8,
+            'model.roi_head.bbox_head': dict(in_channels=8, fc_out_channels=8),
+        }
+    )
     for loader in (*LOADERS, 'test_dataloader'):
         cfg[loader].update(num_workers=0, persistent_workers=False)
         cfg[loader].dataset.data_root = f'{digits}/'
     for evaluator in ('val_evaluator', 'test_evaluator'):
-        cfg[evaluator].ann_file = str(
-            digits / 'annotations' / 'instances_val2017.json')
+        cfg[evaluator].ann_file = str(digits / 'annotations' / 'instances_val2017.json')
     cfg.data_root = f'{digits}/'
     return json.loads(json.dumps(cfg.to_dict()))
 
@@ -74,8 +97,9 @@ def forgotten(monkeypatch):
     monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
     for module in ('yapf.yapflib.yapf_api', 'mmengine.config.config'):
         # The successors import it where they call it.
-        monkeypatch.setattr(f'{module}.FormatCode',
-                            lambda text, **style: (text, True), raising=False)
+        monkeypatch.setattr(
+            f'{module}.FormatCode', lambda text, **style: (text, True), raising=False
+        )
     before = {kind: dict(kind._instance_dict) for kind in GLOBALS}
 
     def forget():
@@ -92,7 +116,7 @@ def forgotten(monkeypatch):
 def start(path, work_dir):
     """As tools/train.py does, up to the first iteration."""
     cfg = load_config(str(path), None, str(work_dir))
-    with blamed_on_config(), blamed_on_data(cfg, LOADERS):
+    with explain_config_errors(), explain_data_errors(cfg, LOADERS):
         check_data(cfg, LOADERS)
         check_start(cfg)
         runner = build_runner(cfg)
@@ -112,8 +136,9 @@ def misspelt(node, key):
 def test_changed_configs(content, forgotten, count, tmp_path, data):
     content, path = copy.deepcopy(content), tmp_path / 'config.json'
     known = list(places(content))
-    for place in data.draw(st.lists(st.sampled_from(known), min_size=1,
-                                    max_size=2), 'places'):
+    for place in data.draw(
+        st.lists(st.sampled_from(known), min_size=1, max_size=2), 'places'
+    ):
         try:
             node = functools.reduce(operator.getitem, place[:-1], content)
             kind = data.draw(st.sampled_from(['other', 'gone', 'misspelt']))

@@ -22,16 +22,20 @@ from test_checkpoint import psbn, trained
 from test_convert import demo_config
 from torch import Tensor
 
-from mmpsbn.convert.conversion import build, load_images, load_weights
+from mmpsbn.checkpoints.matching import load_weights
+from mmpsbn.checkpoints.reading import Checkpoint, read_checkpoint
+from mmpsbn.config.annotations import LAYOUT
+from mmpsbn.config.data_errors import explain_data_errors
+from mmpsbn.config.images import check_images
 from mmpsbn.datasets import make_digits
-from mmpsbn.engine.checkpoint import read_checkpoint
-from mmpsbn.engine.data import LAYOUT, blamed_on_data, check_images
+from mmpsbn.detectors.build import build_model, load_images
 from mmpsbn.errors import InputError
 
 
 def equal(one, other):
     return one.keys() == other.keys() and all(
-        torch.equal(one[key], other[key]) for key in one)
+        torch.equal(one[key], other[key]) for key in one
+    )
 
 
 @pytest.fixture(scope='module')
@@ -40,8 +44,13 @@ def file(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp('bad') / 'epoch_1.pth'
     save_checkpoint(
-        dict(meta=dict(epoch=1), state_dict=trained(psbn()).state_dict(),
-             optimizer=dict(param_groups=[dict(lr=0.1)])), str(path))
+        dict(
+            meta=dict(epoch=1),
+            state_dict=trained(psbn()).state_dict(),
+            optimizer=dict(param_groups=[dict(lr=0.1)]),
+        ),
+        str(path),
+    )
     return path, path.read_bytes()
 
 
@@ -57,9 +66,9 @@ def test_damaged_bytes(file, count, data):
     elif kind == 'flip':
         damaged[where] ^= data.draw(st.integers(1, 255), 'bits')
     else:
-        part = damaged[where:where + data.draw(st.integers(1, 600), 'length')]
+        part = damaged[where : where + data.draw(st.integers(1, 600), 'length')]
         if kind == 'blank':
-            damaged[where:where + len(part)] = bytes(len(part))
+            damaged[where : where + len(part)] = bytes(len(part))
         else:
             damaged[where:where] = part
     bad = path.with_name('bad.pth')
@@ -67,7 +76,7 @@ def test_damaged_bytes(file, count, data):
     expected = torch.load(io.BytesIO(content))['state_dict']
     count('tried')
     try:
-        found = read_checkpoint(str(bad))['state_dict']
+        found = read_checkpoint(str(bad)).content['state_dict']
     except InputError:
         count('refused with a sentence')
         return
@@ -93,8 +102,9 @@ CHANGES = {
     'larger': other_shape,
     'of no dimension': lambda v: torch.zeros(()),
     'empty': lambda v: v[:0] if v.dim() else v.new_zeros(0),
-    'not finite': lambda v: torch.full_like(v, torch.nan)
-                  if v.is_floating_point() else v,
+    'not finite': lambda v: (
+        torch.full_like(v, torch.nan) if v.is_floating_point() else v
+    ),
     'a number': lambda v: 3,
     'None': lambda v: None,
     'a list': lambda v: v.tolist(),
@@ -117,19 +127,23 @@ def test_changed_state_dicts(count, data):
         kind = data.draw(st.sampled_from(sorted(CHANGES)), 'to')
         for key in twins(key):
             changed[key] = state[key] = CHANGES[kind](state[key])
-    removed = [twin for key in data.draw(st.sets(keys, max_size=1), 'removed')
-               for twin in twins(key)]
+    removed = [
+        twin
+        for key in data.draw(st.sets(keys, max_size=1), 'removed')
+        for twin in twins(key)
+    ]
     for key in removed:
         del state[key]
-    for key in data.draw(st.sets(st.one_of(
-            st.text(max_size=8), st.integers(), st.none()), max_size=1),
-            'added'):
+    for key in data.draw(
+        st.sets(st.one_of(st.text(max_size=8), st.integers(), st.none()), max_size=1),
+        'added',
+    ):
         state[key] = torch.zeros(3)
     if data.draw(st.booleans(), 'module.'):
         state = {f'module.{key}': value for key, value in state.items()}
     count('tried')
     try:
-        load_weights(model, dict(state_dict=state), 'a.pth')
+        load_weights(model, Checkpoint('a.pth', state))
     except InputError:
         count('refused with a sentence')
         return
@@ -143,26 +157,35 @@ def test_changed_state_dicts(count, data):
         assert not given.is_complex() and not given.is_meta, key
         assert not given.is_sparse, key
         torch.testing.assert_close(
-            loaded[key].double(), given.double(), rtol=1e-2,
-            atol=1e-2, equal_nan=True)
+            loaded[key].double(), given.double(), rtol=1e-2, atol=1e-2, equal_nan=True
+        )
     count('loaded as given')
 
 
 # COCO's layout
 
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(-2**40, 2**40),
-    st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=5),
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**40), 2**40),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=5),
     st.lists(st.floats(-50, 200, width=16), max_size=5),
-    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2))
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
 
 
 def places(node, path=()):
     """Of everything in a JSON document, as keys from its root."""
     if path:
         yield path
-    items = node.items() if isinstance(node, dict) else enumerate(node) if \
-        isinstance(node, list) else ()
+    items = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
     for key, value in items:
         yield from places(value, (*path, key))
 
@@ -185,8 +208,9 @@ def test_changed_annotations(few, count, data):
     cfg, path, content = few
     content = copy.deepcopy(content)
     known = list(places(content))
-    for place in data.draw(st.lists(st.sampled_from(known), min_size=1,
-                                    max_size=3), 'places'):
+    for place in data.draw(
+        st.lists(st.sampled_from(known), min_size=1, max_size=3), 'places'
+    ):
         try:
             node = functools.reduce(operator.getitem, place[:-1], content)
             if data.draw(st.booleans(), 'removed'):
@@ -209,10 +233,9 @@ def test_changed_annotations(few, count, data):
 
 def read(cfg):
     """The samples of the training set, as the tools read it."""
-    with blamed_on_data(cfg, ('train_dataloader', )):
+    with explain_data_errors(cfg, ('train_dataloader',)):
         with redirect_stdout(io.StringIO()):
-            dataset = DATASETS.build(
-                copy.deepcopy(cfg.train_dataloader.dataset))
+            dataset = DATASETS.build(copy.deepcopy(cfg.train_dataloader.dataset))
         return [dataset[index] for index in range(len(dataset))]
 
 
@@ -236,9 +259,9 @@ def twice(part):
 
 WORDS = {
     **{
-        f'no {field} of {part}': (changed(part, **{field: None}),
-                                  f'has no {field}')
-        for part, fields in LAYOUT.items() for field in fields
+        f'no {field} of {part}': (changed(part, **{field: None}), f'has no {field}')
+        for part, fields in LAYOUT.items()
+        for field in fields
     },
     **{
         f"an id of '{part}' twice": (twice(part), 'another entry has the id')
@@ -246,16 +269,20 @@ WORDS = {
     },
     'no images': (lambda content: content.update(images=[]), 'lists no image'),
     'no boxes': (lambda content: content.update(annotations=[]), 'has no box'),
-    'an unknown image': (changed('images', file_name='größe 大.jpg'),
-                         'größe 大.jpg does not exist'),
-    'a box of three': (changed('annotations', bbox=[1, 2, 3]),
-                       'has to be a list of x, y'),
+    'an unknown image': (
+        changed('images', file_name='größe 大.jpg'),
+        'größe 大.jpg does not exist',
+    ),
+    'a box of three': (
+        changed('annotations', bbox=[1, 2, 3]),
+        'has to be a list of x, y',
+    ),
 }
 # The first box is left out, as MMDetection does it.
 LEFT_OUT = {
-    'outside of the image': changed('annotations', bbox=[500., 9., 20., 20.]),
-    'of a negative width': changed('annotations', bbox=[50., 9., -20., 20.]),
-    'of no width': changed('annotations', bbox=[50., 9., 0., 20.]),
+    'outside of the image': changed('annotations', bbox=[500.0, 9.0, 20.0, 20.0]),
+    'of a negative width': changed('annotations', bbox=[50.0, 9.0, -20.0, 20.0]),
+    'of no width': changed('annotations', bbox=[50.0, 9.0, 0.0, 20.0]),
     'of no area': changed('annotations', area=0),
     'of a category that is not listed': changed('annotations', category_id=77),
     'of an image that is not listed': changed('annotations', image_id=77),
@@ -275,8 +302,7 @@ def test_annotations_that_cannot_be_read(kind, few):
 
 
 def boxes_of(samples):
-    return sorted(len(sample['data_samples'].gt_instances)
-                  for sample in samples)
+    return sorted(len(sample['data_samples'].gt_instances) for sample in samples)
 
 
 @pytest.mark.parametrize('kind', LEFT_OUT)
@@ -304,12 +330,10 @@ def test_names_need_not_be_ascii(few):
     dataset = cfg.train_dataloader.dataset
     dataset.metainfo.classes = ('nüll 零', *dataset.metainfo.classes[1:])
     for ascii_only in (True, False):
-        path.write_text(json.dumps(content, ensure_ascii=ascii_only),
-                        encoding='utf-8')
+        path.write_text(json.dumps(content, ensure_ascii=ascii_only), encoding='utf-8')
         samples = read(cfg)
         assert len(samples) == 3
-        assert any(sample['data_samples'].img_path.endswith(name)
-                   for sample in samples)
+        assert any(sample['data_samples'].img_path.endswith(name) for sample in samples)
 
 
 def check_sample(sample):
@@ -323,6 +347,7 @@ def check_sample(sample):
 
 
 # Images
+
 
 def checkers(size=64):
     """An image of blocks, which survive JPEG's halved colour."""
@@ -338,7 +363,8 @@ ODD = {
     'palette.png': lambda image: image.convert('P'),
     'one bit.png': lambda image: image.convert('1'),
     '16 bit.png': lambda image: Image.fromarray(
-        np.asarray(image.convert('L')).astype(np.uint16) * 257),
+        np.asarray(image.convert('L')).astype(np.uint16) * 257
+    ),
     'one pixel.jpg': lambda image: image.resize((1, 1)),
     'a line.png': lambda image: image.resize((64, 1)),
     'ünïcode 数.png': lambda image: image,
@@ -348,7 +374,7 @@ ODD = {
 @pytest.fixture(scope='module')
 def detector(digits):
     cfg = demo_config('faster-rcnn', 'psbn')
-    return cfg, build(cfg, cfg.model)
+    return cfg, build_model(cfg)
 
 
 @pytest.mark.parametrize('name', ODD)
@@ -364,7 +390,7 @@ def test_odd_images_are_read_as_they_look(name, detector, tmp_path):
     data = load_images(cfg, [file], model)
     assert data['inputs'].isfinite().all()
     with torch.no_grad():
-        found, = model(**data, mode='predict')
+        (found,) = model(**data, mode='predict')
     assert found.ori_shape == np.asarray(image).shape[:2]
     assert found.pred_instances.bboxes.isfinite().all()
 

@@ -17,8 +17,12 @@ def network(norm, **kwargs):
     """Two convs with norm layers, one nested and one shared."""
     shared = norm(4, **kwargs)
     return nn.Sequential(
-        nn.Conv2d(3, 4, 3), shared, nn.ReLU(),
-        nn.Sequential(nn.Conv2d(4, 4, 3), norm(4, **kwargs)), shared)
+        nn.Conv2d(3, 4, 3),
+        shared,
+        nn.ReLU(),
+        nn.Sequential(nn.Conv2d(4, 4, 3), norm(4, **kwargs)),
+        shared,
+    )
 
 
 def loss_of(model, inputs):
@@ -28,7 +32,8 @@ def loss_of(model, inputs):
 def trained(model, steps=5):
     """A model whose parameters and statistics have moved."""
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+        model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3
+    )
     for _ in range(steps):
         optimizer.zero_grad()
         loss_of(model, torch.randn(4, 3, 8, 8)).backward()
@@ -42,10 +47,8 @@ def assert_same_function(one, other):
     for training in (False, True):
         with torch.no_grad():
             torch.testing.assert_close(
-                one.train(training)(x),
-                other.train(training)(x),
-                rtol=1e-5,
-                atol=1e-6)
+                one.train(training)(x), other.train(training)(x), rtol=1e-5, atol=1e-6
+            )
 
 
 def bn(**kwargs):
@@ -62,12 +65,25 @@ def pssyncbn(**kwargs):
 
 PAIRS = pytest.mark.parametrize(
     'source, target',
-    [(bn, psbn), (psbn, bn), (psbn, psbn), (bn, pssyncbn), (pssyncbn, bn),
-     (psbn, lambda: psbn(alpha=0.4)), (lambda: psbn(alpha=0.4), bn)],
+    [
+        (bn, psbn),
+        (psbn, bn),
+        (psbn, psbn),
+        (bn, pssyncbn),
+        (pssyncbn, bn),
+        (psbn, lambda: psbn(alpha=0.4)),
+        (lambda: psbn(alpha=0.4), bn),
+    ],
     ids=[
-        'bn-psbn', 'psbn-bn', 'psbn-psbn', 'bn-pssyncbn', 'pssyncbn-bn',
-        'alpha 0.1-0.4', 'alpha 0.4-bn'
-    ])
+        'bn-psbn',
+        'psbn-bn',
+        'psbn-psbn',
+        'bn-pssyncbn',
+        'pssyncbn-bn',
+        'alpha 0.1-0.4',
+        'alpha 0.4-bn',
+    ],
+)
 
 
 @PAIRS
@@ -136,7 +152,8 @@ def test_a_half_precision_checkpoint_keeps_its_bias():
     target = psbn()
     target.load_state_dict(state)
     torch.testing.assert_close(
-        target[1].bias, state['1.bias'].float(), rtol=0, atol=1e-6)
+        target[1].bias, state['1.bias'].float(), rtol=0, atol=1e-6
+    )
 
 
 def test_the_state_dict_is_live_like_bn_s():
@@ -161,7 +178,8 @@ def test_ema_averages_as_it_does_for_bn(update_buffers):
         # The same decay towards zero shift for both: none.
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         average = ExponentialMovingAverage(
-            model, momentum=0.3, update_buffers=update_buffers)
+            model, momentum=0.3, update_buffers=update_buffers
+        )
         for _ in range(5):
             optimizer.zero_grad()
             loss_of(model, torch.randn(4, 3, 8, 8)).backward()
@@ -169,8 +187,9 @@ def test_ema_averages_as_it_does_for_bn(update_buffers):
             average.update_parameters(model)
         averages.append(average)
     assert not torch.allclose(averages[1].module[1].bias, other[1].bias)
-    for (name, a), (_, b) in zip(averages[0].state_dict().items(),
-                                 averages[1].state_dict().items()):
+    for (name, a), (_, b) in zip(
+        averages[0].state_dict().items(), averages[1].state_dict().items()
+    ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=name)
     assert_same_function(averages[0].module, averages[1].module)
 
@@ -197,26 +216,32 @@ def toy_runner(work_dir, model, epochs=2, keep=-1, **kwargs):
             dataset=data,
             batch_size=4,
             collate_fn=dict(type='pseudo_collate'),
-            sampler=dict(type='DefaultSampler', shuffle=True)),
+            sampler=dict(type='DefaultSampler', shuffle=True),
+        ),
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=OptimWrapper(
-            torch.optim.SGD(
-                model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)),
+            torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+        ),
         default_hooks=dict(
-            checkpoint=dict(
-                type='CheckpointHook', interval=1, max_keep_ckpts=keep)),
+            checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=keep)
+        ),
         randomness=dict(seed=0),
         experiment_name=f'{work_dir.parent.name}-{work_dir.name}',
         log_level='ERROR',
-        **kwargs)
+        **kwargs,
+    )
 
 
-@pytest.mark.parametrize('ema', [
-    None,
-    dict(type='EMAHook', momentum=0.3),
-    dict(type='EMAHook', momentum=0.3, update_buffers=True),
-    dict(type='EMAHook', momentum=0.3, begin_epoch=1, update_buffers=True)
-], ids=['no ema', 'ema', 'ema with buffers', 'late ema'])
+@pytest.mark.parametrize(
+    'ema',
+    [
+        None,
+        dict(type='EMAHook', momentum=0.3),
+        dict(type='EMAHook', momentum=0.3, update_buffers=True),
+        dict(type='EMAHook', momentum=0.3, begin_epoch=1, update_buffers=True),
+    ],
+    ids=['no ema', 'ema', 'ema with buffers', 'late ema'],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, ema):
     hooks = dict(custom_hooks=[ema] if ema else None)
     whole = toy_runner(tmp_path / 'whole', Toy(), epochs=2, **hooks)
@@ -225,15 +250,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, ema):
     first.model.load_state_dict(whole.model.state_dict())
     whole.train()
     first.train()
-    second = toy_runner(
-        tmp_path / 'part', Toy(), epochs=2, resume=True, **hooks)
+    second = toy_runner(tmp_path / 'part', Toy(), epochs=2, resume=True, **hooks)
     second.train()
     states = [runner.model.state_dict() for runner in (whole, second)]
     if ema:
-        states += [[
-            hook.ema_model.state_dict() for hook in runner.hooks
-            if isinstance(hook, EMAHook)
-        ][0] for runner in (whole, second)]
+        states += [
+            [
+                hook.ema_model.state_dict()
+                for hook in runner.hooks
+                if isinstance(hook, EMAHook)
+            ][0]
+            for runner in (whole, second)
+        ]
     for one, other in zip(states[::2], states[1::2]):
         for key in one:
             assert torch.equal(one[key], other[key]), key
@@ -243,9 +271,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, ema):
 
 def test_a_runner_s_checkpoint_with_ema_loads_into_bn(tmp_path):
     runner = toy_runner(
-        tmp_path / 'run',
-        Toy(),
-        custom_hooks=[dict(type='EMAHook', momentum=0.3)])
+        tmp_path / 'run', Toy(), custom_hooks=[dict(type='EMAHook', momentum=0.3)]
+    )
     runner.train()
     stock = Toy(nn.BatchNorm2d)
     load_checkpoint(stock, str(tmp_path / 'run' / 'epoch_2.pth'), strict=True)

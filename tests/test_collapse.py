@@ -20,27 +20,33 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmpsbn.analysis import ChannelWatch, positive_probability
+from mmpsbn.analysis.detector import analyze
 from mmpsbn.analysis.figures import draw_layers
-from mmpsbn.analysis.report import Layer, analyze, table
+from mmpsbn.analysis.report import Layer, table
 from mmpsbn.analysis.rounds import IMAGES, PARAMETERS, Change, changes
-from mmpsbn.engine.filter_collapse_hook import (HISTORY, FilterCollapseHook,
-                                                over_processes, read_history,
-                                                shares)
-from mmpsbn.engine.config import load_config
-from mmpsbn.engine.runner import build_runner
+from mmpsbn.checkpoints.reading import Checkpoint
+from mmpsbn.cli.runner import build_runner
+from mmpsbn.config.reading import load_config
 from mmpsbn.errors import InputError
+from mmpsbn.hooks.filter_collapse_hook import (
+    HISTORY,
+    FilterCollapseHook,
+    combine_processes,
+    read_history,
+    shares,
+)
 from mmpsbn.layers import PSBatchNorm2d
 from mmpsbn.registry import MODELS
 
-MIMIC = dict(
-    conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
+MIMIC = dict(conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
 NORMS = dict(
     BN=dict(norm_cfg=dict(type='BN')),
     SyncBN=dict(norm_cfg=dict(type='SyncBN')),
     psBN=dict(norm_cfg=dict(type='psBN')),
     psSyncBN=dict(norm_cfg=dict(type='psSyncBN')),
     GN=dict(norm_cfg=dict(type='GN', num_groups=4)),
-    MimicNorm=MIMIC)
+    MimicNorm=MIMIC,
+)
 
 
 def watched(model, *inputs):
@@ -60,8 +66,7 @@ def dead(outputs):
 
 @pytest.fixture(params=NORMS)
 def resnet(request):
-    model = ResNet(18, base_channels=8, norm_eval=False,
-                   **NORMS[request.param])
+    model = ResNet(18, base_channels=8, norm_eval=False, **NORMS[request.param])
     model.init_weights()
     model.train()
     return model
@@ -84,8 +89,7 @@ def test_planted_collapse_is_found_exactly(resnet):
     planted = {'bn1': {3}, 'layer1.0.bn1': {1, 2}, 'layer4.1.bn1': {0, 63}}
     x = torch.randn(4, 3, 64, 64)
     before = dead(watched(resnet, x))
-    assert not all(before[named(resnet, name)] >= planted[name]
-                   for name in planted)
+    assert not all(before[named(resnet, name)] >= planted[name] for name in planted)
     with torch.no_grad():
         for name, channels in planted.items():
             bias = shift_of(resnet, name)
@@ -101,14 +105,17 @@ def test_agrees_with_brute_force(resnet):
     seen = []
     handles = [
         module.register_forward_hook(lambda m, x, y: seen.append(y.clone()))
-        for module in resnet.modules() if isinstance(module, nn.ReLU)
+        for module in resnet.modules()
+        if isinstance(module, nn.ReLU)
     ]
     outputs = watched(resnet, torch.randn(2, 3, 32, 32))
     for handle in handles:
         handle.remove()
     order = ['bn1'] + [
-        f'layer{stage}.{block}.bn{norm}' for stage in range(1, 5)
-        for block in range(2) for norm in (1, 2)
+        f'layer{stage}.{block}.bn{norm}'
+        for stage in range(1, 5)
+        for block in range(2)
+        for norm in (1, 2)
     ]
     assert len(seen) == len(order) == 17
     for name, y in zip(order, seen):
@@ -122,7 +129,7 @@ def test_agrees_with_brute_force(resnet):
 
 def test_a_channel_that_lives_anywhere_is_alive():
     model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(inplace=True)).eval()
-    dark = torch.full((2, 3, 4, 4), -1.)
+    dark = torch.full((2, 3, 4, 4), -1.0)
     lit = dark.clone()
     lit[1, 2, 3, 3] = 1
     assert dead(watched(model, dark)) == {'0': {0, 1, 2}}
@@ -136,12 +143,12 @@ def test_a_sum_counts_once_in_tables_and_shares(digits):
     model = build(cfg.model)
     block = model.backbone.layer2[0]
     state = dict(state_dict=model.state_dict())
-    before = table(analyze(cfg, state, 'a.pth', images(digits)[:1]))
+    before = table(analyze(cfg, Checkpoint('a.pth', state), images(digits)[:1]))
     with torch.no_grad():
         for norm in (block.bn2, block.downsample[1]):
             norm.weight[5], norm.bias[5] = 0, -1
     state = dict(state_dict=model.state_dict())
-    after = table(analyze(cfg, state, 'a.pth', images(digits)[:1]))
+    after = table(analyze(cfg, Checkpoint('a.pth', state), images(digits)[:1]))
     numbers = [int(rows[-1][4].split()[0]) for rows in (before, after)]
     assert numbers[1] == numbers[0] + 1
 
@@ -164,25 +171,28 @@ class Broadcast(nn.Module):
 def test_a_sum_that_broadcasts_is_judged_by_the_layer_of_all_channels(first):
     model = Broadcast(first).eval()
     with torch.no_grad():
-        model.three.bias.copy_(torch.tensor([0., -1e4, 0.]))
+        model.three.bias.copy_(torch.tensor([0.0, -1e4, 0.0]))
     watch = ChannelWatch(model)
     with watch:
         model(torch.randn(2, 3, 4, 4))
-    found = over_processes(watch, torch.device('cpu'))
+    found = combine_processes(watch, torch.device('cpu'))
     assert dead(found) == {'three': {1}} and found['three'].after_sum
 
 
 def test_other_activations():
 
     class Model(nn.Module):
-
         def __init__(self):
             super().__init__()
             self.a, self.b, self.c, self.d = map(nn.BatchNorm2d, [2] * 4)
 
         def forward(self, x):
-            return (F.relu6(self.a(x)), nn.ReLU6(True)(self.b(x)),
-                    F.leaky_relu(self.c(x)), torch.relu(self.d(x) * 2))
+            return (
+                F.relu6(self.a(x)),
+                nn.ReLU6(True)(self.b(x)),
+                F.leaky_relu(self.c(x)),
+                torch.relu(self.d(x) * 2),
+            )
 
     found = watched(Model(), torch.randn(2, 2, 4, 4))
     assert set(found) == {'a', 'b'}
@@ -208,15 +218,13 @@ def test_watching_changes_nothing():
 
 def test_probability_that_a_channel_is_positive():
     norm = PSBatchNorm2d(5, alpha=0.25)
-    norm.weight.data = torch.tensor([1., -0.5, 0.1, 0., 0.])
-    norm.bias.data = torch.tensor([0., 0.5, -0.4, 0.25, -0.05])
-    expected = torch.tensor([0.5, 0.8413447, 3.167124e-5, 1., 0.]).double()
-    torch.testing.assert_close(
-        positive_probability(norm), expected, rtol=1e-4, atol=0)
+    norm.weight.data = torch.tensor([1.0, -0.5, 0.1, 0.0, 0.0])
+    norm.bias.data = torch.tensor([0.0, 0.5, -0.4, 0.25, -0.05])
+    expected = torch.tensor([0.5, 0.8413447, 3.167124e-5, 1.0, 0.0]).double()
+    torch.testing.assert_close(positive_probability(norm), expected, rtol=1e-4, atol=0)
     x = torch.randn(200000, 1).double()
     seen = (x * norm.weight[:3] + norm.bias[:3] > 0).double().mean(0)
-    torch.testing.assert_close(
-        seen, expected[:3], rtol=0.01, atol=1e-4)
+    torch.testing.assert_close(seen, expected[:3], rtol=0.01, atol=1e-4)
     assert positive_probability(nn.BatchNorm2d(3, affine=False)) is None
 
 
@@ -246,36 +254,46 @@ class Toy(nn.Module):
 
 def run(work_dir, hook, epochs=2, model=None, optim_wrapper=None, **kwargs):
     data = torch.utils.data.DataLoader(
-        torch.randn(8, 1, 4, 4), batch_size=2, num_workers=0)
+        torch.randn(8, 1, 4, 4), batch_size=2, num_workers=0
+    )
     runner = Runner(
-        model or Toy(), str(work_dir), train_dataloader=data,
-        optim_wrapper=optim_wrapper or dict(
-            optimizer=dict(type='SGD', lr=0.01)),
-        train_cfg=dict(by_epoch=True, max_epochs=epochs), custom_hooks=[hook],
+        model or Toy(),
+        str(work_dir),
+        train_dataloader=data,
+        optim_wrapper=optim_wrapper or dict(optimizer=dict(type='SGD', lr=0.01)),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        custom_hooks=[hook],
         default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
-        experiment_name=work_dir.name + str(epochs), **kwargs)
+        experiment_name=work_dir.name + str(epochs),
+        **kwargs,
+    )
     runner.train()
     return runner
 
 
 def test_the_hook_logs_death_and_recovery(tmp_path):
-    runner = run(tmp_path, dict(type='FilterCollapseHook', interval=3,
-                                sample=1))
+    runner = run(tmp_path, dict(type='FilterCollapseHook', interval=3, sample=1))
     history = read_history(tmp_path / HISTORY)
     assert [line['iter'] for line in history] == [1, 4, 7, 8]
-    assert [line['layers']['bn']['dead'] for line in history] == [
-        [], [0], [], []
-    ]
+    assert [line['layers']['bn']['dead'] for line in history] == [[], [0], [], []]
     assert [line['died'] for line in history] == [0, 1, 0, 0]
     assert [line['came_back'] for line in history] == [0, 0, 1, 0]
     assert shares(history[1]) == {'dead': 0.25, 'bn': 0.25}
     logged = [
         json.loads(line)
-        for line in next(tmp_path.glob('*/vis_data/scalars.json')
-                         ).read_text().splitlines()
+        for line in next(tmp_path.glob('*/vis_data/scalars.json'))
+        .read_text()
+        .splitlines()
     ]
     assert [line.get('collapse/dead') for line in logged] == [
-        0, 0, 0, 0.25, 0.25, 0.25, 0, 0
+        0,
+        0,
+        0,
+        0.25,
+        0.25,
+        0.25,
+        0,
+        0,
     ]
     text = next(tmp_path.glob('*/*.log')).read_text()
     assert text.count('25% of the channels before a ReLU are dead') == 1
@@ -292,10 +310,13 @@ def test_recovery_is_psbns_alone(norm, alive, tmp_path):
         # Where the ReLU closes for good: gamma gone, the shift below 0.
         model.bn.weight[:2] = 1e-6
         model.bn.bias[:2] = -0.2
-    run(tmp_path, dict(type='FilterCollapseHook', interval=4, sample=1),
-        epochs=10, model=model,
-        optim_wrapper=dict(
-            optimizer=dict(type='SGD', lr=0.1, weight_decay=1.)))
+    run(
+        tmp_path,
+        dict(type='FilterCollapseHook', interval=4, sample=1),
+        epochs=10,
+        model=model,
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, weight_decay=1.0)),
+    )
     history = read_history(tmp_path / HISTORY)
     assert history[0]['layers']['bn']['dead'] == [0, 1]
     assert history[-1]['layers']['bn']['dead'] == ([] if alive else [0, 1])
@@ -305,9 +326,7 @@ def test_recovery_is_psbns_alone(norm, alive, tmp_path):
 def test_a_resumed_run_continues_the_history(tmp_path):
     hook = dict(type='FilterCollapseHook', interval=3, sample=1)
     run(tmp_path, hook, epochs=1)
-    assert [line['iter'] for line in read_history(tmp_path / HISTORY)] == [
-        1, 4
-    ]
+    assert [line['iter'] for line in read_history(tmp_path / HISTORY)] == [1, 4]
     with open(tmp_path / HISTORY, 'a') as file:
         file.write(json.dumps(dict(iter=6, layers={})) + '\n{"torn')
     run(tmp_path, hook, epochs=2, resume=True)
@@ -349,10 +368,10 @@ def test_a_step_that_fails_leaves_nothing_behind(hook, tmp_path):
     run(tmp_path, hook, model=model, epochs=1)
 
 
-@pytest.mark.parametrize('arguments', [
-    dict(interval=0), dict(sample=0), dict(interval=2, sample=3),
-    dict(warn_above=2)
-])
+@pytest.mark.parametrize(
+    'arguments',
+    [dict(interval=0), dict(sample=0), dict(interval=2, sample=3), dict(warn_above=2)],
+)
 def test_arguments_out_of_range(arguments):
     with pytest.raises(InputError, match='FilterCollapseHook'):
         FilterCollapseHook(**arguments)
@@ -366,7 +385,7 @@ def planted(cfg):
     model = build(cfg.model)
     with torch.no_grad():
         layer = model.backbone.layer2[1].bn1
-        layer.weight[[4, 7]], layer.bias[[4, 7, 9]] = 1e-4, -1.
+        layer.weight[[4, 7]], layer.bias[[4, 7, 9]] = 1e-4, -1.0
         layer.weight[9] = 0.1
     return model
 
@@ -374,8 +393,9 @@ def planted(cfg):
 def test_a_checkpoint_is_analyzed(digits):
     cfg = demo_config('faster-rcnn', 'psbn')
     cfg.model.backbone.norm_cfg.type = 'BN'
-    layers = analyze(cfg, dict(state_dict=planted(cfg).state_dict()), 'a.pth',
-                     images(digits))
+    layers = analyze(
+        cfg, Checkpoint('a.pth', planted(cfg).state_dict()), images(digits)
+    )
     found = {layer.name: layer for layer in layers}
     layer = found['backbone.layer2.1.bn1']
     assert layer.dead == layer.rarely_positive == [4, 7, 9]
@@ -384,8 +404,10 @@ def test_a_checkpoint_is_analyzed(digits):
     assert found['backbone.layer2.1.bn2'].after_sum
     rows = {row[0]: row for row in table(layers)}
     number = sum(
-        len(layer.dead) for name, layer in found.items()
-        if name.startswith('backbone.layer2') and not layer.after_sum)
+        len(layer.dead)
+        for name, layer in found.items()
+        if name.startswith('backbone.layer2') and not layer.after_sum
+    )
     assert rows['backbone.layer2'][3] == f'{number} ({number / 128:.1%})'
     # zero_init_residual has set the gammas of two layers of 64 to 0.
     assert rows['backbone.layer2'][6] == f'{2 + 2 * 64} (40.6%)'
@@ -396,24 +418,27 @@ def test_the_hook_and_the_command_find_the_same(digits, tmp_path):
     """With norm layers in evaluation mode, over the same 16 images."""
     cfg = load_config(FASTER, work_dir=str(tmp_path))
     cfg.model.backbone.update(
-        norm_cfg=dict(type='BN', requires_grad=False), norm_eval=True)
+        norm_cfg=dict(type='BN', requires_grad=False), norm_eval=True
+    )
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.data_root = f'{digits}/'
         loader.update(num_workers=0, persistent_workers=False)
     cfg.val_evaluator.ann_file = f'{digits}/annotations/instances_val2017.json'
     state = dict(state_dict=planted(cfg).state_dict())
     torch.save(state, tmp_path / 'planted.pth')
-    cfg.merge_from_dict({
-        'load_from': str(tmp_path / 'planted.pth'),
-        'train_cfg.max_epochs': 1,
-        'train_cfg.val_interval': 10,
-        'optim_wrapper.optimizer.lr': 0.,
-        'custom_hooks': [dict(type='FilterCollapseHook', sample=2)],
-    })
+    cfg.merge_from_dict(
+        {
+            'load_from': str(tmp_path / 'planted.pth'),
+            'train_cfg.max_epochs': 1,
+            'train_cfg.val_interval': 10,
+            'optim_wrapper.optimizer.lr': 0.0,
+            'custom_hooks': [dict(type='FilterCollapseHook', sample=2)],
+        }
+    )
     build_runner(cfg).train()
-    line, = read_history(tmp_path / HISTORY)
+    (line,) = read_history(tmp_path / HISTORY)
     files = sorted(map(str, (digits / 'train2017').iterdir()))
-    layers = analyze(cfg, state, 'planted.pth', files)
+    layers = analyze(cfg, Checkpoint('planted.pth', state), files)
     assert {layer.name: layer.dead for layer in layers if layer.judged} == {
         name: layer['dead'] for name, layer in line['layers'].items()
     }
@@ -423,8 +448,7 @@ def test_the_hook_and_the_command_find_the_same(digits, tmp_path):
 def test_mimicnorm_has_no_parameters_to_judge(digits):
     cfg = demo_config('retinanet')
     model = build(cfg.model)
-    layers = analyze(cfg, dict(state_dict=model.state_dict()), 'a.pth',
-                     images(digits)[:1])
+    layers = analyze(cfg, Checkpoint('a.pth', model.state_dict()), images(digits)[:1])
     assert len(layers) == 20
     # The sums with the 3 shortcuts are judged for the other summand.
     assert {layer.name for layer in layers if not layer.judged} == {
@@ -437,21 +461,37 @@ def test_the_command_writes_tables_and_figures(digits, tmp_path):
     cfg = demo_config('faster-rcnn', 'psbn')
     for folder in ('a', 'b'):
         (tmp_path / folder).mkdir()
-        torch.save(dict(state_dict=planted(cfg).state_dict()),
-                   tmp_path / folder / 'epoch_1.pth')
+        torch.save(
+            dict(state_dict=planted(cfg).state_dict()),
+            tmp_path / folder / 'epoch_1.pth',
+        )
     layers = {'backbone.bn1': dict(channels=4, dead=[1], after_sum=False)}
     (tmp_path / 'a' / HISTORY).write_text(
-        json.dumps(dict(iter=1, layers=layers)) + '\n')
+        json.dumps(dict(iter=1, layers=layers)) + '\n'
+    )
     status, output = tool(
-        'tools/analyze_collapse.py', FASTER, tmp_path / 'a' / 'epoch_1.pth',
-        tmp_path / 'b' / 'epoch_1.pth', '--images', digits / 'val2017',
-        '--number', 2, '--out', tmp_path / 'out')
+        'tools/analyze_collapse.py',
+        FASTER,
+        tmp_path / 'a' / 'epoch_1.pth',
+        tmp_path / 'b' / 'epoch_1.pth',
+        '--images',
+        digits / 'val2017',
+        '--number',
+        2,
+        '--out',
+        tmp_path / 'out',
+    )
     assert status == 0, output
     assert 'dead after sum' in output and 'backbone.layer2' in output
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {
-        'collapse.csv', 'collapse.json', 'layers.png', 'history.png',
-        'plane_a_epoch_1.png', 'plane_b_epoch_1.png', 'rounds.csv',
-        'rounds.png'
+        'collapse.csv',
+        'collapse.json',
+        'layers.png',
+        'history.png',
+        'plane_a_epoch_1.png',
+        'plane_b_epoch_1.png',
+        'rounds.csv',
+        'rounds.png',
     }
     for path in (tmp_path / 'out').glob('*.png'):
         assert mmcv.imread(path).std() > 10
@@ -463,13 +503,21 @@ def test_the_command_writes_tables_and_figures(digits, tmp_path):
 
 def test_a_checkpoint_that_is_named_twice_is_analyzed_once(digits, tmp_path):
     cfg = demo_config('faster-rcnn', 'psbn')
-    torch.save(dict(state_dict=build(cfg.model).state_dict()),
-               tmp_path / 'x.pth')
+    torch.save(dict(state_dict=build(cfg.model).state_dict()), tmp_path / 'x.pth')
     (tmp_path / 'link.pth').symlink_to(tmp_path / 'x.pth')
     status, output = tool(
-        'tools/analyze_collapse.py', FASTER, tmp_path / 'x.pth',
-        f'{tmp_path}/./x.pth', tmp_path / 'link.pth', '--images',
-        digits / 'val2017', '--number', 1, '--out', tmp_path / 'out')
+        'tools/analyze_collapse.py',
+        FASTER,
+        tmp_path / 'x.pth',
+        f'{tmp_path}/./x.pth',
+        tmp_path / 'link.pth',
+        '--images',
+        digits / 'val2017',
+        '--number',
+        1,
+        '--out',
+        tmp_path / 'out',
+    )
     assert status == 0, output
     content = json.loads((tmp_path / 'out' / 'collapse.json').read_text())
     assert list(content['checkpoints']) == ['x']
@@ -485,15 +533,26 @@ model = dict(
         norm_cfg=dict(type='psBN')),
     neck=dict(in_channels=[32, 64, 128]))
 """)
-    torch.save(dict(state_dict=build(Config.fromfile(config).model
-                                     ).state_dict()), tmp_path / 'x.pth')
+    torch.save(
+        dict(state_dict=build(Config.fromfile(config).model).state_dict()),
+        tmp_path / 'x.pth',
+    )
     status, output = tool(
-        'tools/analyze_collapse.py', config, tmp_path / 'x.pth', '--images',
-        digits / 'val2017', '--number', 1, '--out', tmp_path / 'out')
+        'tools/analyze_collapse.py',
+        config,
+        tmp_path / 'x.pth',
+        '--images',
+        digits / 'val2017',
+        '--number',
+        1,
+        '--out',
+        tmp_path / 'out',
+    )
     assert status == 0 and 'figures.py' not in output, output
     assert 'No channel was judged dead or alive' in output
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {
-        'collapse.csv', 'collapse.json'
+        'collapse.csv',
+        'collapse.json',
     }
 
 
@@ -501,8 +560,10 @@ def test_a_layer_that_one_of_two_checkpoints_judges_is_drawn(tmp_path):
     """A mask head sees nothing in a checkpoint that detects nothing."""
 
     def layers(judged):
-        return [Layer(name, 2, [1] * seen, seen, False, [], [], [], [])
-                for name, seen in (('backbone.bn', True), ('mask.bn', judged))]
+        return [
+            Layer(name, 2, [1] * seen, seen, False, [], [], [], [])
+            for name, seen in (('backbone.bn', True), ('mask.bn', judged))
+        ]
 
     heights = set()
     for first, second in ((True, True), (False, True), (True, False)):
@@ -512,16 +573,21 @@ def test_a_layer_that_one_of_two_checkpoints_judges_is_drawn(tmp_path):
     assert len(heights) == 1  # Two rows in each.
 
 
-@pytest.mark.parametrize('paths, names', [
-    (['a/x.pth'], ['x']),
-    (['a/x.pth', 'a/y.pth'], ['x', 'y']),
-    (['a/x.pth', 'b/x.pth'], ['a/x', 'b/x']),
-    (['x.pth', 'b/x.pth'], ['x', 'b/x']),
-    (['a/x.pth', 'a/x.ckpt'], ['x.pth', 'x.ckpt']),
-    # Figures have _ for /.
-    (['a/x.pth', 'a_x.pth', 'b/x.pth', 'c/a_x.pth'],
-     ['a/x.pth (1)', 'a_x.pth (2)', 'b/x.pth (3)', 'c/a_x.pth (4)'])
-])
+@pytest.mark.parametrize(
+    'paths, names',
+    [
+        (['a/x.pth'], ['x']),
+        (['a/x.pth', 'a/y.pth'], ['x', 'y']),
+        (['a/x.pth', 'b/x.pth'], ['a/x', 'b/x']),
+        (['x.pth', 'b/x.pth'], ['x', 'b/x']),
+        (['a/x.pth', 'a/x.ckpt'], ['x.pth', 'x.ckpt']),
+        # Figures have _ for /.
+        (
+            ['a/x.pth', 'a_x.pth', 'b/x.pth', 'c/a_x.pth'],
+            ['a/x.pth (1)', 'a_x.pth (2)', 'b/x.pth (3)', 'c/a_x.pth (4)'],
+        ),
+    ],
+)
 def test_checkpoints_have_different_short_names(paths, names):
     tool = runpy.run_path(str(ROOT / 'tools' / 'analyze_collapse.py'))
     assert tool['short_names'](paths) == names
@@ -531,31 +597,39 @@ def test_checkpoints_have_different_short_names(paths, names):
 
 
 def judged(name, dead, closed=(), after_sum=False, seen=True):
-    return Layer(name, 8, list(dead), seen, after_sum, list(closed), [],
-                 [1.] * 8, [0.] * 8)
+    return Layer(
+        name, 8, list(dead), seen, after_sum, list(closed), [], [1.0] * 8, [0.0] * 8
+    )
 
 
 def test_changes_from_round_to_round():
     rounds = [
         [judged('a', [0, 1], [0]), judged('b', []), judged('mask', [4])],
         # A mask head is not judged where nothing was detected.
-        [judged('a', [1, 2, 3], [0, 3]), judged('b', [7], [7]),
-         judged('mask', [], seen=False), judged('sum', [1, 2], [1], True)],
+        [
+            judged('a', [1, 2, 3], [0, 3]),
+            judged('b', [7], [7]),
+            judged('mask', [], seen=False),
+            judged('sum', [1, 2], [1], True),
+        ],
         [judged('a', [2]), judged('b', [7], [7]), judged('mask', [4])],
     ]
     assert changes(rounds, IMAGES) == [
-        Change(24, 3, None, None), Change(16, 4, 3, 1), Change(24, 3, 0, 2)
+        Change(24, 3, None, None),
+        Change(16, 4, 3, 1),
+        Change(24, 3, 0, 2),
     ]
     assert changes(rounds, PARAMETERS) == [
-        Change(24, 1, None, None), Change(16, 3, 2, 0), Change(24, 1, 0, 2)
+        Change(24, 1, None, None),
+        Change(16, 3, 2, 0),
+        Change(24, 1, 0, 2),
     ]
 
 
 def analyze_here(monkeypatch, *arguments):
     """Run the command in this process."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(
-        sys, 'argv', ['analyze_collapse.py', *map(str, arguments)])
+    monkeypatch.setattr(sys, 'argv', ['analyze_collapse.py', *map(str, arguments)])
     runpy.run_path('tools/analyze_collapse.py', run_name='__main__')
 
 
@@ -579,30 +653,45 @@ def successive(tmp_path):
             if epoch == 1:
                 state['backbone.layer2.1.bn1.bias'] = torch.ones(64)
             torch.save(dict(state_dict=state), dirs[-1] / f'epoch_{epoch}.pth')
-        (dirs[-1] / 'last_checkpoint').write_text(
-            str(dirs[-1] / 'epoch_2.pth'))
+        (dirs[-1] / 'last_checkpoint').write_text(str(dirs[-1] / 'epoch_2.pth'))
         line = dict(channels=4, dead=[1], after_sum=False)
-        (dirs[-1] / HISTORY).write_text(''.join(
-            json.dumps(dict(iter=step, layers=dict(a=line))) + '\n'
-            for step in (1, 5)))
+        (dirs[-1] / HISTORY).write_text(
+            ''.join(
+                json.dumps(dict(iter=step, layers=dict(a=line))) + '\n'
+                for step in (1, 5)
+            )
+        )
     return dirs
 
 
 def test_the_command_follows_a_model_across_rounds(
-        successive, digits, tmp_path, monkeypatch, capsys):
+    successive, digits, tmp_path, monkeypatch, capsys
+):
     tables = {}
     for number in (0, 2):
         out = tmp_path / f'out{number}'
-        analyze_here(monkeypatch, FASTER, *successive, '--images',
-                     digits / 'val2017', '--number', number, '--out', out)
+        analyze_here(
+            monkeypatch,
+            FASTER,
+            *successive,
+            '--images',
+            digits / 'val2017',
+            '--number',
+            number,
+            '--out',
+            out,
+        )
         with open(out / 'rounds.csv') as file:
             tables[number] = list(csv.DictReader(file))
         assert mmcv.imread(out / 'rounds.png').std() > 10
     shown = capsys.readouterr().out
     assert 'round2/epoch_2' in shown
     keys = ('round', 'checkpoint', 'dead', 'newly_dead', 'recovered')
-    by_parameters = [[row[key] for key in keys] for row in tables[0]
-                     if row['judged_by'] == PARAMETERS]
+    by_parameters = [
+        [row[key] for key in keys]
+        for row in tables[0]
+        if row['judged_by'] == PARAMETERS
+    ]
     assert by_parameters == [
         ['1', 'round0/epoch_2', '1', '', ''],
         ['2', 'round1/epoch_2', '3', '2', '0'],
@@ -616,61 +705,95 @@ def test_the_command_follows_a_model_across_rounds(
     assert not (tmp_path / 'out0' / 'layers.png').exists()
 
 
-@pytest.mark.parametrize('second, words', [
-    ('missing', 'missing does not exist. Name a checkpoint file, or the work'),
-    ('empty', 'has no checkpoint, because it contains no file epoch_N.pth'),
-    ('torn', 'cannot be read: it is truncated'),
-])
-def test_work_dirs_without_a_checkpoint(second, words,
-                                        refused, tmp_path):  # noqa: F811
+@pytest.mark.parametrize(
+    'second, words',
+    [
+        ('missing', 'missing does not exist. Name a checkpoint file, or the work'),
+        ('empty', 'has no checkpoint, because it contains no file epoch_N.pth'),
+        ('torn', 'cannot be read: it is truncated'),
+    ],
+)
+def test_work_dirs_without_a_checkpoint(second, words, refused, tmp_path):  # noqa: F811
     for name in ('first', 'empty', 'torn'):
         (tmp_path / name).mkdir()
     torch.save(dict(state_dict={}), tmp_path / 'first' / 'iter_5.pth')
     (tmp_path / 'torn' / 'epoch_1.pth').touch()
-    message = refused('tools/analyze_collapse.py', FASTER, tmp_path / 'first',
-                      tmp_path / second, '--number', 0)
+    message = refused(
+        'tools/analyze_collapse.py',
+        FASTER,
+        tmp_path / 'first',
+        tmp_path / second,
+        '--number',
+        0,
+    )
     assert words in message
 
 
-def test_models_that_differ_between_rounds(successive, refused,  # noqa: F811
-                                           tmp_path):
+def test_models_that_differ_between_rounds(
+    successive,
+    refused,  # noqa: F811
+    tmp_path,
+):
     cfg = demo_config('faster-rcnn', 'psbn')
     cfg.model.backbone.norm_cfg = dict(type='GN', num_groups=4)
-    torch.save(dict(state_dict=build(cfg.model).state_dict()),
-               tmp_path / 'gn.pth')
-    message = refused('tools/analyze_collapse.py', FASTER, successive[0],
-                      tmp_path / 'gn.pth', '--number', 0)
+    torch.save(dict(state_dict=build(cfg.model).state_dict()), tmp_path / 'gn.pth')
+    message = refused(
+        'tools/analyze_collapse.py',
+        FASTER,
+        successive[0],
+        tmp_path / 'gn.pth',
+        '--number',
+        0,
+    )
     assert 'does not fit the model' in message
     assert f'so each of them must fit {FASTER}. Analyze this one' in message
 
 
-@pytest.mark.parametrize('change, words', [
-    (dict(checkpoint='missing.pth'), 'does not exist'),
-    (dict(images='empty'), 'has no image'),
-    (dict(out='file'), 'cannot be written'),
-])
-def test_the_command_refuses(change, words, refused, digits,  # noqa: F811
-                             tmp_path):
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (dict(checkpoint='missing.pth'), 'does not exist'),
+        (dict(images='empty'), 'has no image'),
+        (dict(out='file'), 'cannot be written'),
+    ],
+)
+def test_the_command_refuses(
+    change,
+    words,
+    refused,
+    digits,  # noqa: F811
+    tmp_path,
+):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'file').touch()
     cfg = demo_config('faster-rcnn', 'psbn')
-    torch.save(dict(state_dict=build(cfg.model).state_dict()),
-               tmp_path / 'a.pth')
+    torch.save(dict(state_dict=build(cfg.model).state_dict()), tmp_path / 'a.pth')
     given = dict(checkpoint='a.pth', images=digits / 'val2017', out='out')
     given.update(change)
     message = refused(
-        'tools/analyze_collapse.py', FASTER, tmp_path / given['checkpoint'],
-        '--images', tmp_path / given['images'], '--number', 1, '--out',
-        tmp_path / given['out'])
+        'tools/analyze_collapse.py',
+        FASTER,
+        tmp_path / given['checkpoint'],
+        '--images',
+        tmp_path / given['images'],
+        '--number',
+        1,
+        '--out',
+        tmp_path / given['out'],
+    )
     assert words in message
 
 
 def test_a_model_without_norm_layers(digits):
     cfg = demo_config('faster-rcnn', 'psbn')
     cfg.model.backbone = dict(
-        type='SSDVGG', depth=11, with_last_pool=False, ceil_mode=True,
-        out_indices=(3, 4), out_feature_indices=(12, 14))
+        type='SSDVGG',
+        depth=11,
+        with_last_pool=False,
+        ceil_mode=True,
+        out_indices=(3, 4),
+        out_feature_indices=(12, 14),
+    )
     cfg.model.neck = None
     with pytest.raises(InputError, match='no norm layer'):
-        analyze(cfg, dict(state_dict=build(cfg.model).state_dict()), 'a.pth',
-                images(digits))
+        analyze(cfg, Checkpoint('a.pth', build(cfg.model).state_dict()), images(digits))

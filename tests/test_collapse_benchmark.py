@@ -31,16 +31,35 @@ def untimed(line):
 def test_trained_gone_on_with_and_reported(tmp_path, monkeypatch, capsys):
     jobs = EXPERIMENTS['gamma'].jobs(settings, 1, epochs=1)
     before = [
-        json.dumps(dict(settings=tree_of(job), result=training.train(
-            job, None, tmp_path, keep=False))) + '\n' for job in jobs[:2]
+        json.dumps(
+            dict(
+                settings=tree_of(job),
+                result=training.train(job, None, tmp_path, keep=False),
+            )
+        )
+        + '\n'
+        for job in jobs[:2]
     ]
     # The second training was killed while its line was written.
     file = tmp_path / 'results.jsonl'
     file.write_text(before[0] + before[1][:-100])
-    monkeypatch.setattr(sys, 'argv', [
-        'collapse', '--experiments', 'gamma', '--seeds', '1', '--epochs', '1',
-        '--processes', '1', '--out', str(tmp_path)
-    ])
+    monkeypatch.setattr(
+        sys,
+        'argv',
+        [
+            'collapse',
+            '--experiments',
+            'gamma',
+            '--seeds',
+            '1',
+            '--epochs',
+            '1',
+            '--processes',
+            '1',
+            '--out',
+            str(tmp_path),
+        ],
+    )
     main()
     assert f'{len(jobs) - 1} trainings' in capsys.readouterr().out
     lines = file.read_text().splitlines(keepends=True)
@@ -50,13 +69,16 @@ def test_trained_gone_on_with_and_reported(tmp_path, monkeypatch, capsys):
     assert untimed(found[1]) == untimed(json.loads(before[1]))
 
     written = (tmp_path / 'report.md').read_text()
-    rows = rows_of(written)
+    rows = make_rows(written)
     assert [row[0] for row in rows] == ['0.125', '0.25', '0.5', '1', '2']
     for row, line in zip(rows, found):
         result = line['result']
         assert row[1:6] == [
-            'BN', f'{100 * result["accuracy"]:.2f}', '0.00',
-            f'{100 * result["dead"][-1] / 128:.1f}', '0.0'
+            'BN',
+            f'{100 * result["accuracy"]:.2f}',
+            '0.00',
+            f'{100 * result["dead"][-1] / 128:.1f}',
+            '0.0',
         ]
 
     figures = ('gamma.png', 'law.png')
@@ -69,25 +91,43 @@ def test_trained_gone_on_with_and_reported(tmp_path, monkeypatch, capsys):
     assert all((tmp_path / name).stat().st_size > 10000 for name in figures)
 
 
-def rows_of(text):
+def make_rows(text):
     """Cells of a report's rows that begin with a number."""
-    return [[cell.strip() for cell in line.split('|')[1:-1]]
-            for line in text.splitlines()
-            if re.match(r'\| [\d.]+ \|', line)]
+    return [
+        [cell.strip() for cell in line.split('|')[1:-1]]
+        for line in text.splitlines()
+        if re.match(r'\| [\d.]+ \|', line)
+    ]
 
 
 def test_earlier_results_are_found(tmp_path):
     """As the first version of this benchmark wrote them."""
-    start = dict(data='digits', network='conv', epochs=30, optimizer='SGD',
-                 weight_decay=5e-4, slope=0., gamma=1., seed=3, half=0,
-                 start=None, lr=0.1, norm_decay=1., alpha=0., paths=False)
+    start = dict(
+        data='digits',
+        network='conv',
+        epochs=30,
+        optimizer='SGD',
+        weight_decay=5e-4,
+        slope=0.0,
+        gamma=1.0,
+        seed=3,
+        half=0,
+        start=None,
+        lr=0.1,
+        norm_decay=1.0,
+        alpha=0.0,
+        paths=False,
+    )
     line = dict(start, half=1, start=start, lr=0.04, alpha=0.1)
     (tmp_path / 'results.jsonl').write_text(
-        json.dumps(dict(settings=line, result=dict(accuracy=0.5))) + '\n')
+        json.dumps(dict(settings=line, result=dict(accuracy=0.5))) + '\n'
+    )
     jobs = EXPERIMENTS['finetune'].jobs(settings, 5, data='digits', epochs=30)
-    assert [key_of(job) for job in jobs
-            if key_of(job) in read_results(tmp_path / 'results.jsonl')
-            ] == [json.dumps(line, sort_keys=True)]
+    assert [
+        key_of(job)
+        for job in jobs
+        if key_of(job) in read_results(tmp_path / 'results.jsonl')
+    ] == [json.dumps(line, sort_keys=True)]
 
 
 TRAINING_WITHOUT_END = """
@@ -115,10 +155,12 @@ def test_a_killed_benchmark_leaves_no_process(tmp_path):
     (tmp_path / 'endless.py').write_text(TRAINING_WITHOUT_END)
     benchmark = subprocess.Popen(
         [sys.executable, str(tmp_path / 'endless.py')],
-        env=dict(os.environ, PYTHONPATH=str(ROOT)))
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+    )
     try:
-        wait_for(lambda: (tmp_path / 'worker').exists()
-                 and (tmp_path / 'worker').read_text())
+        wait_for(
+            lambda: (tmp_path / 'worker').exists() and (tmp_path / 'worker').read_text()
+        )
     finally:
         benchmark.kill()
         benchmark.wait()
@@ -142,25 +184,46 @@ def wait_for(condition, seconds=300):
 
 
 def test_tables_have_means_spreads_and_differences():
-    jobs = [Settings(seed, lr=lr, alpha=alpha)
-            for seed in range(3) for lr in (0.1, 1.) for alpha in (0., 0.1)]
+    jobs = [
+        Settings(seed, lr=lr, alpha=alpha)
+        for seed in range(3)
+        for lr in (0.1, 1.0)
+        for alpha in (0.0, 0.1)
+    ]
 
     def result(job):
         more = (job.seed + 1) * (job.alpha > 0) / 100
         accuracy = 0.5 + 0.1 * job.seed + more
-        return dict(accuracy=accuracy, channels=40, sums=[0, 0],
-                    small_gamma=job.seed, dead=[0, 2 * job.seed],
-                    died=[0, 6], came_back=[0, 4],
-                    diverged=(job.seed, job.lr, job.alpha) == (2, 1., 0.))
+        return dict(
+            accuracy=accuracy,
+            channels=40,
+            sums=[0, 0],
+            small_gamma=job.seed,
+            dead=[0, 2 * job.seed],
+            died=[0, 6],
+            came_back=[0, 4],
+            diverged=(job.seed, job.lr, job.alpha) == (2, 1.0, 0.0),
+        )
 
-    rows = report.rows_of(jobs, {key_of(job): result(job) for job in jobs},
-                          report.Row)
-    bn, psbn, diverged, _ = rows_of(report.table(rows, reference=0.))
+    rows = report.make_rows(
+        jobs, {key_of(job): result(job) for job in jobs}, report.Row
+    )
+    bn, psbn, diverged, _ = make_rows(report.table(rows, reference=0.0))
     # Seeds 50, 60 and 70 %; psBN has 1, 2 and 3 more; 0, 2 and 4 of 40 dead.
-    assert bn == ['0.1', 'BN', '60.00', '20.00', '', '5.0', '10.0', '15.0',
-                  '10.0', '1.0', '0']
-    assert psbn[:5] == ['0.1', 'psBN', '62.00', '22.00',
-                        '+2.00 (-0.48 to 4.48)']
+    assert bn == [
+        '0.1',
+        'BN',
+        '60.00',
+        '20.00',
+        '',
+        '5.0',
+        '10.0',
+        '15.0',
+        '10.0',
+        '1.0',
+        '0',
+    ]
+    assert psbn[:5] == ['0.1', 'psBN', '62.00', '22.00', '+2.00 (-0.48 to 4.48)']
     # Its accuracy counts, its channels do not.
     assert diverged[2] == '60.00' and diverged[5:7] == ['2.5', '5.0']
     assert diverged[-1] == '1'
@@ -176,13 +239,15 @@ def test_bn_goes_on_as_psbn_from_where_it_ended(tmp_path):
     other = first._replace(half=1, alpha=0.1, start=first, paths=True)
     result = training.train(other, None, tmp_path, keep=False)
     for part, key in (('gamma', 'weight'), ('shift', 'bias')):
-        before = [value for index in (0, 2, 4, 6)
-                  for value in ended[f'body.{index}.bn.{key}'].tolist()]
+        before = [
+            value
+            for index in (0, 2, 4, 6)
+            for value in ended[f'body.{index}.bn.{key}'].tolist()
+        ]
         assert np.allclose(result[part][0], before, atol=1e-5)
     # It trains, and is looked at after each of its steps.
     assert result['gamma'][-1] != result['gamma'][0]
-    assert len(result['steps']) == len(result['gamma']) == len(
-        result['dead_channels'])
+    assert len(result['steps']) == len(result['gamma']) == len(result['dead_channels'])
 
 
 def test_channels_are_judged_as_in_training():
@@ -201,17 +266,17 @@ def test_channels_are_judged_as_in_training():
         norms[3].bias[31] = -1e4
     checks.take(1)
     assert checks.found['dead_channels'][1] == [33, 34, 127]
-    found = {
-        name: checks.found[name] for name in ('dead', 'died', 'came_back')
-    }
+    found = {name: checks.found[name] for name in ('dead', 'died', 'came_back')}
     assert found == dict(dead=[3, 3], died=[3, 4], came_back=[0, 1])
-    assert all(value.equal(before[name])
-               for name, value in net.state_dict().items()
-               if 'running' in name or 'tracked' in name)
+    assert all(
+        value.equal(before[name])
+        for name, value in net.state_dict().items()
+        if 'running' in name or 'tracked' in name
+    )
 
 
 def test_decay_of_norm_parameters_alone_is_changed():
-    job = Settings(0, alpha=0.1, norm_decay=0.)
+    job = Settings(0, alpha=0.1, norm_decay=0.0)
     net = training.classifier(job, 1, 10)
     groups = training._optimizer(net, job).param_groups
     assert [group['weight_decay'] for group in groups] == [5e-4, 0]
@@ -224,8 +289,10 @@ def test_decay_of_norm_parameters_alone_is_changed():
 def test_the_law_of_dead_channels_is_found():
     channels = 10**6
     # 0.25 of x = 4 die, 1 of 10^6 at x = 0.01; below there is none.
-    points = [(x, round(channels * -np.expm1(-0.018 * x**2)), channels)
-              for x in (0.001, 0.01, 0.04, 0.1, 0.4, 1.6, 4, 20)]
+    points = [
+        (x, round(channels * -np.expm1(-0.018 * x**2)), channels)
+        for x in (0.001, 0.01, 0.04, 0.1, 0.4, 1.6, 4, 20)
+    ]
     assert points[0][1] == 0 and points[-1][1] > 0.99 * channels
     law = fits.fit_law(points)
     assert law.exponent == pytest.approx(2, abs=1e-3)
@@ -233,7 +300,8 @@ def test_the_law_of_dead_channels_is_found():
     assert fits.fit_law(points[:1]) is None
     # Student's interval of 1, 2, 3: 2 +- 4.303 / sqrt(3).
     assert fits.estimate([1, 2, 3]) == pytest.approx(
-        (2, 2 - 2.4841, 2 + 2.4841), abs=1e-4)
+        (2, 2 - 2.4841, 2 + 2.4841), abs=1e-4
+    )
 
 
 def test_cifar10_is_read_from_plain_bytes(tmp_path):
@@ -241,13 +309,15 @@ def test_cifar10_is_read_from_plain_bytes(tmp_path):
     for name in (*(f'data_batch_{n}' for n in range(1, 6)), 'test_batch'):
         labels = np.arange(10, dtype=np.uint8)
         images = rng.integers(0, 256, (10, 3, 32, 32), dtype=np.uint8)
-        np.concatenate([labels[:, None], images.reshape(10, -1)],
-                       1).tofile(tmp_path / f'{name}.bin')
+        np.concatenate([labels[:, None], images.reshape(10, -1)], 1).tofile(
+            tmp_path / f'{name}.bin'
+        )
         written.append(images)
     train, test = data.cifar10(str(tmp_path))
     assert train[1].tolist() == list(range(10)) * 5
-    assert (train[0].numpy() * 255).round().astype(np.uint8).tolist() == \
-        np.concatenate(written[:5]).tolist()
+    assert (train[0].numpy() * 255).round().astype(np.uint8).tolist() == np.concatenate(
+        written[:5]
+    ).tolist()
     assert test[0].shape == (10, 3, 32, 32)
 
     loaded = data.load('cifar10', str(tmp_path), 1)
@@ -272,10 +342,13 @@ def test_augmented_images_are_shifted_and_flipped():
     offsets, flips = set(), 0
     for image, own, flipped in zip(found, whole, whole.flip(3)):
         matches = [
-            (flip, down, right) for flip, source in enumerate((own, flipped))
-            for down in range(9) for right in range(9)
-            if image.equal(source[:, down:down + 8, right:right + 8])
-            and image.any()]
+            (flip, down, right)
+            for flip, source in enumerate((own, flipped))
+            for down in range(9)
+            for right in range(9)
+            if image.equal(source[:, down : down + 8, right : right + 8])
+            and image.any()
+        ]
         assert len(matches) == 1
         flips += matches[0][0]
         offsets.add(matches[0][1:])
@@ -284,8 +357,9 @@ def test_augmented_images_are_shifted_and_flipped():
 
 
 def test_an_experiment_that_a_data_set_does_not_have(monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', [
-        'collapse', '--data', 'cifar10', '--experiments', 'gamma'])
+    monkeypatch.setattr(
+        sys, 'argv', ['collapse', '--data', 'cifar10', '--experiments', 'gamma']
+    )
     with pytest.raises(SystemExit):
         main()
     message = capsys.readouterr().err

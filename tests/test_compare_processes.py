@@ -17,7 +17,7 @@ from test_compare import COMPARE, comparison, of_digits
 from test_convert import demo_config
 from test_tools import SHORT, refused  # noqa: F401  The fixture.
 
-from mmpsbn.compare import Comparison, with_norm
+from mmpsbn.compare import Comparison, replace_norm
 from mmpsbn.compare.processes import lock_folder
 from mmpsbn.errors import InputError
 
@@ -43,32 +43,45 @@ def wait_for(condition, seconds=120):
         time.sleep(0.1)
 
 
-def short_plan(digits, work_dir, lrs=(), processes=1, epochs=1, loop=None,
-               **changes):
+def short_plan(digits, work_dir, lrs=(), processes=1, epochs=1, loop=None, **changes):
     """A plan of one run with BN that takes a few seconds."""
     cfg = of_digits(demo_config('faster-rcnn', 'psbn'), digits)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.update(num_workers=0, persistent_workers=False)
     cfg.train_cfg = loop or dict(
-        type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=1)
+        type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=1
+    )
     cfg.default_hooks.logger.interval = 1
     cfg.model.test_cfg.rcnn.score_thr = 0  # It is confident of nothing yet.
     cfg.merge_from_dict(changes)
-    plan = Comparison(cfg, {'BN': with_norm(cfg, 'BN')}, lrs, (0, ),
-                      str(work_dir), processes)
+    plan = Comparison(
+        cfg, {'BN': replace_norm(cfg, 'BN')}, lrs, (0,), str(work_dir), processes
+    )
     plan.write()
     return plan
 
 
-@pytest.mark.parametrize('name, processes', [('SIGTERM', 1), ('SIGHUP', 1),
-                                             ('SIGKILL', 2)])
+@pytest.mark.parametrize(
+    'name, processes', [('SIGTERM', 1), ('SIGHUP', 1), ('SIGKILL', 2)]
+)
 def test_runs_end_with_a_comparison_in_the_background(
-        name, processes, digits, tmp_path, monkeypatch, refused):  # noqa: F811
+    name, processes, digits, tmp_path, monkeypatch, refused
+):  # noqa: F811
     work_dir = tmp_path / 'work'
     arguments = [
-        '--work-dir', str(work_dir), '--norms', 'BN', '--seeds', '1',
-        '--rounds', '1', '--processes', str(processes), '--cfg-options',
-        *SHORT, 'train_cfg.max_epochs=1000'
+        '--work-dir',
+        str(work_dir),
+        '--norms',
+        'BN',
+        '--seeds',
+        '1',
+        '--rounds',
+        '1',
+        '--processes',
+        str(processes),
+        '--cfg-options',
+        *SHORT,
+        'train_cfg.max_epochs=1000',
     ]
 
     def as_background_job():
@@ -77,19 +90,29 @@ def test_runs_end_with_a_comparison_in_the_background(
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
     parent = subprocess.Popen(
-        [sys.executable, *COMPARE, *arguments], cwd=ROOT,
+        [sys.executable, *COMPARE, *arguments],
+        cwd=ROOT,
         env=dict(os.environ, MMDET_DATASETS=str(digits), OMP_NUM_THREADS='1'),
         preexec_fn=as_background_job,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     output = work_dir / 'BN_lr0.04_seed0' / 'output.txt'
     # Every process has trained a step.
-    wait_for(lambda: output.exists() and 'Epoch(train)' in output.read_text()
-             or parent.poll() is not None)
+    wait_for(
+        lambda: (
+            output.exists()
+            and 'Epoch(train)' in output.read_text()
+            or parent.poll() is not None
+        )
+    )
     assert parent.poll() is None, parent.stdout.read()
     assert len(processes_of(work_dir)) > processes
     if name == 'SIGKILL':
         assert f'is in use by process {parent.pid} on' in refused(
-            *COMPARE, *arguments, data=digits, short=False)
+            *COMPARE, *arguments, data=digits, short=False
+        )
     parent.send_signal(getattr(signal, name))
     assert parent.wait(60) == (-9 if name == 'SIGKILL' else 130)
     wait_for(lambda: not processes_of(work_dir), 10)
@@ -99,11 +122,16 @@ def test_runs_end_with_a_comparison_in_the_background(
 @contextmanager
 def another_process(work_dir):
     """Hold a folder in a process that then waits."""
-    code = ('import sys, pathlib, mmpsbn.compare.processes as p; '
-            'lock = p.lock_folder(pathlib.Path(sys.argv[1])); '
-            'print(flush=True); sys.stdin.read()')
-    other = subprocess.Popen([sys.executable, '-c', code, str(work_dir)],
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    code = (
+        'import sys, pathlib, mmpsbn.compare.processes as p; '
+        'lock = p.lock_folder(pathlib.Path(sys.argv[1])); '
+        'print(flush=True); sys.stdin.read()'
+    )
+    other = subprocess.Popen(
+        [sys.executable, '-c', code, str(work_dir)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     other.stdout.readline()
     yield other
     other.kill()
@@ -114,8 +142,11 @@ def test_one_comparison_holds_a_folder(digits, tmp_path):
     plan = comparison(digits, tmp_path / 'new')
     (tmp_path / 'new').mkdir()
     with another_process(tmp_path / 'new') as other:
-        with pytest.raises(InputError, match=rf'process {other.pid} on .* '
-                           'choose another folder with --work-dir'):
+        with pytest.raises(
+            InputError,
+            match=rf'process {other.pid} on .* '
+            'choose another folder with --work-dir',
+        ):
             plan.write()
     plan.write()
 
@@ -136,11 +167,9 @@ def test_a_folder_that_cannot_be_read_or_written(digits, tmp_path):
         os.seteuid(user)
 
 
-def test_two_comparisons_that_make_a_folder_at_the_same_time(digits,
-                                                              tmp_path):
+def test_two_comparisons_that_make_a_folder_at_the_same_time(digits, tmp_path):
     one = comparison(digits, tmp_path / 'new')
-    two = comparison(digits, tmp_path / 'new',
-                     **{'train_cfg.max_epochs': 3})
+    two = comparison(digits, tmp_path / 'new', **{'train_cfg.max_epochs': 3})
     one.write()
     del one
     with pytest.raises(InputError, match='belongs to another comparison'):
@@ -148,11 +177,9 @@ def test_two_comparisons_that_make_a_folder_at_the_same_time(digits,
 
 
 @pytest.mark.parametrize('processes', [1, 2])
-def test_a_run_killed_by_a_signal_is_reported_as_such(processes, digits,
-                                                      tmp_path):
-    plan = short_plan(digits, tmp_path / 'work', processes=processes,
-                      epochs=1000)
-    run, = plan.runs
+def test_a_run_killed_by_a_signal_is_reported_as_such(processes, digits, tmp_path):
+    plan = short_plan(digits, tmp_path / 'work', processes=processes, epochs=1000)
+    (run,) = plan.runs
 
     def kill():
         wait_for(lambda: plan.done(run) > 0)
@@ -161,23 +188,31 @@ def test_a_run_killed_by_a_signal_is_reported_as_such(processes, digits,
 
     threading.Thread(target=kill, daemon=True).start()
     assert not plan.run(run, lambda share: None)
-    assert re.fullmatch(r'killed by signal 9 \(SIGKILL\)\. .* out of memory; '
-                        'lower the batch size, .*', plan.failures[run])
+    assert re.fullmatch(
+        r'killed by signal 9 \(SIGKILL\)\. .* out of memory; '
+        'lower the batch size, .*',
+        plan.failures[run],
+    )
 
 
 def test_a_run_of_two_processes_that_diverges_has_ended(digits, tmp_path):
-    plan = short_plan(digits, tmp_path / 'work', lrs=[1e30], processes=2,
-                      epochs=8, **{'optim_wrapper.clip_grad': None})
-    run, = plan.runs
+    plan = short_plan(
+        digits,
+        tmp_path / 'work',
+        lrs=[1e30],
+        processes=2,
+        epochs=8,
+        **{'optim_wrapper.clip_grad': None},
+    )
+    (run,) = plan.runs
     assert plan.run(run, lambda share: None), plan.failures
     assert plan.result(run)['diverged']
 
 
-def test_a_failure_of_two_processes_is_reported_without_the_launcher(
-        digits, tmp_path):
+def test_a_failure_of_two_processes_is_reported_without_the_launcher(digits, tmp_path):
     plan = short_plan(digits, tmp_path / 'work', processes=2)
     plan.cfgs['BN'].custom_hooks = [dict(type='NoSuchHook')]
-    run, = plan.runs
+    (run,) = plan.runs
     assert not plan.run(run, lambda share: None)
     assert plan.failures[run].startswith('error: ')
     assert 'NoSuchHook' in plan.failures[run]
@@ -186,21 +221,22 @@ def test_a_failure_of_two_processes_is_reported_without_the_launcher(
 def test_a_run_without_an_evaluation_has_no_result(digits, tmp_path):
     plan = short_plan(digits, tmp_path / 'work')
     plan.cfgs['BN'].default_hooks.logger = None
-    run, = plan.runs
+    (run,) = plan.runs
     assert not plan.run(run, lambda share: None)
     assert 'no evaluation was logged' in plan.failures[run]
 
 
 def test_a_kill_during_the_last_evaluation(digits, tmp_path):
-    plan = short_plan(digits, tmp_path / 'work', epochs=2,
-                      **{'val_evaluator.prefix': 'val'})
-    run, = plan.runs
+    plan = short_plan(
+        digits, tmp_path / 'work', epochs=2, **{'val_evaluator.prefix': 'val'}
+    )
+    (run,) = plan.runs
     assert plan.run(run, lambda share: None), plan.failures
     expected = plan.result(run)['metrics']
     assert (expected['step'], plan.scores[0] in expected) == (2, True)
     # What is there if it is killed after the last checkpoint.
     (plan.folder(run) / 'result.json').unlink()
-    log, = plan.folder(run).glob('*/vis_data/scalars.json')
+    (log,) = plan.folder(run).glob('*/vis_data/scalars.json')
     lines = log.read_text().splitlines()
     assert 'iter' not in json.loads(lines[-1])
     log.write_text('\n'.join(lines[:-1]) + '\n')
@@ -212,13 +248,13 @@ def test_a_kill_during_the_last_evaluation(digits, tmp_path):
 
 def test_a_config_that_counts_iterations(digits, tmp_path):
     plan = short_plan(
-        digits, tmp_path / 'work',
+        digits,
+        tmp_path / 'work',
         loop=dict(type='IterBasedTrainLoop', max_iters=4, val_interval=2),
         # Results are read from the files of LocalVisBackend.
-        visualizer=dict(vis_backends=[]))
-    run, = plan.runs
+        visualizer=dict(vis_backends=[]),
+    )
+    (run,) = plan.runs
     assert plan.run(run, lambda share: None), plan.failures
     assert list(plan.curve(run, plan.scores[0])) == [2, 4]
-    assert [path.name for path in plan.folder(run).glob('*.pth')] == [
-        'iter_4.pth'
-    ]
+    assert [path.name for path in plan.folder(run).glob('*.pth')] == ['iter_4.pth']

@@ -13,67 +13,70 @@ from mmpsbn.compare import Cost, Run, write_report
 from mmpsbn.compare.figures import draw_curves
 from mmpsbn.compare.intervals import holm, margin, paired
 from mmpsbn.compare.report import Row, differences, verdict
-from mmpsbn.compare.tables import mean_and_interval
+from mmpsbn.compare.tables import format_mean
 from mmpsbn.errors import InputError
 
 
-def row(norm, *scores, lr=.1, length=1, seeds=None, diverged=0):
-    runs = [Run(norm, lr, seed, length)
-            for seed in seeds or range(len(scores))]
-    return Row(norm, lr, runs, runs[diverged:], list(scores), list(scores),
-               [], [], length)
+def row(norm, *scores, lr=0.1, length=1, seeds=None, diverged=0):
+    runs = [Run(norm, lr, seed, length) for seed in seeds or range(len(scores))]
+    return Row(
+        norm, lr, runs, runs[diverged:], list(scores), list(scores), [], [], length
+    )
 
 
-BN = row('BN', .50, .54, .52)
+BN = row('BN', 0.50, 0.54, 0.52)
 
 
 def test_interval_by_hand():
     # The standard error of .50, .54, .52 is .02 / sqrt(3), and the quantile
     # of Student's t with two degrees of freedom is 4.3027.
-    assert margin([.50, .54, .52]) == pytest.approx(4.3027 * .0115470, 1e-4)
-    assert mean_and_interval([.50, .54, .52]) == ['0.520', '0.470 to 0.570']
-    assert mean_and_interval([.5]) == ['0.500', '-']
-    assert mean_and_interval([]) == ['-', '-']
+    assert margin([0.50, 0.54, 0.52]) == pytest.approx(4.3027 * 0.0115470, 1e-4)
+    assert format_mean([0.50, 0.54, 0.52]) == ['0.520', '0.470 to 0.570']
+    assert format_mean([0.5]) == ['0.500', '-']
+    assert format_mean([]) == ['-', '-']
 
 
 def test_paired_difference_by_hand():
     # Differences .01, .02, .03: mean .02, standard error .0057735, t 3.4641.
-    found = paired([.51, .56, .55], [.50, .54, .52])
+    found = paired([0.51, 0.56, 0.55], [0.50, 0.54, 0.52])
     assert found.seeds == 3
-    assert found[1:4] == pytest.approx((.02, -.0048414, .0448414), abs=1e-6)
+    assert found[1:4] == pytest.approx((0.02, -0.0048414, 0.0448414), abs=1e-6)
     assert found.p == pytest.approx(2 * stats.t.sf(3.4641016, 2))
 
 
 def test_paired_differences_without_an_interval():
-    assert paired([.5], [.4])[:1] + paired([.5], [.4])[2:] == (
-        1, None, None, None)
+    assert paired([0.5], [0.4])[:1] + paired([0.5], [0.4])[2:] == (1, None, None, None)
     assert paired([], []) == (0, None, None, None, None)
     assert paired([0, 0], [0, 0]) == (2, 0, 0, 0, 1)
 
 
 def test_holm_by_hand():
     # .01 * 3, .03 * 2 and .04 * 1, of which the last may not be below.
-    assert holm([.04, .01, .03]) == pytest.approx([.06, .03, .06])
-    assert holm([.6, .7]) == [1, 1]
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.6, 0.7]) == [1, 1]
     assert holm([]) == []
 
 
 def test_differences_are_of_common_seeds():
-    one, = differences([BN, row('psBN', .53, .56, seeds=(2, 1))], 'BN')
+    (one,) = differences([BN, row('psBN', 0.53, 0.56, seeds=(2, 1))], 'BN')
     assert one.paired.seeds == 2
-    assert one.paired.mean == pytest.approx(.015)
-    assert differences([row('psBN', .5, .6)], 'BN') == []
+    assert one.paired.mean == pytest.approx(0.015)
+    assert differences([row('psBN', 0.5, 0.6)], 'BN') == []
 
 
 def test_each_length_is_a_family_of_its_own():
-    rows = [BN, row('GN', .51, .56, .55),
-            row('BN', .6, .6, .6, length=2),
-            row('GN', .61, .62, .63, length=2),
-            row('psBN', .6, .62, .61, length=2)]
+    rows = [
+        BN,
+        row('GN', 0.51, 0.56, 0.55),
+        row('BN', 0.6, 0.6, 0.6, length=2),
+        row('GN', 0.61, 0.62, 0.63, length=2),
+        row('psBN', 0.6, 0.62, 0.61, length=2),
+    ]
     short, *long = differences(rows, 'BN')
     assert short.p == short.paired.p
     assert [one.p for one in long] == pytest.approx(
-        holm([one.paired.p for one in long]))
+        holm([one.paired.p for one in long])
+    )
     assert long[0].p == pytest.approx(2 * long[0].paired.p)
     text = verdict(rows, 'BN')
     assert text.startswith('At 1 x the schedule, GN is not significantly ')
@@ -81,63 +84,81 @@ def test_each_length_is_a_family_of_its_own():
 
 
 def test_the_first_sentence_follows_from_the_differences():
-    text = verdict([BN, row('GN', .41, .442, .43),
-                    row('psBN', .51, .56, .50),
-                    row('MimicNorm', .601, .642, .62)], 'BN')
+    text = verdict(
+        [
+            BN,
+            row('GN', 0.41, 0.442, 0.43),
+            row('psBN', 0.51, 0.56, 0.50),
+            row('MimicNorm', 0.601, 0.642, 0.62),
+        ],
+        'BN',
+    )
     assert text == (
         '**MimicNorm** is 0.101 mAP above BN (95 % CI 0.099 to 0.103, 3 '
         'seeds, p < 0.001); **GN** is 0.093 mAP below BN (95 % CI 0.081 to '
         '0.104, 3 seeds, p = 0.002); psBN is not significantly different '
-        'from BN.')
-    assert verdict([BN, row('psBN', .9, .1, .5), row('GN', .5, .55, .52)],
-                   'BN') == ('psBN and GN are not significantly different '
-                             'from BN.')
+        'from BN.'
+    )
+    assert verdict(
+        [BN, row('psBN', 0.9, 0.1, 0.5), row('GN', 0.5, 0.55, 0.52)], 'BN'
+    ) == ('psBN and GN are not significantly different from BN.')
 
 
 def test_a_correction_makes_a_difference_insignificant():
     # p is 0.034 alone, and 0.067 as the smaller of two.
-    near = row('psBN', .52, .58, .55)
+    near = row('psBN', 0.52, 0.58, 0.55)
     assert 'psBN** is 0.030 mAP above BN' in verdict([BN, near], 'BN')
     assert 'psBN and GN are not significantly' in verdict(
-        [BN, near, row('GN', .5, .55, .52)], 'BN')
+        [BN, near, row('GN', 0.5, 0.55, 0.52)], 'BN'
+    )
 
 
 def test_one_seed_has_no_interval():
-    assert verdict([row('BN', .5), row('psBN', .9)], 'BN') == (
+    assert verdict([row('BN', 0.5), row('psBN', 0.9)], 'BN') == (
         'psBN has no confidence interval, because fewer than two seeds are '
-        'common with BN.')
+        'common with BN.'
+    )
 
 
 def test_without_results():
     assert 'No run detected anything' in verdict(
-        [row('BN', 0., 0.), row('GN', 0., 0.)], 'BN')
+        [row('BN', 0.0, 0.0), row('GN', 0.0, 0.0)], 'BN'
+    )
     assert 'because the baseline BN has no result' in verdict(
-        [row('GN', .5, .6)], 'BN')
+        [row('GN', 0.5, 0.6)], 'BN'
+    )
     assert verdict([BN], 'BN').startswith('BN has a mean mAP of 0.520')
 
 
 def test_diverged_runs_are_counted():
-    text = verdict([BN, row('psBN', 0., .54, .52, diverged=1)], 'BN')
+    text = verdict([BN, row('psBN', 0.0, 0.54, 0.52, diverged=1)], 'BN')
     assert text.endswith('Runs that diverged count as mAP 0 (psBN 1 of 3).')
 
 
 def test_unequal_trials_are_reported():
     assert 'The numbers of seeds differ (BN 3, psBN 2)' in verdict(
-        [BN, row('psBN', .5, .6)], 'BN')
+        [BN, row('psBN', 0.5, 0.6)], 'BN'
+    )
     assert 'The learning rates differ (BN 0.1, 0.2; psBN 0.1)' in verdict(
-        [BN, row('BN', .7, .71, .7, lr=.2), row('psBN', .6, .6, .6)], 'BN')
+        [BN, row('BN', 0.7, 0.71, 0.7, lr=0.2), row('psBN', 0.6, 0.6, 0.6)], 'BN'
+    )
 
 
 def test_what_is_said_of_the_selection_of_learning_rates():
-    tried = [row('BN', .5, lr=.01), row('BN', .6, lr=.02),
-             row('BN', .5, lr=.04), row('GN', .5, lr=.01),
-             row('GN', .4, lr=.02), row('GN', .3, lr=.04)]
+    tried = [
+        row('BN', 0.5, lr=0.01),
+        row('BN', 0.6, lr=0.02),
+        row('BN', 0.5, lr=0.04),
+        row('GN', 0.5, lr=0.01),
+        row('GN', 0.4, lr=0.02),
+        row('GN', 0.3, lr=0.04),
+    ]
     optimistic, narrow = 'which makes the results optimistic', 'too narrow'
     text = verdict(tried, 'BN')
     assert optimistic in text
     assert '--lrs (GN 0.01): the range may be too narrow' in text
     # Chosen on other images, and from the same rates.
-    final = [row('BN', .5, .6, lr=.02), row('GN', .5, .6, lr=.01)]
+    final = [row('BN', 0.5, 0.6, lr=0.02), row('GN', 0.5, 0.6, lr=0.01)]
     text = verdict(final, 'BN', tried)
     assert optimistic not in text and 'rates differ' not in text
     assert '--lrs (GN 0.01): the range may be too narrow' in text
@@ -149,20 +170,28 @@ def test_a_report_of_several_lengths(digits, tmp_path):
     plan = comparison(digits, tmp_path, seeds=(0, 1, 2), lengths=(1, 2))
     for run in plan.runs:
         plan.folder(run).mkdir()
-        score = {'BN': .5, 'psBN': .51}[run.norm] + .1 * run.length + (
-            .001 * run.seed * (run.norm == 'BN'))
-        (plan.folder(run) / 'result.json').write_text(json.dumps(dict(
-            metrics={'coco/bbox_mAP': score}, seconds=1., diverged=False)))
-    cost = Cost(1., 1., 1., 1., None, 8)
+        score = (
+            {'BN': 0.5, 'psBN': 0.51}[run.norm]
+            + 0.1 * run.length
+            + (0.001 * run.seed * (run.norm == 'BN'))
+        )
+        (plan.folder(run) / 'result.json').write_text(
+            json.dumps(
+                dict(metrics={'coco/bbox_mAP': score}, seconds=1.0, diverged=False)
+            )
+        )
+    cost = Cost(1.0, 1.0, 1.0, 1.0, None, 8)
     write_report(plan, dict(BN=cost, psBN=cost), 'command')
     report = (tmp_path / 'report.md').read_text()
     # Differences .010, .009, .008: the margin is 4.3027 * .001 / sqrt(3).
     for length in (1, 2):
-        assert (f'| psBN | {length} x | 3 | +0.009 | 0.007 to 0.011 | 0.004 '
-                '|') in report
+        assert (
+            f'| psBN | {length} x | 3 | +0.009 | 0.007 to 0.011 | 0.004 |'
+        ) in report
     assert 'At 2 x the schedule, **psBN** is 0.009 mAP above BN' in report
-    assert re.search(r'^\| BN \| 2 x \| 0.04 \| 3 \| 0.701 \| 0.699 to 0.703',
-                     report, re.M)
+    assert re.search(
+        r'^\| BN \| 2 x \| 0.04 \| 3 \| 0.701 \| 0.699 to 0.703', report, re.M
+    )
 
 
 def test_learning_curves_have_confidence_bands(tmp_path):
@@ -170,13 +199,14 @@ def test_learning_curves_have_confidence_bands(tmp_path):
     def coloured(*lines):
         file = tmp_path / 'curves.png'
         draw_curves({'BN': lines}, 'epoch', str(file))
-        return (matplotlib.image.imread(file)[..., :3].std(-1) > .01).sum()
+        return (matplotlib.image.imread(file)[..., :3].std(-1) > 0.01).sum()
 
-    one = {1: .1, 2: .5}
-    assert coloured(one, {1: .1, 2: .6}) > 2 * coloured(one)
+    one = {1: 0.1, 2: 0.5}
+    assert coloured(one, {1: 0.1, 2: 0.6}) > 2 * coloured(one)
     # The range of four is the same as of two, and its interval narrower.
-    assert coloured(one, one, {1: .1, 2: .6}, {1: .1, 2: .6}) < coloured(
-        one, {1: .1, 2: .6})
+    assert coloured(one, one, {1: 0.1, 2: 0.6}, {1: 0.1, 2: 0.6}) < coloured(
+        one, {1: 0.1, 2: 0.6}
+    )
 
 
 def test_scipy_is_asked_for_before_training(digits, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
 from mmpsbn.compare.placing import config_differences
-from mmpsbn.engine import LevelWatch, find_idle_norms
+from mmpsbn.hooks import LevelWatch, find_idle_norms
 from mmpsbn.layers import MimicNorm
 from mmpsbn.layers.last_bn import LastBN
 from mmpsbn.layers.post_shifted_bn import PostShift
@@ -22,11 +22,8 @@ from mmpsbn.registry import MODELS
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 FILES = sorted(path for path in CONFIGS.glob('*/*.py'))
 TYPES = dict(
-    bn='BN',
-    psbn='psBN',
-    syncbn='SyncBN',
-    pssyncbn='psSyncBN',
-    mimicnorm='MimicNorm')
+    bn='BN', psbn='psBN', syncbn='SyncBN', pssyncbn='psSyncBN', mimicnorm='MimicNorm'
+)
 
 
 def norm_name(path):
@@ -41,7 +38,8 @@ def is_any_norm(module):
 def parts_with_norms(model):
     return {
         name.split('.')[0]
-        for name, module in model.named_modules() if is_any_norm(module)
+        for name, module in model.named_modules()
+        if is_any_norm(module)
     }
 
 
@@ -56,7 +54,9 @@ def assert_weights_and_schedule(path, cfg):
         depth = cfg.model.backbone.depth
         assert init.type == 'Pretrained' and init.checkpoint == (
             f'checkpoints/resnet{depth}_mimicnorm.pth'
-            if 'mimicnorm' in name else f'torchvision://resnet{depth}')
+            if 'mimicnorm' in name
+            else f'torchvision://resnet{depth}'
+        )
         assert name.endswith('_1x_coco') and cfg.train_cfg.max_epochs == 12
     assert cfg.data_root == 'data/coco/'
 
@@ -74,11 +74,11 @@ def test_there_is_each_detector_with_each_norm():
 
 
 @pytest.mark.parametrize(
-    'path', sorted(CONFIGS.glob('mimicnorm/*.py')), ids=lambda path: path.stem)
+    'path', sorted(CONFIGS.glob('mimicnorm/*.py')), ids=lambda path: path.stem
+)
 def test_mimicnorm_and_its_baseline_differ_in_normalization_only(path):
     baseline = CONFIGS / 'psbn' / path.name.replace('mimicnorm', 'bn')
-    cfgs = {file.parent.name: Config.fromfile(file)
-            for file in (baseline, path)}
+    cfgs = {file.parent.name: Config.fromfile(file) for file in (baseline, path)}
     for cfg in cfgs.values():
         cfg.pop('custom_imports', None)
         # Variables of the files.
@@ -95,13 +95,12 @@ def test_mimicnorm_and_its_baseline_differ_in_normalization_only(path):
         # Norm layers of each level apart are part of the normalization.
         'retinanet-all': "model.bbox_head.type is 'LastBNRetinaHead' instead "
         "of 'RetinaSepBNHead'; model.bbox_head.num_ins is the default instead "
-        'of 5.'
+        'of 5.',
     }
-    difference, = config_differences(cfgs)
+    (difference,) = config_differences(cfgs)
     detector = path.stem.split('_')[0]
     everywhere = '-all' * ('retinanet' in detector and '-all' in path.stem)
-    assert difference.partition('norm layers: ')[2] == heads[
-        detector + everywhere]
+    assert difference.partition('norm layers: ')[2] == heads[detector + everywhere]
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
@@ -115,8 +114,7 @@ def test_config_trains_a_step_and_predicts(path):
     cfg.model.backbone.init_cfg = None
     if 'roi_head' in cfg.model:  # Few RoIs, to save time.
         cfg.model.train_cfg.rcnn.sampler.num = 32
-        for proposals in (cfg.model.train_cfg.rpn_proposal,
-                          cfg.model.test_cfg.rpn):
+        for proposals in (cfg.model.train_cfg.rpn_proposal, cfg.model.test_cfg.rpn):
             proposals.max_per_img = 32
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(cfg.model)
@@ -135,22 +133,23 @@ def test_config_trains_a_step_and_predicts(path):
         model = revert_sync_batchnorm(model)
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
         model.train()
-        last_bns = [m for m in model.modules() if isinstance(m, LastBN)]
+        find_last_bns = [m for m in model.modules() if isinstance(m, LastBN)]
         heads = 2 if path.stem.startswith('faster') else 1
-        assert len(last_bns) == (heads if name == 'mimicnorm' else 0)
+        assert len(find_last_bns) == (heads if name == 'mimicnorm' else 0)
         if name.startswith('ps'):
             assert find_idle_norms(model, wrapper) == []
         classes = len(cfg.classes) if not coco else 80
-        inputs = demo_mm_inputs(
-            2, [[3, 96, 128], [3, 128, 96]], num_classes=classes)
+        inputs = demo_mm_inputs(2, [[3, 96, 128], [3, 128, 96]], num_classes=classes)
         watch = LevelWatch(model)
         losses, _ = model.parse_losses(
-            model(**model.data_preprocessor(inputs, True), mode='loss'))
+            model(**model.data_preprocessor(inputs, True), mode='loss')
+        )
         assert losses.isfinite() and watch.end() == []
         wrapper.backward(losses)
         if name.startswith('ps'):
             biases = [
-                m.bias for m in model.modules()
+                m.bias
+                for m in model.modules()
                 if isinstance(m, PostShift) and m.bias.requires_grad
             ]
             assert biases and all(bias.grad is not None for bias in biases)
@@ -158,7 +157,6 @@ def test_config_trains_a_step_and_predicts(path):
 
         model.eval()
         with torch.no_grad():
-            results = model(
-                **model.data_preprocessor(inputs, False), mode='predict')
+            results = model(**model.data_preprocessor(inputs, False), mode='predict')
         assert len(results) == 2
         assert all(r.pred_instances.bboxes.shape[1] == 4 for r in results)

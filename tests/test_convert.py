@@ -18,23 +18,31 @@ from test_configs import CONFIGS
 from test_integration import norms, randomized
 from test_tools import refused, run  # noqa: F401  A fixture.
 
-from mmpsbn.convert import (convert_to_mimicnorm, convert_to_psbn,
-                            convert_to_stock)
-from mmpsbn.convert.conversion import load_images
-from mmpsbn.convert.raw_outputs import distance
-from mmpsbn.convert.stock_config import (difference, mmdet_bases,
-                                         stock_config, stock_model)
-from mmpsbn.convert.to_mimicnorm import (ChannelStatistics, fold, listening,
-                                         norm_pairs, recalibrate)
-from mmpsbn.engine.checkpoint import check_fits
+from mmpsbn.checkpoints.matching import check_compatible
+from mmpsbn.checkpoints.reading import Checkpoint
+from mmpsbn.convert import convert_to_mimicnorm, convert_to_psbn, convert_to_stock
+from mmpsbn.convert.stock_config import (
+    difference,
+    mmdet_bases,
+    stock_config,
+    stock_model,
+)
+from mmpsbn.convert.to_mimicnorm import (
+    ChannelStatistics,
+    find_pairs,
+    fold,
+    listen_to,
+    recalibrate,
+)
+from mmpsbn.detectors.build import load_images
+from mmpsbn.detectors.outputs import distance
 from mmpsbn.errors import InputError
 from mmpsbn.layers import MimicConv
 from mmpsbn.layers.last_bn import LastBN
 from mmpsbn.registry import MODELS
 
 DETECTORS = ('faster-rcnn', 'retinanet')
-MIMIC = dict(
-    conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
+MIMIC = dict(conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
 
 
 def demo_file(detector, norm='mimicnorm'):
@@ -81,8 +89,8 @@ def to_mimicnorm(cfg, model, digits, tmp_path):
     """What the conversion of a BN model gives, and its weights."""
     out = str(tmp_path / 'mimic.pth')
     converted = convert_to_mimicnorm(
-        cfg, dict(state_dict=model.state_dict()), 'bn.pth', images(digits),
-        out)
+        cfg, Checkpoint('bn.pth', model.state_dict()), images(digits), out
+    )
     return converted, torch.load(out)['state_dict']
 
 
@@ -105,19 +113,19 @@ def test_calibration_brings_the_outputs_back(detector, digits, tmp_path):
     assert converted.after < 0.7 * converted.before
     assert all(map(torch.equal, before.values(), bn.state_dict().values()))
     model = build(cfg.model)
-    check_fits(model, dict(state_dict=state), 'mimic.pth')
+    check_compatible(model, Checkpoint('mimic.pth', state))
     model.load_state_dict(state)
     for last_bn in model.modules():
         if isinstance(last_bn, LastBN):
-            torch.testing.assert_close(last_bn.gain.data.square(),
-                                       last_bn.running_var + last_bn.eps)
+            torch.testing.assert_close(
+                last_bn.gain.data.square(), last_bn.running_var + last_bn.eps
+            )
 
 
 def test_channel_means_are_restored_at_every_layer():
     """Where a conv is called once, and where once for each of two sizes."""
 
     class Levels(torch.nn.Module):
-
         def __init__(self, **kwargs):
             super().__init__()
             self.net = ResNet(18, base_channels=8, **kwargs)
@@ -136,7 +144,7 @@ def test_channel_means_are_restored_at_every_layer():
         return model(x)
 
     fold(source, target)
-    names = [pair.norm for pair in norm_pairs(target)]
+    names = [pair.norm for pair in find_pairs(target)]
     assert len(names) == 2 * 20
     before = distance(run(target), run(source))
     recalibrate(source, target, run)
@@ -144,24 +152,26 @@ def test_channel_means_are_restored_at_every_layer():
     means = []
     for model in (source, target):
         found = {name: ChannelStatistics() for name in names}
-        with listening(model, names, lambda name, y: found[name].add(y)):
+        with listen_to(model, names, lambda name, y: found[name].add(y)):
             run(model)
         means.append(found)
     for name in names:
         torch.testing.assert_close(
-            means[1][name].mean, means[0][name].mean, rtol=1e-6, atol=1e-6)
+            means[1][name].mean, means[0][name].mean, rtol=1e-6, atol=1e-6
+        )
 
 
 def test_frozen_stages_are_folded_as_others():
     source = ResNet(18, base_channels=8)
     randomized(source)
-    free, frozen = (ResNet(18, base_channels=8, frozen_stages=stages, **MIMIC)
-                    .double() for stages in (-1, 2))
+    free, frozen = (
+        ResNet(18, base_channels=8, frozen_stages=stages, **MIMIC).double()
+        for stages in (-1, 2)
+    )
     assert not frozen.layer2[0].conv1.weight.requires_grad
     for target in (free, frozen):
         fold(source, target)
-    for one, other in zip(frozen.state_dict().values(),
-                          free.state_dict().values()):
+    for one, other in zip(frozen.state_dict().values(), free.state_dict().values()):
         torch.testing.assert_close(one, other)
 
 
@@ -180,22 +190,20 @@ def test_psbn_converts_too(digits, tmp_path):
     bn = trained_bn(cfg)
     psbn = build(demo_config('retinanet', 'psbn').model)
     psbn.load_state_dict(bn.state_dict())
-    one, other = (to_mimicnorm(cfg, model, digits, tmp_path)[1]
-                  for model in (bn, psbn))
+    one, other = (to_mimicnorm(cfg, model, digits, tmp_path)[1] for model in (bn, psbn))
     for name, value in one.items():
         torch.testing.assert_close(value, other[name])
 
 
 def test_a_config_without_ours_is_refused(digits):
     path = str(CONFIGS / 'psbn' / 'retinanet_r50_fpn_bn_1x_coco.py')
-    cfg = Config.fromfile(path)
+    cfg, empty = Config.fromfile(path), Checkpoint('bn.pth', {})
     with pytest.raises(InputError, match='nothing to convert'):
-        convert_to_stock(cfg, path, {}, 'bn.pth', images(digits), 'out.pth',
-                         False, False)
+        convert_to_stock(cfg, empty, images(digits), 'out.pth')
     with pytest.raises(InputError, match='no MimicNorm.*conv_cfg'):
-        convert_to_mimicnorm(cfg, {}, 'bn.pth', images(digits), 'out.pth')
+        convert_to_mimicnorm(cfg, empty, images(digits), 'out.pth')
     with pytest.raises(InputError, match='no psBN.*norm_cfg'):
-        convert_to_psbn(cfg, {}, 'bn.pth', 'out.pth')
+        convert_to_psbn(cfg, empty, 'out.pth')
 
 
 def test_mimicnorm_folds_bn_with_the_eps_of_its_norm_cfg(digits, tmp_path):
@@ -204,15 +212,15 @@ def test_mimicnorm_folds_bn_with_the_eps_of_its_norm_cfg(digits, tmp_path):
     cfg.model.backbone.conv_cfg.center = False
     cfg.model.backbone.norm_cfg.eps = 0.1
     assert stock_model(cfg.model).backbone.norm_cfg == dict(
-        type='BN', requires_grad=True, eps=0.1)
+        type='BN', requires_grad=True, eps=0.1
+    )
     converted, _ = to_mimicnorm(cfg, trained_bn(cfg), digits, tmp_path)
     assert converted.after < 1e-4
 
 
 def test_psbn_becomes_bn_under_every_name():
     model = dict(neck=dict(dw_norm_cfg=dict(type='psBN', alpha=0.2, eps=1e-3)))
-    assert stock_model(model) == dict(
-        neck=dict(dw_norm_cfg=dict(type='BN', eps=1e-3)))
+    assert stock_model(model) == dict(neck=dict(dw_norm_cfg=dict(type='BN', eps=1e-3)))
 
 
 def test_a_last_bn_without_gain_is_refused(digits, tmp_path):
@@ -223,12 +231,11 @@ def test_a_last_bn_without_gain_is_refused(digits, tmp_path):
 
 
 def test_the_wrong_kind_of_checkpoint_names_its_remedy():
-    bn, mimic = ResNet(18, base_channels=8), ResNet(
-        18, base_channels=8, **MIMIC)
+    bn, mimic = ResNet(18, base_channels=8), ResNet(18, base_channels=8, **MIMIC)
     with pytest.raises(InputError, match='convert.py --to mimicnorm'):
-        check_fits(mimic, dict(state_dict=bn.state_dict()), 'bn.pth')
+        check_compatible(mimic, Checkpoint('bn.pth', bn.state_dict()))
     with pytest.raises(InputError, match='is of MimicNorm'):
-        check_fits(bn, dict(state_dict=mimic.state_dict()), 'mimic.pth')
+        check_compatible(bn, Checkpoint('mimic.pth', mimic.state_dict()))
 
 
 # To a stock model
@@ -251,27 +258,31 @@ def trained(cfg):
     return model
 
 
-def to_stock(cfg, path, model, digits, out, **options):
-    options = {**dict(fused=False, keep_optimizer=False), **options}
-    checkpoint = dict(
+def to_stock(cfg, model, digits, out, **options):
+    content = dict(
         state_dict=model.state_dict(),
         optimizer=dict(state={}),
-        meta=dict(dataset_meta=dict(classes=('a', 'b')), cfg='mmpsbn'))
-    return convert_to_stock(cfg, path, checkpoint, 'trained.pth',
-                            images(digits), str(out), **options)
+        meta=dict(dataset_meta=dict(classes=('a', 'b')), cfg='mmpsbn'),
+    )
+    return convert_to_stock(
+        cfg, Checkpoint('trained.pth', content), images(digits), str(out), **options
+    )
 
 
-@pytest.mark.parametrize('detector, norm, fused', [
-    ('faster-rcnn', 'psbn', False), ('faster-rcnn', 'mimicnorm', False),
-    ('retinanet', 'psbn', True), ('retinanet', 'mimicnorm', False),
-    ('retinanet', 'mimicnorm', True)
-])
-def test_a_trained_model_becomes_stock(detector, norm, fused, digits,
-                                       tmp_path):
-    path, out = demo_file(detector, norm), tmp_path / 'stock.pth'
-    cfg = mimic_config(detector) if norm == 'mimicnorm' else demo_config(
-        detector, norm)
-    proof = to_stock(cfg, path, trained(cfg), digits, out, fused=fused)
+@pytest.mark.parametrize(
+    'detector, norm, fused',
+    [
+        ('faster-rcnn', 'psbn', False),
+        ('faster-rcnn', 'mimicnorm', False),
+        ('retinanet', 'psbn', True),
+        ('retinanet', 'mimicnorm', False),
+        ('retinanet', 'mimicnorm', True),
+    ],
+)
+def test_a_trained_model_becomes_stock(detector, norm, fused, digits, tmp_path):
+    _path, out = demo_file(detector, norm), tmp_path / 'stock.pth'
+    cfg = mimic_config(detector) if norm == 'mimicnorm' else demo_config(detector, norm)
+    proof = to_stock(cfg, trained(cfg), digits, out, fused=fused)
     assert proof.difference < 1e-5 and proof.same == proof.detections
     text = (tmp_path / 'stock.py').read_text()
     content = CheckpointLoader.load_checkpoint(str(out), map_location='cpu')
@@ -280,22 +291,28 @@ def test_a_trained_model_becomes_stock(detector, norm, fused, digits,
     assert content['meta']['dataset_meta'] == dict(classes=('a', 'b'))
     assert 'optimizer' not in content
     assert {p.name for p in tmp_path.iterdir()} == {'stock.py', 'stock.pth'}
-    heads = [key for key in content['state_dict']
-             if 'running_var' in key and not key.startswith('backbone')]
+    heads = [
+        key
+        for key in content['state_dict']
+        if 'running_var' in key and not key.startswith('backbone')
+    ]
     assert bool(heads) == (detector == 'retinanet' and not fused)
 
 
-@pytest.mark.parametrize('file', [
-    'mimicnorm/faster-rcnn_r50_fpn_mimicnorm-all_1x_coco.py',
-    'mimicnorm/retinanet_r50-scratch_fpn_mimicnorm-all_6x_coco.py',
-    'psbn/faster-rcnn_r50_fpn_pssyncbn-all_1x_coco.py',
-    'psbn/retinanet_r101_fpn_psbn_1x_coco.py'
-])
+@pytest.mark.parametrize(
+    'file',
+    [
+        'mimicnorm/faster-rcnn_r50_fpn_mimicnorm-all_1x_coco.py',
+        'mimicnorm/retinanet_r50-scratch_fpn_mimicnorm-all_6x_coco.py',
+        'psbn/faster-rcnn_r50_fpn_pssyncbn-all_1x_coco.py',
+        'psbn/retinanet_r101_fpn_psbn_1x_coco.py',
+    ],
+)
 def test_the_stock_config_is_short_and_complete(file, tmp_path):
     path = str(CONFIGS / file)
     cfg = Config.fromfile(path)
     model = stock_model(cfg.model)
-    text = stock_config(cfg, path, model)
+    text = stock_config(cfg, model)
     assert 0 < len(text.splitlines()) < 60 and 'mmpsbn' not in text
     (tmp_path / 'stock.py').write_text(text)
     stock = Config.fromfile(tmp_path / 'stock.py')
@@ -312,17 +329,28 @@ def test_the_stock_config_is_short_and_complete(file, tmp_path):
     assert list(one.state_dict()) == list(other.state_dict())
 
 
-@pytest.mark.parametrize('file, fused, key', [
-    ('mimicnorm/retinanet_r50-scratch_fpn_mimicnorm-all_6x_coco.py', False,
-     'bbox_head.cls_convs.3.bn.running_var'),
-    ('psbn/faster-rcnn_r50_fpn_psbn-all_1x_coco.py', True,
-     'roi_head.bbox_head.shared_convs.3.conv.bias'),
-    # Five norm layers behind each conv of the head.
-    ('psbn/retinanet_r50_fpn_psbn-all_1x_coco.py', True,
-     'bbox_head.cls_convs.4.3.bn.running_var')
-])
-def test_norms_of_neck_and_heads_become_stock(file, fused, key, digits,
-                                              tmp_path):
+@pytest.mark.parametrize(
+    'file, fused, key',
+    [
+        (
+            'mimicnorm/retinanet_r50-scratch_fpn_mimicnorm-all_6x_coco.py',
+            False,
+            'bbox_head.cls_convs.3.bn.running_var',
+        ),
+        (
+            'psbn/faster-rcnn_r50_fpn_psbn-all_1x_coco.py',
+            True,
+            'roi_head.bbox_head.shared_convs.3.conv.bias',
+        ),
+        # Five norm layers behind each conv of the head.
+        (
+            'psbn/retinanet_r50_fpn_psbn-all_1x_coco.py',
+            True,
+            'bbox_head.cls_convs.4.3.bn.running_var',
+        ),
+    ],
+)
+def test_norms_of_neck_and_heads_become_stock(file, fused, key, digits, tmp_path):
     path = str(CONFIGS / file)
     cfg = Config.fromfile(path)
     cfg.model.backbone.update(depth=18, init_cfg=None)
@@ -332,8 +360,7 @@ def test_norms_of_neck_and_heads_become_stock(file, fused, key, digits,
         cfg.model.test_cfg.rpn.max_per_img = 20
         cfg.model.train_cfg.rcnn.sampler.num = 16
     register_all_modules()
-    proof = to_stock(cfg, path, trained(cfg), digits, tmp_path / 's.pth',
-                     fused=fused)
+    proof = to_stock(cfg, trained(cfg), digits, tmp_path / 's.pth', fused=fused)
     assert proof.difference < 1e-5
     state = torch.load(tmp_path / 's.pth')['state_dict']
     assert key in state
@@ -344,9 +371,11 @@ def mmdet_config(tmp_path, base, changes=''):
     """One of MMDetection's configs with psBN, and its file."""
     register_all_modules()
     path = tmp_path / 'config.py'
-    path.write_text(f"_base_ = 'mmdet::{base}'\n"
-                    "model = dict(backbone=dict(norm_cfg=dict(type='psBN'), "
-                    f'init_cfg=None))\n{changes}')
+    path.write_text(
+        f"_base_ = 'mmdet::{base}'\n"
+        "model = dict(backbone=dict(norm_cfg=dict(type='psBN'), "
+        f'init_cfg=None))\n{changes}'
+    )
     cfg = Config.fromfile(path)
     for step in cfg.test_dataloader.dataset.pipeline:
         if 'scale' in step:
@@ -362,38 +391,43 @@ model['test_cfg'] = dict(
 """
 
 
-@pytest.mark.parametrize('base, changes', [
-    ('detr/detr_r18_8xb2-500e_coco.py', ''),
-    ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', R18),
-    ('cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py', R18)
-], ids=['DETR', 'Mask R-CNN', 'Cascade RPN'])
+@pytest.mark.parametrize(
+    'base, changes',
+    [
+        ('detr/detr_r18_8xb2-500e_coco.py', ''),
+        ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', R18),
+        ('cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py', R18),
+    ],
+    ids=['DETR', 'Mask R-CNN', 'Cascade RPN'],
+)
 def test_other_detectors_become_stock(base, changes, digits, tmp_path):
-    cfg, path = mmdet_config(tmp_path, base, changes)
-    proof = to_stock(cfg, path, build(cfg.model), digits, tmp_path / 's.pth')
+    cfg, _path = mmdet_config(tmp_path, base, changes)
+    proof = to_stock(cfg, build(cfg.model), digits, tmp_path / 's.pth')
     assert proof.difference < 1e-5
     assert proof.same == proof.detections > 0
 
 
 def test_fusing_reaches_norms_that_a_constructor_would_add(digits, tmp_path):
     """YOLOX's neck and head have BN unless norm_cfg is None."""
-    cfg, path = mmdet_config(
-        tmp_path, 'yolox/yolox_tiny_8xb8-300e_coco.py',
+    cfg, _path = mmdet_config(
+        tmp_path,
+        'yolox/yolox_tiny_8xb8-300e_coco.py',
         "model['neck'] = model['bbox_head'] = "
-        "dict(norm_cfg=dict(type='psBN', eps=0.001))")
-    proof = to_stock(cfg, path, build(cfg.model), digits, tmp_path / 's.pth',
-                     fused=True)
+        "dict(norm_cfg=dict(type='psBN', eps=0.001))",
+    )
+    proof = to_stock(cfg, build(cfg.model), digits, tmp_path / 's.pth', fused=True)
     assert proof.difference < 1e-5
     state = torch.load(tmp_path / 's.pth')['state_dict']
-    assert not any('running_var' in key for key in state
-                   if not key.startswith('backbone'))
+    assert not any(
+        'running_var' in key for key in state if not key.startswith('backbone')
+    )
 
 
 def test_fusing_leaves_gn_of_a_head_in_place(digits, tmp_path):
-    cfg, path = (get('retinanet', 'psbn') for get in (demo_config, demo_file))
+    cfg = demo_config('retinanet', 'psbn')
     cfg.model.neck.norm_cfg = dict(type='psBN')
     cfg.model.bbox_head.norm_cfg = dict(type='GN', num_groups=4)
-    proof = to_stock(cfg, path, trained(cfg), digits, tmp_path / 's.pth',
-                     fused=True)
+    proof = to_stock(cfg, trained(cfg), digits, tmp_path / 's.pth', fused=True)
     assert proof.difference < 1e-5
     state = torch.load(tmp_path / 's.pth')['state_dict']
     assert 'bbox_head.cls_convs.0.gn.weight' in state
@@ -405,11 +439,12 @@ def test_a_stock_config_keeps_what_is_not_of_mmpsbn(tmp_path):
     path = demo_file('retinanet', 'psbn')
     cfg = Config.fromfile(path)
     cfg.custom_imports.imports = ['mmpsbn', 'mmpsbn.layers', 'json.tool']
-    cfg.custom_hooks = [dict(type='FilterCollapseHook'),
-                        dict(type='mmpsbn.NonFiniteHook'),
-                        dict(type='NumClassCheckHook')]
-    (tmp_path / 'stock.py').write_text(
-        stock_config(cfg, path, stock_model(cfg.model)))
+    cfg.custom_hooks = [
+        dict(type='FilterCollapseHook'),
+        dict(type='mmpsbn.NonFiniteHook'),
+        dict(type='NumClassCheckHook'),
+    ]
+    (tmp_path / 'stock.py').write_text(stock_config(cfg, stock_model(cfg.model)))
     stock = Config.fromfile(tmp_path / 'stock.py')
     assert stock.custom_imports.imports == ['json.tool']
     assert stock.custom_hooks == [dict(type='NumClassCheckHook')]
@@ -417,77 +452,80 @@ def test_a_stock_config_keeps_what_is_not_of_mmpsbn(tmp_path):
 
 def test_a_pipeline_that_needs_more_than_images_is_refused(digits, tmp_path):
     """As that of Fast R-CNN, which loads proposals."""
-    cfg, path = (get('retinanet', 'psbn') for get in (demo_config, demo_file))
+    cfg = demo_config('retinanet', 'psbn')
     cfg.test_dataloader.dataset.pipeline.insert(
-        1, dict(type='LoadProposals', num_max_proposals=10))
+        1, dict(type='LoadProposals', num_max_proposals=10)
+    )
     with pytest.raises(InputError, match='cannot be used.*proposals'):
-        to_stock(cfg, path, build(cfg.model), digits, tmp_path / 's.pth')
+        to_stock(cfg, build(cfg.model), digits, tmp_path / 's.pth')
 
 
 def test_annotations_of_a_panoptic_pipeline_are_not_loaded(digits):
     cfg = demo_config('retinanet', 'psbn')
-    cfg.test_dataloader.dataset.pipeline.insert(
-        1, dict(type='LoadPanopticAnnotations'))
+    cfg.test_dataloader.dataset.pipeline.insert(1, dict(type='LoadPanopticAnnotations'))
     batch = load_images(cfg, images(digits)[:1], build(cfg.model))
     assert len(batch['inputs']) == 1
 
 
-@pytest.mark.parametrize('end, words', [
-    ('kill -9 $$', r'signal 9 \(Killed\).*--number 1'),
-    ('exit 3', 'exit status 3 and without a message'),
-    ('echo "KeyError: x" >&2; exit 1', 'without mmpsbn: KeyError: x$')
-])
-def test_a_proof_that_ends_early_says_how(end, words, digits, tmp_path,
-                                          monkeypatch):
+@pytest.mark.parametrize(
+    'end, words',
+    [
+        ('kill -9 $$', r'signal 9 \(Killed\).*--number 1'),
+        ('exit 3', 'exit status 3 and without a message'),
+        ('echo "KeyError: x" >&2; exit 1', 'without mmpsbn: KeyError: x$'),
+    ],
+)
+def test_a_proof_that_ends_early_says_how(end, words, digits, tmp_path, monkeypatch):
     python = tmp_path / 'python'
     python.write_text(f'#!/bin/sh\n{end}\n')
     python.chmod(0o755)
     monkeypatch.setattr(sys, 'executable', str(python))
-    cfg, path = (get('retinanet', 'psbn') for get in (demo_config, demo_file))
+    cfg = demo_config('retinanet', 'psbn')
     with pytest.raises(InputError, match=words):
-        to_stock(cfg, path, build(cfg.model), digits, tmp_path / 's.pth')
+        to_stock(cfg, build(cfg.model), digits, tmp_path / 's.pth')
     assert [p.name for p in tmp_path.iterdir()] == ['python']
 
 
 def test_outputs_that_are_not_finite_are_refused(digits, tmp_path):
     """NaN in one output of several, while the others compare as equal."""
-    cfg, path = (get('retinanet', 'psbn') for get in (demo_config, demo_file))
+    cfg = demo_config('retinanet', 'psbn')
     model = build(cfg.model)
     with torch.no_grad():
         model.bbox_head.retina_reg.weight[0] = float('nan')
     with pytest.raises(InputError, match='NaN or infinite'):
-        to_stock(cfg, path, model, digits, tmp_path / 's.pth')
+        to_stock(cfg, model, digits, tmp_path / 's.pth')
     mimic = demo_config('retinanet')
     with pytest.raises(InputError, match='NaN or infinite'):
         to_mimicnorm(mimic, model, digits, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_stock_model_that_differs_is_not_kept(digits, tmp_path,
-                                                monkeypatch):
-    cfg, path = demo_config('retinanet'), demo_file('retinanet')
-    monkeypatch.setattr(MimicConv, 'applied_weight',
-                        property(lambda conv: conv.weight * 1.01))
+def test_a_stock_model_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
+    cfg, _path = demo_config('retinanet'), demo_file('retinanet')
+    monkeypatch.setattr(
+        MimicConv, 'applied_weight', property(lambda conv: conv.weight * 1.01)
+    )
     model = trained(cfg)
-    monkeypatch.setattr(model.backbone.conv1.__class__, 'forward',
-                        lambda conv, x: conv._conv_forward(
-                            x, conv.weight, conv.bias))
+    monkeypatch.setattr(
+        model.backbone.conv1.__class__,
+        'forward',
+        lambda conv, x: conv._conv_forward(x, conv.weight, conv.bias),
+    )
     with pytest.raises(InputError, match='gives other outputs'):
-        to_stock(cfg, path, model, digits, tmp_path / 'stock.pth')
+        to_stock(cfg, model, digits, tmp_path / 'stock.pth')
     assert not list(tmp_path.iterdir())
 
 
 def test_from_bn_to_psbn_and_back(digits, tmp_path):
-    cfg, path = (get('retinanet', 'psbn') for get in (demo_config, demo_file))
+    cfg = demo_config('retinanet', 'psbn')
     bn = trained_bn(cfg).state_dict()
-    convert_to_psbn(cfg, dict(state_dict=bn), 'bn.pth',
-                    str(tmp_path / 'p.pth'))
+    convert_to_psbn(cfg, Checkpoint('bn.pth', bn), str(tmp_path / 'p.pth'))
     psbn = build(cfg.model)
     psbn.load_state_dict(torch.load(tmp_path / 'p.pth')['state_dict'])
     # As DistributedDataParallel's weights are, saved by hand.
     wrapped = torch.nn.Module()
     wrapped.module = psbn
-    to_stock(cfg, path, wrapped, digits, tmp_path / 's.pth')
+    to_stock(cfg, wrapped, digits, tmp_path / 's.pth')
     state = torch.load(tmp_path / 's.pth')['state_dict']
     assert list(state) == list(bn)
     for key, value in bn.items():
@@ -495,13 +533,13 @@ def test_from_bn_to_psbn_and_back(digits, tmp_path):
 
 
 def test_a_full_disk_leaves_nothing(digits, tmp_path):
-    cfg, path = (get('retinanet', 'psbn') for get in (demo_config, demo_file))
+    cfg = demo_config('retinanet', 'psbn')
     model, limits = build(cfg.model), resource.getrlimit(resource.RLIMIT_FSIZE)
     (tmp_path / 's.pth').write_text('an earlier file')
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
     try:
         with pytest.raises(InputError, match='cannot be written'):
-            to_stock(cfg, path, model, digits, tmp_path / 's.pth')
+            to_stock(cfg, model, digits, tmp_path / 's.pth')
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [p.name for p in tmp_path.iterdir()] == ['s.pth']
@@ -509,14 +547,14 @@ def test_a_full_disk_leaves_nothing(digits, tmp_path):
 
 
 def test_the_optimizer_goes_along_where_parameters_stay(digits, tmp_path):
-    cfg, path = (get('retinanet', 'psbn') for get in (demo_config, demo_file))
-    to_stock(cfg, path, build(cfg.model), digits, tmp_path / 's.pth',
-             keep_optimizer=True)
+    cfg = demo_config('retinanet', 'psbn')
+    to_stock(cfg, build(cfg.model), digits, tmp_path / 's.pth', keep_optimizer=True)
     assert torch.load(tmp_path / 's.pth')['optimizer'] == dict(state={})
     mimic = demo_config('retinanet')
     with pytest.raises(InputError, match='--keep-optimizer'):
-        to_stock(mimic, path, build(mimic.model), digits, tmp_path / 'm.pth',
-                 keep_optimizer=True)
+        to_stock(
+            mimic, build(mimic.model), digits, tmp_path / 'm.pth', keep_optimizer=True
+        )
 
 
 def test_difference_merges_to_the_whole():
@@ -527,7 +565,8 @@ def test_difference_merges_to_the_whole():
         a=dict(c=dict(d=3)),
         e=[1],
         f=dict(i=1, _delete_=True),
-        g=dict(j=2, _delete_=True))
+        g=dict(j=2, _delete_=True),
+    )
     assert Config._merge_a_into_b(changed, base) == full
     assert difference(full, full) == {}
 
@@ -544,8 +583,7 @@ def test_mmdet_bases_are_found_through_our_own():
 
 def convert(*args):
     command = [sys.executable, 'tools/convert.py', *map(str, args)]
-    return subprocess.run(command,
-                          cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.fixture(scope='module')
@@ -562,13 +600,27 @@ CONFIG = 'configs/demo/faster-rcnn_r18-half_fpn_mimicnorm_digits.py'
 
 def test_the_command_makes_pretrained_weights(backbone, digits, tmp_path):
     out = tmp_path / 'new' / 'mimic.pth'
-    command = [CONFIG, backbone, '--to', 'mimicnorm', '--out', out, '--images',
-               digits / 'val2017', '--number', 4]
+    command = [
+        CONFIG,
+        backbone,
+        '--to',
+        'mimicnorm',
+        '--out',
+        out,
+        '--images',
+        digits / 'val2017',
+        '--number',
+        4,
+    ]
     done = convert(*command)
     assert done.returncode == 0, done.stderr
     assert 'on 4 images' in done.stdout
-    model = ResNet(18, base_channels=32, **MIMIC,
-                   init_cfg=dict(type='Pretrained', checkpoint=str(out)))
+    model = ResNet(
+        18,
+        base_channels=32,
+        **MIMIC,
+        init_cfg=dict(type='Pretrained', checkpoint=str(out)),
+    )
     model.init_weights()
     state = torch.load(out, weights_only=True)['state_dict']
     assert all(torch.equal(model.state_dict()[k], state[k]) for k in state)
@@ -577,40 +629,77 @@ def test_the_command_makes_pretrained_weights(backbone, digits, tmp_path):
     assert convert(*command, '--force').returncode == 0
 
 
-@pytest.mark.parametrize('change, words', [
-    (dict(images='nowhere'), 'nowhere cannot be read'),
-    (dict(images='configs'), 'configs has no image'),
-    (dict(checkpoint='missing.pth'), 'missing.pth does not exist'),
-    (dict(config='configs/demo/retinanet_r18-half_fpn_psbn_digits.py'),
-     'no MimicNorm'),
-    (dict(number='0'), 'at least 1 image'),
-    (dict(out='mimic.ckpt'), 'must end in .pth'),
-    (dict(to='bn'), 'does not fit the model'),
-])
-def test_the_command_refuses(change, words, refused, backbone,  # noqa: F811
-                             digits, tmp_path):
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (dict(images='nowhere'), 'nowhere cannot be read'),
+        (dict(images='configs'), 'configs has no image'),
+        (dict(checkpoint='missing.pth'), 'missing.pth does not exist'),
+        (
+            dict(config='configs/demo/retinanet_r18-half_fpn_psbn_digits.py'),
+            'no MimicNorm',
+        ),
+        (dict(number='0'), 'at least 1 image'),
+        (dict(out='mimic.ckpt'), 'must end in .pth'),
+        (dict(to='bn'), 'does not fit the model'),
+    ],
+)
+def test_the_command_refuses(
+    change,
+    words,
+    refused,
+    backbone,  # noqa: F811
+    digits,
+    tmp_path,
+):
     given = dict(
-        config=CONFIG, checkpoint=backbone, to='mimicnorm', out='mimic.pth',
-        number='2', images=digits / 'val2017')
+        config=CONFIG,
+        checkpoint=backbone,
+        to='mimicnorm',
+        out='mimic.pth',
+        number='2',
+        images=digits / 'val2017',
+    )
     given.update(change)
     message = refused(
-        'tools/convert.py', given['config'], given['checkpoint'], '--to',
-        given['to'], '--out', tmp_path / given['out'], '--images',
-        given['images'], '--number', given['number'], data=digits)
+        'tools/convert.py',
+        given['config'],
+        given['checkpoint'],
+        '--to',
+        given['to'],
+        '--out',
+        tmp_path / given['out'],
+        '--images',
+        given['images'],
+        '--number',
+        given['number'],
+        data=digits,
+    )
     assert words in message
     assert not list(tmp_path.iterdir())
 
 
 def test_a_real_run_with_averaged_weights(digits, tmp_path):
     config = tmp_path / 'ema.py'
-    config.write_text(f'_base_ = {str(ROOT / CONFIG)!r}\n'
-                      "custom_hooks = [dict(type='EMAHook', momentum=0.3)]\n")
-    status, output = run('tools/train.py', config, '--work-dir', tmp_path,
-                         data=digits)
+    config.write_text(
+        f'_base_ = {str(ROOT / CONFIG)!r}\n'
+        "custom_hooks = [dict(type='EMAHook', momentum=0.3)]\n"
+    )
+    status, output = run('tools/train.py', config, '--work-dir', tmp_path, data=digits)
     assert status == 0, output[-3000:]
     trained, out = tmp_path / 'epoch_1.pth', tmp_path / 'stock.pth'
-    done = convert(config, trained, '--to', 'bn', '--out', out, '--images',
-                   digits / 'val2017', '--number', 2)
+    done = convert(
+        config,
+        trained,
+        '--to',
+        'bn',
+        '--out',
+        out,
+        '--images',
+        digits / 'val2017',
+        '--number',
+        2,
+    )
     assert done.returncode == 0, done.stderr
     assert 'averaged (EMA) weights' in done.stdout
     content = CheckpointLoader.load_checkpoint(str(trained), 'cpu')

@@ -37,7 +37,7 @@ def test_a_box_is_tight_around_its_digit():
         drawn = _draw_digits(scene, digits, labels, rng)
         ink = scene.max(2)
         for (x, y, width, height), _ in drawn:
-            digit = ink[y:y + height, x:x + width]
+            digit = ink[y : y + height, x : x + width]
             edges = digit[0], digit[-1], digit[:, 0], digit[:, -1]
             assert min(edge.max() for edge in edges) > 0.3 * 170 - 1
             digit[:] = 0
@@ -50,8 +50,7 @@ def test_boxes_of_a_scene_do_not_overlap(digits):
         boxes = [item['bbox'] for item in coco.loadAnns(coco.getAnnIds(image))]
         for index, (x, y, width, height) in enumerate(boxes):
             for a, b, c, d in boxes[:index]:
-                assert (x >= a + c or a >= x + width or y >= b + d
-                        or b >= y + height)
+                assert x >= a + c or a >= x + width or y >= b + d or b >= y + height
 
 
 def test_no_digit_and_no_photograph_serves_both_splits():
@@ -70,13 +69,13 @@ def test_equal_arguments_give_equal_files(digits, tmp_path):
         assert filecmp.cmp(digits / file, again / file, shallow=False)
         assert not filecmp.cmp(digits / file, other / file, shallow=False)
         for image in (digits / split).iterdir():
-            assert filecmp.cmp(image, again / split / image.name,
-                               shallow=False)
+            assert filecmp.cmp(image, again / split / image.name, shallow=False)
 
 
-@pytest.mark.parametrize('argument', [
-    dict(train=0), dict(val=0), dict(size=10), dict(size=500), dict(seed=-1)
-])
+@pytest.mark.parametrize(
+    'argument',
+    [dict(train=0), dict(val=0), dict(size=10), dict(size=500), dict(seed=-1)],
+)
 def test_refuses_numbers_out_of_range(argument, tmp_path):
     with pytest.raises(ValueError, match='must be at least 1'):
         make_digits(str(tmp_path / 'out'), **argument)
@@ -100,5 +99,6 @@ def test_read_classes(digits, tmp_path):
     assert read_classes(str(tmp_path)) == tuple('0123456789')
     (tmp_path / 'annotations').mkdir()
     (tmp_path / 'annotations' / 'instances_val2017.json').write_text(
-        json.dumps(dict(categories=[dict(id=3, name='cat')])))
-    assert read_classes(str(tmp_path)) == ('cat', )
+        json.dumps(dict(categories=[dict(id=3, name='cat')]))
+    )
+    assert read_classes(str(tmp_path)) == ('cat',)

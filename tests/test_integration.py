@@ -7,8 +7,7 @@ import torch
 from mmcv.cnn import ConvModule, build_norm_layer, fuse_conv_bn, is_norm
 from mmdet.models.backbones import ResNet
 from mmdet.registry import MODELS as MMDET_MODELS
-from mmengine.model import (constant_init, convert_sync_batchnorm,
-                            revert_sync_batchnorm)
+from mmengine.model import constant_init, convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
@@ -17,8 +16,7 @@ from test_psbn import randomize
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmpsbn.layers import (PSBatchNorm1d, PSBatchNorm2d, PSBatchNorm3d,
-                           PSSyncBatchNorm)
+from mmpsbn.layers import PSBatchNorm1d, PSBatchNorm2d, PSBatchNorm3d, PSSyncBatchNorm
 from mmpsbn.registry import MODELS
 
 NAMES = dict(
@@ -26,14 +24,15 @@ NAMES = dict(
     psBN1d=PSBatchNorm1d,
     psBN2d=PSBatchNorm2d,
     psBN3d=PSBatchNorm3d,
-    psSyncBN=PSSyncBatchNorm)
+    psSyncBN=PSSyncBatchNorm,
+)
 both = pytest.mark.parametrize('name', ['psBN', 'psSyncBN'])
 
 
 def resnet(norm='psBN', **kwargs):
     return ResNet(
-        18, base_channels=8, norm_cfg=dict(type=norm), norm_eval=False,
-        **kwargs)
+        18, base_channels=8, norm_cfg=dict(type=norm), norm_eval=False, **kwargs
+    )
 
 
 def norms(model):
@@ -58,7 +57,8 @@ def images():
 def test_types_resolve_in_every_scope(scope, prefix, name):
     with DefaultScope.overwrite_default_scope(scope):
         built_name, layer = build_norm_layer(
-            dict(type=prefix + name, alpha=0.2), 8, postfix=1)
+            dict(type=prefix + name, alpha=0.2), 8, postfix=1
+        )
     assert type(layer) is NAMES[name]
     assert built_name == 'bn1' and layer.alpha == 0.2
     for registry in (MODELS, MMENGINE_MODELS, MMDET_MODELS):
@@ -95,10 +95,11 @@ def test_norm_decay_mult_reaches_the_bias():
         layer,
         dict(
             optimizer=dict(type='SGD', lr=1, weight_decay=0.1),
-            paramwise_cfg=dict(norm_decay_mult=0)))
+            paramwise_cfg=dict(norm_decay_mult=0),
+        ),
+    )
     decay = {
-        id(group['params'][0]): group['weight_decay']
-        for group in wrapper.param_groups
+        id(group['params'][0]): group['weight_decay'] for group in wrapper.param_groups
     }
     assert decay[id(layer.bn.bias)] == 0
     assert decay[id(layer.conv.weight)] == 0.1
@@ -109,8 +110,7 @@ def test_init_weights_leaves_the_bias_at_alpha(name):
     model = resnet(name, zero_init_residual=True)
     model.init_weights()
     for norm in norms(model):
-        torch.testing.assert_close(norm.bias,
-                                   torch.full_like(norm.bias, 0.1))
+        torch.testing.assert_close(norm.bias, torch.full_like(norm.bias, 0.1))
     block = model.layer1[0]
     assert block.bn1.weight.tolist() == [1] * 8
     assert block.bn2.weight.tolist() == [0] * 8
@@ -132,26 +132,33 @@ def test_init_cfg_reaches_it_by_the_names_of_bn(name, layer):
 @both
 def test_initializers_set_the_bias(name):
     norm = NAMES[name](4)
-    for initialize in (lambda: constant_init(norm, 0.5, bias=0.3),
-                       lambda: nn.init.constant_(norm.bias, 0.3),
-                       lambda: norm.bias.data.fill_(0.3)):
+    for initialize in (
+        lambda: constant_init(norm, 0.5, bias=0.3),
+        lambda: nn.init.constant_(norm.bias, 0.3),
+        lambda: norm.bias.data.fill_(0.3),
+    ):
         norm.reset_parameters()
         initialize()
-        torch.testing.assert_close(norm.train().bias.data,
-                                   torch.full((4, ), 0.3))
+        torch.testing.assert_close(norm.train().bias.data, torch.full((4,), 0.3))
 
 
 @both
-@pytest.mark.parametrize('start', [
-    lambda model: model.apply(
-        lambda m: constant_init(m, 1) if is_norm(m) else None),
-    lambda model: model.train(), lambda model: model.eval()
-], ids=['apply', 'train', 'eval'])
+@pytest.mark.parametrize(
+    'start',
+    [
+        lambda model: model.apply(
+            lambda m: constant_init(m, 1) if is_norm(m) else None
+        ),
+        lambda model: model.train(),
+        lambda model: model.eval(),
+    ],
+    ids=['apply', 'train', 'eval'],
+)
 def test_bn_s_start_becomes_that_of_psbn(name, start):
     """ConvModule sets the bias of its new norm layer to 0."""
     model = ConvModule(3, 4, 1, norm_cfg=dict(type=name))
     start(model)
-    torch.testing.assert_close(model.bn.bias.data, torch.full((4, ), 0.1))
+    torch.testing.assert_close(model.bn.bias.data, torch.full((4,), 0.1))
 
 
 @both
@@ -166,16 +173,18 @@ def test_a_zero_that_was_loaded_or_trained_stays(name):
 
 
 @both
-@pytest.mark.parametrize('state', [{}, {'1.bn.bias': torch.zeros(8)}],
-                         ids=['no bias', 'another width'])
+@pytest.mark.parametrize(
+    'state', [{}, {'1.bn.bias': torch.zeros(8)}], ids=['no bias', 'another width']
+)
 def test_a_partial_checkpoint_loads_the_layers_that_it_has(name, state):
     """As `load_from` with the weights of another detector."""
-    model = nn.Sequential(*(
-        ConvModule(3, 3, 1, norm_cfg=dict(type=name)) for _ in range(2)))
+    model = nn.Sequential(
+        *(ConvModule(3, 3, 1, norm_cfg=dict(type=name)) for _ in range(2))
+    )
     load_state_dict(model, {'0.bn.bias': torch.zeros(3), **state})
     model.train()
     assert model[0].bn.bias.tolist() == [0] * 3
-    torch.testing.assert_close(model[1].bn.bias.data, torch.full((3, ), 0.1))
+    torch.testing.assert_close(model[1].bn.bias.data, torch.full((3,), 0.1))
 
 
 def test_pretrained_bn_weights_give_the_same_features(tmp_path):
@@ -215,9 +224,11 @@ def test_revert_sync_batchnorm_leaves_it_alone(name, caplog):
 
 
 @both
-@pytest.mark.parametrize('convert', [
-    convert_sync_batchnorm, nn.SyncBatchNorm.convert_sync_batchnorm
-], ids=['mmengine', 'torch'])
+@pytest.mark.parametrize(
+    'convert',
+    [convert_sync_batchnorm, nn.SyncBatchNorm.convert_sync_batchnorm],
+    ids=['mmengine', 'torch'],
+)
 def test_convert_sync_batchnorm_keeps_the_function(name, convert):
     model = randomized(resnet(name))
     x = images()

@@ -61,8 +61,9 @@ def detector(name):
 
 
 def train_step(model, batch=2, boxes=None):
-    inputs = demo_mm_inputs(batch, [[3, 96, 96]] * batch, num_classes=10,
-                            num_items=boxes)
+    inputs = demo_mm_inputs(
+        batch, [[3, 96, 96]] * batch, num_classes=10, num_items=boxes
+    )
     data = model.data_preprocessor(inputs, True)
     loss, _ = model.parse_losses(model(**data, mode='loss'))
     loss.backward()
@@ -87,8 +88,7 @@ def test_conv_shares_one_set_of_statistics_between_levels():
     expected = bn(torch.cat([y.flatten(2) for y in raw], 2))
     outputs = layer.normalize([layer(x) for x in levels])
     assert [y.shape for y in outputs] == [y.shape for y in raw]
-    torch.testing.assert_close(
-        torch.cat([y.flatten(2) for y in outputs], 2), expected)
+    torch.testing.assert_close(torch.cat([y.flatten(2) for y in outputs], 2), expected)
     torch.testing.assert_close(layer.running_var, bn.running_var)
 
 
@@ -96,8 +96,10 @@ def test_gradients():
     layer = randomized(LastBNLinear(3, 2))
     assert torch.autograd.gradcheck(
         lambda x, w, g, b: torch.func.functional_call(
-            layer, dict(weight=w, gain=g, bias=b), x),
-        [double(4, 3).requires_grad_(), *layer.parameters()])
+            layer, dict(weight=w, gain=g, bias=b), x
+        ),
+        [double(4, 3).requires_grad_(), *layer.parameters()],
+    )
 
 
 @pytest.mark.parametrize('rows', [0, 1])
@@ -117,8 +119,9 @@ def test_affine_is_an_option():
     layer = LastBNLinear(5, 3, affine=False).double()
     assert layer.bias is None and layer.gain is None
     y = layer(double(100, 5))
-    torch.testing.assert_close(y.std(0, correction=0).mean().item(), 1.0,
-                               rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        y.std(0, correction=0).mean().item(), 1.0, rtol=1e-3, atol=0
+    )
     assert set(layer.state_dict()) == {'weight', 'running_mean', 'running_var'}
 
 
@@ -128,7 +131,8 @@ def test_a_roi_head_takes_it_by_config():
             num_classes=7,
             in_channels=4,
             fc_out_channels=16,
-            cls_predictor_cfg=dict(type='LastBNLinear', gain=0.5))
+            cls_predictor_cfg=dict(type='LastBNLinear', gain=0.5),
+        )
     head.init_weights()
     assert isinstance(head.fc_cls, LastBNLinear)
     assert head.fc_cls.weight.shape == (8, 16)
@@ -156,8 +160,11 @@ def test_rpn():
 
 
 @pytest.mark.parametrize('name', ['faster-rcnn', 'retinanet'])
-@pytest.mark.parametrize('batch, boxes', [(1, [3]), (2, [0, 2]), (1, [0])],
-                         ids=['one_image', 'an_image_without_a_box', 'no_box'])
+@pytest.mark.parametrize(
+    'batch, boxes',
+    [(1, [3]), (2, [0, 2]), (1, [0])],
+    ids=['one_image', 'an_image_without_a_box', 'no_box'],
+)
 def test_small_batches_train(name, batch, boxes):
     model = detector(name)
     assert train_step(model, batch, boxes).isfinite()

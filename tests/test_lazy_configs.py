@@ -10,8 +10,8 @@ from mmengine.registry import Registry
 from test_convert import convert, demo_file
 from test_tools import run
 
-from mmpsbn.compare import with_norm
-from mmpsbn.engine.config import read_config
+from mmpsbn.compare import replace_norm
+from mmpsbn.config.reading import read_config
 
 
 def as_classes(cfg):
@@ -63,7 +63,7 @@ def test_a_lazy_config_reads_as_the_same_with_names(files):
     assert isinstance(Config.fromfile(files[1]).model.type, type)
     assert lazy.to_dict() == expected.to_dict()
     for norm in ('BN', 'MimicNorm'):
-        assert with_norm(lazy, norm).model == with_norm(expected, norm).model
+        assert replace_norm(lazy, norm).model == replace_norm(expected, norm).model
 
 
 def test_a_class_that_a_name_would_not_find_stays(tmp_path):
@@ -84,12 +84,23 @@ pipeline = [dict(type=Resize), dict(type=DetResize), dict(type=Bottleneck)]
 
 @pytest.mark.parametrize('files', ['retinanet'], indirect=True)
 def test_a_lazy_config_trains_and_converts(files, digits, tmp_path):
-    status, output = run('tools/train.py', files[1], '--work-dir', tmp_path,
-                         data=digits)
+    status, output = run(
+        'tools/train.py', files[1], '--work-dir', tmp_path, data=digits
+    )
     assert status == 0, output[-3000:]
     out = tmp_path / 'stock.pth'
-    done = convert(files[1], tmp_path / 'epoch_1.pth', '--to', 'bn', '--out',
-                   out, '--images', digits / 'val2017', '--number', 2)
+    done = convert(
+        files[1],
+        tmp_path / 'epoch_1.pth',
+        '--to',
+        'bn',
+        '--out',
+        out,
+        '--images',
+        digits / 'val2017',
+        '--number',
+        2,
+    )
     assert done.returncode == 0, done.stderr
     assert 'mmpsbn' not in (tmp_path / 'stock.py').read_text()
     state = torch.load(out, weights_only=True)['state_dict']

@@ -11,7 +11,7 @@ import torch
 from mmengine.runner import CheckpointLoader
 from test_tools import FASTER, MIMIC, refused  # noqa: F401  The fixture.
 
-from mmpsbn.engine.checkpoint import read_checkpoint, without_code
+from mmpsbn.checkpoints.reading import read_checkpoint, safe_loading
 from mmpsbn.errors import InputError
 
 # What each tool is called with; {file} is the checkpoint.
@@ -19,21 +19,44 @@ COMMANDS = {
     'train --resume': ('train', FASTER, '--resume', '{file}'),
     'train --resume, of the work dir': ('train', FASTER, '--resume'),
     'test': ('test', FASTER, '{file}'),
-    'convert --to bn': ('convert', FASTER, '{file}', '--to', 'bn', '--out',
-                        '{out}.pth'),
-    'convert --to psbn': ('convert', FASTER, '{file}', '--to', 'psbn',
-                          '--out', '{out}.pth'),
-    'convert --to mimicnorm': ('convert', MIMIC, '{file}', '--to',
-                               'mimicnorm', '--out', '{out}.pth'),
+    'convert --to bn': (
+        'convert',
+        FASTER,
+        '{file}',
+        '--to',
+        'bn',
+        '--out',
+        '{out}.pth',
+    ),
+    'convert --to psbn': (
+        'convert',
+        FASTER,
+        '{file}',
+        '--to',
+        'psbn',
+        '--out',
+        '{out}.pth',
+    ),
+    'convert --to mimicnorm': (
+        'convert',
+        MIMIC,
+        '{file}',
+        '--to',
+        'mimicnorm',
+        '--out',
+        '{out}.pth',
+    ),
     'analyze_collapse': ('analyze_collapse', FASTER, '{file}'),
-    'infer': ('infer', '{data}/val2017', FASTER, '{file}', '--out-dir',
-              '{out}'),
+    'infer': ('infer', '{data}/val2017', FASTER, '{file}', '--out-dir', '{out}'),
     'prune': ('prune', FASTER, '{file}', '--out', '{out}'),
     'export_onnx': ('export_onnx', FASTER, '{file}', '--out', '{out}.onnx'),
 }
 # Tools whose configs name checkpoints, and the settings that do.
-NAMED = [(tool, option) for tool in ('train', 'compare_norms')
-         for option in ('load_from', 'model.backbone.init_cfg.checkpoint')]
+NAMED = [
+    (tool, option)
+    for tool in ('train', 'compare_norms')
+    for option in ('load_from', 'model.backbone.init_cfg.checkpoint')
+]
 
 
 class Attack:
@@ -43,7 +66,7 @@ class Attack:
         self.path = path
 
     def __reduce__(self):
-        return os.system, (f'touch {self.path}', )
+        return os.system, (f'touch {self.path}',)
 
 
 class AttackByGetattr(Attack):
@@ -51,13 +74,15 @@ class AttackByGetattr(Attack):
 
     def __reduce__(self):
         from mmengine.logging import HistoryBuffer
+
         return getattr, (HistoryBuffer, '__init__')
 
 
 def malicious(folder, attack=Attack, **how):
     file = folder / 'epoch_1.pth'
-    torch.save(dict(state_dict={}, meta=dict(a=attack(folder / 'attacked'))),
-               file, **how)
+    torch.save(
+        dict(state_dict={}, meta=dict(a=attack(folder / 'attacked'))), file, **how
+    )
     return file
 
 
@@ -66,15 +91,15 @@ def assert_refused(message, file):
     assert not (file.parent / 'attacked').exists()
 
 
-@pytest.mark.parametrize('how', [
-    dict(), dict(attack=AttackByGetattr),
-    dict(_use_new_zipfile_serialization=False)
-])
+@pytest.mark.parametrize(
+    'how',
+    [dict(), dict(attack=AttackByGetattr), dict(_use_new_zipfile_serialization=False)],
+)
 def test_is_refused(how, tmp_path, monkeypatch):
     # Which users of MMEngine set, to read their own checkpoints.
     monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
     file = malicious(tmp_path, **how)
-    with without_code():
+    with safe_loading():
         with pytest.raises(InputError) as error:
             read_checkpoint(str(file))
         assert_refused(str(error.value), file)
@@ -88,12 +113,17 @@ def test_is_refused(how, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('command', COMMANDS)
-def test_every_tool_refuses(command, refused, digits,  # noqa: F811
-                            tmp_path):
+def test_every_tool_refuses(
+    command,
+    refused,
+    digits,  # noqa: F811
+    tmp_path,
+):
     file = malicious(tmp_path)
     tool, *arguments = (
         part.format(file=file, out=tmp_path / 'out', data=digits)
-        for part in COMMANDS[command])
+        for part in COMMANDS[command]
+    )
     if tool in ('train', 'test'):
         arguments += ['--work-dir', tmp_path]
     message = refused(f'tools/{tool}.py', *arguments, data=digits)
@@ -101,15 +131,28 @@ def test_every_tool_refuses(command, refused, digits,  # noqa: F811
 
 
 @pytest.mark.parametrize('tool, option', NAMED)
-def test_of_a_config_is_refused(tool, option, refused,  # noqa: F811
-                                digits, tmp_path):
+def test_of_a_config_is_refused(
+    tool,
+    option,
+    refused,  # noqa: F811
+    digits,
+    tmp_path,
+):
     file = malicious(tmp_path)
     options = [f'{option}={file}']
     if 'init_cfg' in option:
-        options += ['model.backbone.init_cfg.type=Pretrained',
-                    'model.backbone.init_cfg._delete_=True']
-    message = refused(f'tools/{tool}.py', FASTER, '--work-dir',
-                      tmp_path / 'work', data=digits, options=options)
+        options += [
+            'model.backbone.init_cfg.type=Pretrained',
+            'model.backbone.init_cfg._delete_=True',
+        ]
+    message = refused(
+        f'tools/{tool}.py',
+        FASTER,
+        '--work-dir',
+        tmp_path / 'work',
+        data=digits,
+        options=options,
+    )
     assert_refused(message, file)
 
 
@@ -120,7 +163,8 @@ def url(tmp_path, monkeypatch):
     (tmp_path / 'served').mkdir()
     server = ThreadingHTTPServer(
         ('127.0.0.1', 0),
-        partial(SimpleHTTPRequestHandler, directory=tmp_path / 'served'))
+        partial(SimpleHTTPRequestHandler, directory=tmp_path / 'served'),
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}'
     server.shutdown()
@@ -130,7 +174,8 @@ def url(tmp_path, monkeypatch):
 def test_a_download_is_refused(url, refused, digits, tmp_path):  # noqa: F811
     malicious(tmp_path / 'served')
     file = f'{url}/epoch_1.pth'
-    message = refused('tools/test.py', FASTER, file, '--work-dir', tmp_path,
-                      data=digits)
+    message = refused(
+        'tools/test.py', FASTER, file, '--work-dir', tmp_path, data=digits
+    )
     assert file in message and 'was refused' in message
     assert not (tmp_path / 'served' / 'attacked').exists()

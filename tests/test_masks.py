@@ -9,32 +9,39 @@ from conftest import ROOT
 from mmengine.config import Config
 from test_tools import FASTER, MIMIC, refused, run  # noqa: F401
 
-from mmpsbn.convert.conversion import build
-from mmpsbn.engine.checkpoint import read_checkpoint
+from mmpsbn.checkpoints.reading import read_checkpoint
+from mmpsbn.detectors.build import build_model
 
 NORMS = {
     FASTER: dict(norm_cfg=dict(type='psBN')),
-    MIMIC: dict(conv_cfg=dict(type='MimicConv'),
-                norm_cfg=dict(type='MimicNorm')),
+    MIMIC: dict(conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm')),
 }
 
 
 def mask_config(base, digits, out):
     """A config of Mask R-CNN, made from one of Faster R-CNN."""
     cfg = Config.fromfile(ROOT / base)
-    model, extractor = cfg.model, dict(
-        cfg.model.roi_head.bbox_roi_extractor, roi_layer=dict(
-            type='RoIAlign', output_size=14, sampling_ratio=0))
+    model, extractor = (
+        cfg.model,
+        dict(
+            cfg.model.roi_head.bbox_roi_extractor,
+            roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=0),
+        ),
+    )
     model.type = 'MaskRCNN'
     model.roi_head.mask_roi_extractor = extractor
     model.roi_head.mask_head = dict(
-        type='FCNMaskHead', num_convs=1, in_channels=64, conv_out_channels=16,
-        num_classes=10, loss_mask=dict(type='CrossEntropyLoss', use_mask=True),
-        **NORMS[base])
+        type='FCNMaskHead',
+        num_convs=1,
+        in_channels=64,
+        conv_out_channels=16,
+        num_classes=10,
+        loss_mask=dict(type='CrossEntropyLoss', use_mask=True),
+        **NORMS[base],
+    )
     model.train_cfg.rcnn.mask_size = 28
     model.test_cfg.rcnn.mask_thr_binary = 0.5
-    for loader in (cfg.train_dataloader, cfg.val_dataloader,
-                   cfg.test_dataloader):
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.dataset.data_root = f'{digits}/'
         for step in loader.dataset.pipeline:
             if step.type == 'LoadAnnotations':
@@ -55,8 +62,9 @@ def masks(digits, tmp_path):
         content = json.loads(file.read_text())
         for box in content['annotations']:
             x, y, width, height = box['bbox']
-            box['segmentation'] = [[x, y, x + width, y, x + width, y + height,
-                                    x, y + height]]
+            box['segmentation'] = [
+                [x, y, x + width, y, x + width, y + height, x, y + height]
+            ]
         file.write_text(json.dumps(content))
     return out
 
@@ -66,23 +74,31 @@ def test_mask_rcnn_trains_and_evaluates(masks, tmp_path):
     status, output = run('tools/train.py', config, '--work-dir', tmp_path)
     assert status == 0, output[-3000:]
     assert 'coco/segm_mAP' in output
-    state = read_checkpoint(str(tmp_path / 'epoch_1.pth'))['state_dict']
+    state = read_checkpoint(str(tmp_path / 'epoch_1.pth')).state_dict
     conv = state['roi_head.mask_head.convs.0.conv.weight']
     assert conv.isfinite().all()
     assert conv.mean((1, 2, 3)).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize('tool, file', [
-    ('train', 'instances_train2017.json'), ('test', 'instances_val2017.json')])
-def test_data_without_masks_is_named(tool, file, refused,  # noqa: F811
-                                     digits, tmp_path):
+@pytest.mark.parametrize(
+    'tool, file',
+    [('train', 'instances_train2017.json'), ('test', 'instances_val2017.json')],
+)
+def test_data_without_masks_is_named(
+    tool,
+    file,
+    refused,  # noqa: F811
+    digits,
+    tmp_path,
+):
     config = mask_config(FASTER, digits, tmp_path / 'mask.py')
     arguments = []
     if tool == 'test':
         arguments = [tmp_path / 'a.pth']
-        model = build(Config(), Config.fromfile(config).model)
+        model = build_model(Config(), Config.fromfile(config).model)
         torch.save(dict(state_dict=model.state_dict()), *arguments)
-    message = refused(f'tools/{tool}.py', config, *arguments, '--work-dir',
-                      tmp_path / 'work')
+    message = refused(
+        f'tools/{tool}.py', config, *arguments, '--work-dir', tmp_path / 'work'
+    )
     assert f'{file} has boxes without masks' in message
     assert "metric='bbox'" in message

@@ -7,9 +7,17 @@ import weakref
 import pytest
 import torch
 from mmcv.cnn import ConvModule
-from mmdet.models.backbones import (CSPDarknet, CSPNeXt, Darknet,
-                                    DetectoRS_ResNet, EfficientNet,
-                                    MobileNetV2, Res2Net, ResNet, ResNeXt)
+from mmdet.models.backbones import (
+    CSPDarknet,
+    CSPNeXt,
+    Darknet,
+    DetectoRS_ResNet,
+    EfficientNet,
+    MobileNetV2,
+    Res2Net,
+    ResNet,
+    ResNeXt,
+)
 from mmdet.models.backbones.resnet import BasicBlock
 from mmdet.models.layers import CSPLayer
 from mmdet.models.necks import FPN
@@ -22,8 +30,7 @@ from mmpsbn.analysis import saved_bytes
 from mmpsbn.errors import InputError
 from mmpsbn.layers import BRANCH_ENDS, BranchEnd, MimicConv, MimicNorm
 
-MIMIC = dict(
-    conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
+MIMIC = dict(conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
 
 
 def resnet(depth=18, **kwargs):
@@ -47,8 +54,8 @@ def centered(weight):
 def assert_centered(weight):
     mean = weight.detach().mean((1, 2, 3))
     torch.testing.assert_close(
-        mean, torch.zeros_like(mean), rtol=0,
-        atol=4 * torch.finfo(weight.dtype).eps)
+        mean, torch.zeros_like(mean), rtol=0, atol=4 * torch.finfo(weight.dtype).eps
+    )
 
 
 def uncentered(conv):
@@ -72,10 +79,10 @@ def test_is_a_conv_with_a_centered_weight(training, scale):
     if scale is not None:
         conv.set_scale(scale)
     x = images()
-    expected = F.conv2d(x, (scale or 1) * centered(conv.weight.detach()),
-                        conv.bias, 2, 1)
-    torch.testing.assert_close(
-        conv.train(training)(x), expected, rtol=0, atol=1e-12)
+    expected = F.conv2d(
+        x, (scale or 1) * centered(conv.weight.detach()), conv.bias, 2, 1
+    )
+    torch.testing.assert_close(conv.train(training)(x), expected, rtol=0, atol=1e-12)
 
 
 def test_depthwise_and_grouped_convs_are_not_centered():
@@ -84,7 +91,8 @@ def test_depthwise_and_grouped_convs_are_not_centered():
         weight = uncentered(conv).weight.detach().clone()
         x = images(2, 4, 8, 8)
         torch.testing.assert_close(
-            conv(x), F.conv2d(x, weight, conv.bias, groups=groups))
+            conv(x), F.conv2d(x, weight, conv.bias, groups=groups)
+        )
         assert torch.equal(conv.weight, weight)
 
 
@@ -95,11 +103,16 @@ def test_gradients_are_those_of_the_formula():
     conv(x).square().sum().backward()
     weight, scale, bias = (
         p.detach().clone().requires_grad_()
-        for p in (conv.weight, conv.scale, conv.bias))
+        for p in (conv.weight, conv.scale, conv.bias)
+    )
     z = x.detach().clone().requires_grad_()
     F.conv2d(z, scale * weight, bias).square().sum().backward()
-    for one, other in ((conv.weight, weight), (conv.scale, scale),
-                       (conv.bias, bias), (x, z)):
+    for one, other in (
+        (conv.weight, weight),
+        (conv.scale, scale),
+        (conv.bias, bias),
+        (x, z),
+    ):
         torch.testing.assert_close(one.grad, other.grad)
 
 
@@ -109,12 +122,10 @@ def test_gradients_of_each_sample():
     parameters = {name: p.detach() for name, p in conv.named_parameters()}
 
     def loss(parameters, x):
-        return torch.func.functional_call(conv, parameters,
-                                          x).square().sum()
+        return torch.func.functional_call(conv, parameters, x).square().sum()
 
     x = images(4, 2, 5, 5)
-    of_samples = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters,
-                                                                   x)
+    of_samples = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
     of_batch = torch.func.grad(loss)(parameters, x)
     for name, gradient in of_batch.items():
         torch.testing.assert_close(of_samples[name].sum(0), gradient)
@@ -126,7 +137,9 @@ def test_torch_fx_traces_it_like_a_conv(training):
     conv.set_scale(0.7)
     traced = torch.fx.symbolic_trace(nn.Sequential(conv).train(training))
     assert [node.op for node in traced.graph.nodes] == [
-        'placeholder', 'call_module', 'output'
+        'placeholder',
+        'call_module',
+        'output',
     ]
 
 
@@ -134,8 +147,8 @@ def test_follows_sgd_that_centers_after_every_step():
     conv = MimicConv(3, 4, 3, dtype=torch.double)
     conv.set_scale(1.2)
     weight, bias, scale = (
-        nn.Parameter(p.detach().clone())
-        for p in (conv.weight, conv.bias, conv.scale))
+        nn.Parameter(p.detach().clone()) for p in (conv.weight, conv.bias, conv.scale)
+    )
     sgd = dict(lr=0.05, momentum=0.9, weight_decay=0.01)
     ours = torch.optim.SGD(conv.parameters(), **sgd)
     plain = torch.optim.SGD([weight, bias, scale], **sgd)
@@ -148,16 +161,23 @@ def test_follows_sgd_that_centers_after_every_step():
             optimizer.zero_grad()
         with torch.no_grad():
             weight.copy_(centered(weight))
-        for one, other in ((conv.state_dict()['weight'], weight),
-                           (conv.bias, bias), (conv.scale, scale)):
+        for one, other in (
+            (conv.state_dict()['weight'], weight),
+            (conv.bias, bias),
+            (conv.scale, scale),
+        ):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize('optimizer', [
-    dict(cls=torch.optim.SGD, foreach=True),
-    dict(cls=torch.optim.SGD, fused=True),
-    dict(cls=torch.optim.AdamW)
-], ids=['foreach', 'fused', 'AdamW'])
+@pytest.mark.parametrize(
+    'optimizer',
+    [
+        dict(cls=torch.optim.SGD, foreach=True),
+        dict(cls=torch.optim.SGD, fused=True),
+        dict(cls=torch.optim.AdamW),
+    ],
+    ids=['foreach', 'fused', 'AdamW'],
+)
 def test_is_centered_after_any_optimizer(optimizer):
     optimizer = dict(optimizer)
     conv = MimicConv(3, 4, 3)
@@ -167,8 +187,7 @@ def test_is_centered_after_any_optimizer(optimizer):
         conv(x).square().mean().backward()
         step()
     before = conv.weight.detach().clone()
-    torch.testing.assert_close(
-        conv(x), F.conv2d(x, centered(before), conv.bias))
+    torch.testing.assert_close(conv(x), F.conv2d(x, centered(before), conv.bias))
     assert_centered(conv.weight)
 
 
@@ -190,9 +209,9 @@ def test_accumulated_gradients_leave_the_weight_alone():
     assert not torch.equal(conv.weight.grad, gradient)
 
 
-@pytest.mark.parametrize('optimizer', [
-    torch.optim.SGD, torch.optim.Adam, torch.optim.LBFGS
-])
+@pytest.mark.parametrize(
+    'optimizer', [torch.optim.SGD, torch.optim.Adam, torch.optim.LBFGS]
+)
 def test_weights_changed_by_hand_are_centered_by_the_next_step(optimizer):
     conv = MimicConv(3, 4, 3)
     optimizer = optimizer(conv.parameters(), lr=0.01)
@@ -270,13 +289,12 @@ def test_a_fan_in_of_1_is_refused():
 
 def test_starts_he_normal_and_centered():
     conv = MimicConv(64, 512, 3)
-    std = (2 / (64 * 9))**0.5
-    torch.testing.assert_close(conv.weight.std().item(), std, rtol=0.02,
-                               atol=0)
+    std = (2 / (64 * 9)) ** 0.5
+    torch.testing.assert_close(conv.weight.std().item(), std, rtol=0.02, atol=0)
     assert_centered(conv.weight)
     assert not conv.bias.any()
     grouped = MimicConv(256, 256, 3, groups=256)
-    assert abs(grouped.weight.std().item() / (2 / 36)**0.5 - 1) < 0.06
+    assert abs(grouped.weight.std().item() / (2 / 36) ** 0.5 - 1) < 0.06
 
 
 def test_starts_again_after_the_meta_device():
@@ -287,8 +305,9 @@ def test_starts_again_after_the_meta_device():
     for parameter in conv.parameters():
         nn.init.constant_(parameter, torch.nan)
     conv.reset_parameters()
-    torch.testing.assert_close(conv.weight.std().item(), (2 / (64 * 9))**0.5,
-                               rtol=0.02, atol=0)
+    torch.testing.assert_close(
+        conv.weight.std().item(), (2 / (64 * 9)) ** 0.5, rtol=0.02, atol=0
+    )
     assert_centered(conv.weight)
     assert not conv.bias.any()
     assert conv.scale.item() == pytest.approx(0.7)
@@ -303,15 +322,21 @@ def test_initializers_for_conv2d_leave_the_published_start():
             fan_in = conv.weight[0].numel()
             assert_centered(conv.weight)
             torch.testing.assert_close(
-                conv.weight.var().item(), 2 / fan_in * (1 - 1 / fan_in),
-                rtol=0.15, atol=0)
+                conv.weight.var().item(),
+                2 / fan_in * (1 - 1 / fan_in),
+                rtol=0.15,
+                atol=0,
+            )
 
 
 def test_scalars_of_resnet50_are_the_published_ones():
     model = resnet(depth=50)
     model.init_weights()
-    ends = [(name, conv) for name, conv in model.named_modules()
-            if isinstance(conv, MimicConv) and conv.scale is not None]
+    ends = [
+        (name, conv)
+        for name, conv in model.named_modules()
+        if isinstance(conv, MimicConv) and conv.scale is not None
+    ]
     branches = [c for name, c in ends if 'downsample' not in name]
     shortcuts = [c for name, c in ends if 'downsample' in name]
     assert len(branches) == 16 and len(shortcuts) == 4
@@ -332,8 +357,11 @@ def test_scalars_of_other_backbones():
     res2net = Res2Net(depth=50, scales=4, base_width=26, **MIMIC)
     assert res2net.layer4[2].conv3.branch == 16
     mobile = MobileNetV2(**MIMIC)
-    ends = [m.linear_conv.conv for m in mobile.modules()
-            if type(m).__name__ == 'InvertedResidual']
+    ends = [
+        m.linear_conv.conv
+        for m in mobile.modules()
+        if type(m).__name__ == 'InvertedResidual'
+    ]
     assert [conv.branch for conv in ends if conv.branch] == list(range(1, 11))
     assert all(conv.scale is not None for conv in ends)
     assert Darknet(53, **MIMIC).conv_res_block5[4].conv2.conv.branch == 23
@@ -353,8 +381,7 @@ def block_ends(model, *kinds):
 
 def published(numbers, convs=2):
     """What block_ends returns for branches with these numbers."""
-    return [(number, pytest.approx(1.2**convs / (number or 1)))
-            for number in numbers]
+    return [(number, pytest.approx(1.2**convs / (number or 1))) for number in numbers]
 
 
 @pytest.mark.parametrize('depthwise', [False, True])
@@ -362,7 +389,8 @@ def test_scalars_of_csp_darknet(depthwise):
     """The last stage adds no identity, so its 3 blocks have no number."""
     model = CSPDarknet(widen_factor=0.125, use_depthwise=depthwise, **MIMIC)
     assert block_ends(model, 'DarknetBottleneck') == published(
-        [*range(1, 22), None, None, None])
+        [*range(1, 22), None, None, None]
+    )
     model.init_weights()
     x = torch.randn(1, 3, 64, 64)
     assert all(y.isfinite().all() for y in model(x))
@@ -373,13 +401,17 @@ def test_a_csp_layer_without_identity_has_no_numbers():
     assert block_ends(layer, 'DarknetBottleneck') == published([None, None])
 
 
-@pytest.mark.parametrize('arch, numbers', [
-    # A block adds its input if it keeps the stride and the channels.
-    ('es', [None, None, 1, None, 2, 3, 4, None, 5, 6, 7, 8, None, 9, 10, 11,
-            None, 12]),
-    ('b0', [None, None, 1, None, 2, None, 3, 4, None, 5, 6, None, 7, 8, 9,
-            None])
-])
+@pytest.mark.parametrize(
+    'arch, numbers',
+    [
+        # A block adds its input if it keeps the stride and the channels.
+        (
+            'es',
+            [None, None, 1, None, 2, 3, 4, None, 5, 6, 7, 8, None, 9, 10, 11, None, 12],
+        ),
+        ('b0', [None, None, 1, None, 2, None, 3, 4, None, 5, 6, None, 7, 8, 9, None]),
+    ],
+)
 def test_scalars_of_efficientnet(arch, numbers):
     model = EfficientNet(arch, out_indices=(3, 4, 5), **MIMIC)
     ends = block_ends(model, 'EdgeResidual', 'InvertedResidual')
@@ -391,8 +423,7 @@ def test_scalars_of_efficientnet(arch, numbers):
 
 def test_scalars_count_the_convs_that_res2net_keeps():
     """Its blocks build a ResNet block first, and delete conv2 of that."""
-    model = Res2Net(depth=50, scales=4, base_width=26, base_channels=16,
-                    **MIMIC)
+    model = Res2Net(depth=50, scales=4, base_width=26, base_channels=16, **MIMIC)
     assert model.layer1[0].conv3.start == pytest.approx(1.2**5)
 
 
@@ -407,7 +438,6 @@ def test_scalars_of_stages_that_replace_others():
 def test_scalars_of_a_block_of_ones_own():
 
     class Block(nn.Module):
-
         def __init__(self):
             super().__init__()
             self.first, self.last = MimicConv(4, 4, 3), MimicConv(4, 4, 1)
@@ -425,7 +455,6 @@ def test_a_block_that_ends_otherwise_registers_as_ever():
     """A subclass of a known block, in a model without MimicNorm."""
 
     class Block(BasicBlock):
-
         def __init__(self):
             super().__init__(4, 4)
             del self.conv2
@@ -445,9 +474,12 @@ def test_registering_parts_again_changes_no_scalar():
     model = resnet()
     ends = [conv for conv in mimic_convs(model) if conv.branch]
     expected = [pytest.approx(1.2**2 / number) for number in range(1, 9)]
-    for again in (revert_sync_batchnorm, lambda m: m.add_module(
-            'layer1', m.layer1), lambda m: nn.Sequential(*m.children()),
-                  lambda m: nn.Sequential(*m.layer3)):
+    for again in (
+        revert_sync_batchnorm,
+        lambda m: m.add_module('layer1', m.layer1),
+        lambda m: nn.Sequential(*m.children()),
+        lambda m: nn.Sequential(*m.layer3),
+    ):
         again(model)
         assert [conv.scale.item() for conv in ends] == expected
     model.init_weights()
@@ -462,10 +494,15 @@ def test_composing_models_leaves_scalars_that_have_moved():
     assert both[1].layer1[0].conv2.scale.item() == 7
 
 
-@pytest.mark.parametrize('backbone', [
-    lambda: ResNet(50, **MIMIC), lambda: ResNet(18, **MIMIC),
-    lambda: ResNeXt(depth=50, groups=32, base_width=4, **MIMIC)
-], ids=['R50', 'R18', 'X50'])
+@pytest.mark.parametrize(
+    'backbone',
+    [
+        lambda: ResNet(50, **MIMIC),
+        lambda: ResNet(18, **MIMIC),
+        lambda: ResNeXt(depth=50, groups=32, base_width=4, **MIMIC),
+    ],
+    ids=['R50', 'R18', 'X50'],
+)
 def test_activations_keep_their_scale_through_the_blocks(backbone):
     model = trained(backbone())
     model.init_weights()
@@ -473,7 +510,8 @@ def test_activations_keep_their_scale_through_the_blocks(backbone):
     for name, block in model.named_modules():
         if name.startswith('layer') and name.count('.') == 1:
             block.register_forward_hook(
-                lambda block, inputs, output: stds.append(output.std().item()))
+                lambda block, inputs, output: stds.append(output.std().item())
+            )
     with torch.no_grad():
         model(torch.randn(2, 3, 192, 192))
     assert len(stds) in (8, 16) and max(stds) < 2 * min(stds)
@@ -488,14 +526,23 @@ def test_mimic_norm_is_nothing():
     assert norm(x) is x and not norm.state_dict()
 
 
-@pytest.mark.parametrize('kwargs, words', [
-    (dict(norm_cfg=MIMIC['norm_cfg']), r"conv_cfg=dict\(type='MimicConv'\)"),
-    (dict(conv_cfg=MIMIC['conv_cfg']), r"norm_cfg=dict\(type='MimicNorm'\)"),
-    (dict(conv_cfg=dict(type='ConvWS'), norm_cfg=MIMIC['norm_cfg']),
-     'follows a ConvWS2d.*remove the setting'),
-    (dict(conv_cfg=dict(type='DCNv2', deform_groups=1),
-          norm_cfg=MIMIC['norm_cfg']), 'follows a ModulatedDeformConv2dPack'),
-])
+@pytest.mark.parametrize(
+    'kwargs, words',
+    [
+        (dict(norm_cfg=MIMIC['norm_cfg']), r"conv_cfg=dict\(type='MimicConv'\)"),
+        (dict(conv_cfg=MIMIC['conv_cfg']), r"norm_cfg=dict\(type='MimicNorm'\)"),
+        (
+            dict(conv_cfg=dict(type='ConvWS'), norm_cfg=MIMIC['norm_cfg']),
+            'follows a ConvWS2d.*remove the setting',
+        ),
+        (
+            dict(
+                conv_cfg=dict(type='DCNv2', deform_groups=1), norm_cfg=MIMIC['norm_cfg']
+            ),
+            'follows a ModulatedDeformConv2dPack',
+        ),
+    ],
+)
 def test_one_setting_without_the_other_is_refused(kwargs, words):
     kwargs = {**dict(norm_cfg=dict(type='BN')), **kwargs}
     with pytest.raises(InputError, match=words):
@@ -541,8 +588,7 @@ def test_a_resumed_run_goes_on_from_the_same_bits():
         for seed in steps:
             torch.manual_seed(seed)
             optimizer.zero_grad()
-            sum(y.square().mean()
-                for y in model(torch.randn(2, 3, 32, 32))).backward()
+            sum(y.square().mean() for y in model(torch.randn(2, 3, 32, 32))).backward()
             optimizer.step()
 
     def sgd(model):
@@ -573,9 +619,11 @@ def test_ema_averages_centered_weights(buffers):
         optimizer.step()
         ema.update_parameters(model)
         now = model.state_dict()
-        expected = copy.deepcopy(now) if expected is None else {
-            name: expected[name].lerp(now[name], 0.5) for name in now
-        }
+        expected = (
+            copy.deepcopy(now)
+            if expected is None
+            else {name: expected[name].lerp(now[name], 0.5) for name in now}
+        )
     averaged = resnet()
     averaged.load_state_dict(expected)
     # Without buffers, MMEngine reads the parameters between two forwards: the
@@ -628,8 +676,7 @@ def test_channels_last():
     conv = MimicConv(3, 4, 3)
     twin = copy.deepcopy(conv).to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 8, 8)
-    torch.testing.assert_close(
-        twin(x.to(memory_format=torch.channels_last)), conv(x))
+    torch.testing.assert_close(twin(x.to(memory_format=torch.channels_last)), conv(x))
     assert_centered(twin.weight)
 
 
@@ -638,8 +685,9 @@ def test_channels_last():
 
 def mebibytes(model, x):
     trained(model)
-    return saved_bytes(lambda: sum(y.mean() for y in model(x)),
-                       model.parameters()) / 2**20
+    return (
+        saved_bytes(lambda: sum(y.mean() for y in model(x)), model.parameters()) / 2**20
+    )
 
 
 def test_keeps_no_activation_for_bias_scalar_and_norm():
@@ -647,8 +695,7 @@ def test_keeps_no_activation_for_bias_scalar_and_norm():
     module.conv.set_scale(0.5)
     plain = ConvModule(8, 8, 3, padding=1)
     x = torch.randn(2, 8, 32, 32, requires_grad=True)
-    ours, least = (saved_bytes(lambda: m(x), m.parameters())
-                   for m in (module, plain))
+    ours, least = (saved_bytes(lambda: m(x), m.parameters()) for m in (module, plain))
     # The product of weight and scalar is all there is beside them.
     assert ours == least + module.conv.weight.nbytes
 
@@ -670,8 +717,10 @@ def test_resnet50_saves_what_its_relus_and_scaled_weights_take():
     x = torch.randn(2, 3, 256, 256)
     bn = ResNet(50, frozen_stages=-1, norm_eval=False)
     mimic = ResNet(50, frozen_stages=-1, **MIMIC)
-    copies = sum(conv.weight.nbytes for conv in mimic_convs(mimic)
-                 if conv.scale is not None) / 2**20
+    copies = (
+        sum(conv.weight.nbytes for conv in mimic_convs(mimic) if conv.scale is not None)
+        / 2**20
+    )
     saved, full = mebibytes(mimic, x), mebibytes(bn, x)
     assert (saved - copies) / full < 0.5
     assert saved / full < 0.65

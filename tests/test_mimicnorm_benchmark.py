@@ -8,21 +8,24 @@ import torch
 from conftest import ROOT
 from mmdet.models.backbones import ResNet
 from mmengine.config import Config
-from test_collapse_benchmark import rows_of, untimed
+from test_collapse_benchmark import make_rows, untimed
 from torch import nn
 
 from benchmarks import memory
 from benchmarks.mimicnorm import report, training
 from benchmarks.mimicnorm.__main__ import main
-from benchmarks.mimicnorm.correlation import (between_channels,
-                                              between_images, correlations)
+from benchmarks.mimicnorm.correlation import (
+    between_channels,
+    between_images,
+    correlations,
+)
 from benchmarks.mimicnorm.experiments import EXPERIMENTS, Settings, settings
 from benchmarks.mimicnorm.norms import NORMS
 from benchmarks.shared.data import load
 from benchmarks.shared.networks import Classifier
 from benchmarks.shared.settings import Experiment, grid, key_of, tree_of
 from mmpsbn.analysis import saved_bytes
-from mmpsbn.compare.placing import with_norm
+from mmpsbn.compare.placing import replace_norm
 from mmpsbn.layers import MimicConv
 
 
@@ -32,22 +35,38 @@ def convs_of(model):
 
 def test_trained_gone_on_with_and_reported(tmp_path, monkeypatch, capsys):
     variants = grid(lr=(0.05, 0.2), norm=('BN', 'MimicNorm'))
-    monkeypatch.setitem(EXPERIMENTS, 'ablation',
-                        Experiment('A', variants, 'lr', ('network', 'depth')))
-    monkeypatch.setitem(EXPERIMENTS, 'correlation',
-                        Experiment('C', variants[:2], 'layer'))
+    monkeypatch.setitem(
+        EXPERIMENTS, 'ablation', Experiment('A', variants, 'lr', ('network', 'depth'))
+    )
+    monkeypatch.setitem(
+        EXPERIMENTS, 'correlation', Experiment('C', variants[:2], 'layer')
+    )
     jobs = EXPERIMENTS['ablation'].jobs(settings, 1, epochs=1)
     before = [
-        json.dumps(dict(settings=tree_of(job), result=training.train(
-            job, None))) + '\n' for job in jobs[:2]
+        json.dumps(dict(settings=tree_of(job), result=training.train(job, None))) + '\n'
+        for job in jobs[:2]
     ]
     # The second training was killed while its line was written.
     file = tmp_path / 'results.jsonl'
     file.write_text(before[0] + before[1][:-100])
-    monkeypatch.setattr(sys, 'argv', [
-        'mimicnorm', '--experiments', 'ablation', 'correlation', '--seeds',
-        '1', '--epochs', '1', '--processes', '1', '--out', str(tmp_path)
-    ])
+    monkeypatch.setattr(
+        sys,
+        'argv',
+        [
+            'mimicnorm',
+            '--experiments',
+            'ablation',
+            'correlation',
+            '--seeds',
+            '1',
+            '--epochs',
+            '1',
+            '--processes',
+            '1',
+            '--out',
+            str(tmp_path),
+        ],
+    )
     main()
     # The other experiment has no trainings of its own.
     assert '3 trainings' in capsys.readouterr().out
@@ -58,17 +77,25 @@ def test_trained_gone_on_with_and_reported(tmp_path, monkeypatch, capsys):
     assert untimed(found[1]) == untimed(json.loads(before[1]))
 
     written = (tmp_path / 'report.md').read_text()
-    rows = rows_of(written)
-    assert [row[:4] for row in rows[:4]] == [[
-        f'{line["settings"]["lr"]:g}', line['settings']['norm'],
-        f'{100 * line["result"]["accuracy"]:.2f}', '0.00'
-    ] for line in found]
+    rows = make_rows(written)
+    assert [row[:4] for row in rows[:4]] == [
+        [
+            f'{line["settings"]["lr"]:g}',
+            line['settings']['norm'],
+            f'{100 * line["result"]["accuracy"]:.2f}',
+            '0.00',
+        ]
+        for line in found
+    ]
     # Four ReLUs, for each of the two measures.
     for index, measure in enumerate(('channels', 'images')):
-        layers = rows[4 + 4 * index:8 + 4 * index]
+        layers = rows[4 + 4 * index : 8 + 4 * index]
         assert [[float(cell) for cell in row[1:]] for row in layers] == [
-            [pytest.approx(line['result'][moment][measure][layer], abs=1e-3)
-             for moment in ('before', 'after') for line in found[:2]]
+            [
+                pytest.approx(line['result'][moment][measure][layer], abs=1e-3)
+                for moment in ('before', 'after')
+                for line in found[:2]
+            ]
             for layer in range(4)
         ]
 
@@ -83,46 +110,67 @@ def test_trained_gone_on_with_and_reported(tmp_path, monkeypatch, capsys):
 
 
 def test_what_became_of_the_seeds_is_counted():
-    jobs = [Settings(seed, depth=depth, lr=lr, norm=norm) for seed in range(3)
-            for depth in (4, 16) for norm in ('none', 'MimicNorm')
-            for lr in (0.2, 0.01)]
+    jobs = [
+        Settings(seed, depth=depth, lr=lr, norm=norm)
+        for seed in range(3)
+        for depth in (4, 16)
+        for norm in ('none', 'MimicNorm')
+        for lr in (0.2, 0.01)
+    ]
 
     def result(job):
         accuracy = 0.9 + 0.01 * job.seed + 0.02 * (job.lr < 0.1)
         failed = job.norm == 'none' and job.lr > 0.1
-        return dict(accuracy=0.19 if failed else accuracy, chance=0.1,
-                    diverged=failed and job.seed == 0)
+        return dict(
+            accuracy=0.19 if failed else accuracy,
+            chance=0.1,
+            diverged=failed and job.seed == 0,
+        )
 
-    rows = report.rows_of(jobs, {key_of(job): result(job) for job in jobs},
-                          report.Row)
-    assert rows_of(report.table(rows))[:2] == [
+    rows = report.make_rows(
+        jobs, {key_of(job): result(job) for job in jobs}, report.Row
+    )
+    assert make_rows(report.table(rows))[:2] == [
         ['4', '0.2', 'none', '19.00', '0.00', '1', '2'],
-        ['4', '0.01', 'none', '93.00', '2.00', '0', '0']
+        ['4', '0.01', 'none', '93.00', '2.00', '0', '0'],
     ]
-    summary = rows_of(report.summary(rows, 'lr', ['depth']))
+    summary = make_rows(report.summary(rows, 'lr', ['depth']))
     assert summary[0] == ['4', 'none', '3', '0', '93.00', '2.00', '0.01']
-    assert summary[3] == ['16', 'MimicNorm', '3', '3', '93.00', '2.00',
-                          '0.01']
+    assert summary[3] == ['16', 'MimicNorm', '3', '3', '93.00', '2.00', '0.01']
 
 
 def test_both_operations_are_where_the_package_places_them():
     cfg = Config.fromfile(
-        ROOT / 'configs' / 'psbn' / 'faster-rcnn_r50_fpn_bn_1x_coco.py')
-    placed = with_norm(cfg, 'MimicNorm').model
+        ROOT / 'configs' / 'psbn' / 'faster-rcnn_r50_fpn_bn_1x_coco.py'
+    )
+    placed = replace_norm(cfg, 'MimicNorm').model
     mine = NORMS['MimicNorm']
     assert placed.backbone.conv_cfg == dict(type=mine.conv.__name__)
     assert placed.backbone.norm_cfg == dict(type=mine.norm.__name__)
     assert placed.roi_head.bbox_head.cls_predictor_cfg == dict(
-        type=mine.linear.__name__)
+        type=mine.linear.__name__
+    )
     # Blocks as in the first stages of a ResNet-18, and so their scalars.
     layers = {name: placed.backbone[name] for name in ('conv_cfg', 'norm_cfg')}
-    scalars = [[
-        (conv.branch, conv.start) for conv in convs_of(model)
-        if conv.scale is not None
-    ] for model in (Classifier('resnet', 13, 1, 10, mine),
-                    ResNet(18, num_stages=3, strides=(1, 2, 2),
-                           dilations=(1, 1, 1), out_indices=(0, 1, 2),
-                           norm_eval=False, **layers))]
+    scalars = [
+        [
+            (conv.branch, conv.start)
+            for conv in convs_of(model)
+            if conv.scale is not None
+        ]
+        for model in (
+            Classifier('resnet', 13, 1, 10, mine),
+            ResNet(
+                18,
+                num_stages=3,
+                strides=(1, 2, 2),
+                dilations=(1, 1, 1),
+                out_indices=(0, 1, 2),
+                norm_eval=False,
+                **layers,
+            ),
+        )
+    ]
     assert len(scalars[0]) == 6 + 2 and scalars[0] == scalars[1]
 
 
@@ -136,13 +184,11 @@ def test_the_two_operations_are_all_that_differs():
             assert mine.weight.equal(its.weight)
         assert nets[one].fc.weight.equal(nets[other].fc.weight)
         logits = nets[one](images)
-        normalized = nn.functional.batch_norm(logits, None, None,
-                                              training=True)
+        normalized = nn.functional.batch_norm(logits, None, None, training=True)
         torch.testing.assert_close(
-            nets[other](images) - nets[other].fc.bias, normalized, atol=1e-4,
-            rtol=1e-4)
-    for mine, its in zip(*(convs_of(nets[n])
-                           for n in ('none', 'weight mean'))):
+            nets[other](images) - nets[other].fc.bias, normalized, atol=1e-4, rtol=1e-4
+        )
+    for mine, its in zip(*(convs_of(nets[n]) for n in ('none', 'weight mean'))):
         mean = mine.weight.mean((1, 2, 3), keepdim=True)
         assert mean.abs().max() > 1e-3
         torch.testing.assert_close(its.weight, mine.weight - mean)
@@ -157,8 +203,7 @@ def test_lr_follows_the_batch_and_epochs_stay(monkeypatch):
 
     monkeypatch.setattr(training, 'fit', fit)
     for batch in (1, 8, 32):
-        result = training.train(Settings(0, batch=batch, lr=0.4, epochs=3),
-                                None)
+        result = training.train(Settings(0, batch=batch, lr=0.4, epochs=3), None)
         assert result['diverged'] and result['after'] is None
     assert found == {1: (0.0125, 3), 8: (0.1, 3), 32: (0.4, 3)}
 
@@ -166,13 +211,14 @@ def test_lr_follows_the_batch_and_epochs_stay(monkeypatch):
 def test_correlations_of_what_is_known():
     x = torch.randn(64, 1, 4, 4, dtype=torch.float64)
     constant = torch.ones_like(x)
-    assert between_channels(torch.cat([x, 2 - 3 * x, constant], 1)) == \
-        pytest.approx(1)
-    assert between_channels(torch.cat([x, x.roll(1, 0), -x], 1)) == \
-        pytest.approx(1 / 3, abs=0.05)
+    assert between_channels(torch.cat([x, 2 - 3 * x, constant], 1)) == pytest.approx(1)
+    assert between_channels(torch.cat([x, x.roll(1, 0), -x], 1)) == pytest.approx(
+        1 / 3, abs=0.05
+    )
     assert between_channels(constant) is None
-    assert between_images(torch.cat([x[:1], 2 * x[:1], -x[:1]])) == \
-        pytest.approx(-1 / 3)
+    assert between_images(torch.cat([x[:1], 2 * x[:1], -x[:1]])) == pytest.approx(
+        -1 / 3
+    )
 
 
 def test_correlations_are_seen_at_every_relu_and_change_nothing():
@@ -180,8 +226,7 @@ def test_correlations_are_seen_at_every_relu_and_change_nothing():
     found = {}
     for norm in ('BN', 'none', 'MimicNorm'):
         net = Classifier('conv', 16, 1, 10, NORMS[norm])
-        before = {key: value.clone() for key, value in
-                  net.state_dict().items()}
+        before = {key: value.clone() for key, value in net.state_dict().items()}
         found[norm] = correlations(net, images)
         for key, value in net.state_dict().items():
             assert value.equal(before[key]), key
@@ -193,7 +238,8 @@ def test_correlations_are_seen_at_every_relu_and_change_nothing():
     block = Classifier('resnet', 13, 1, 10, NORMS['BN'])
     assert len(correlations(block, images)['channels']) == 13
     assert correlations(block, images * float('nan')) == dict(
-        channels=[None] * 13, images=[None] * 13)
+        channels=[None] * 13, images=[None] * 13
+    )
 
 
 def test_memory_of_other_backbones():
@@ -201,8 +247,7 @@ def test_memory_of_other_backbones():
     for norm in ('BN', 'GN', 'MimicNorm', memory.PUBLISHED):
         model = memory.Backbone('MobileNetV2', norm).train()
         inputs = model.inputs((128, 128))
-        saved[norm] = saved_bytes(lambda: model.loss(inputs),
-                                  model.parameters())
+        saved[norm] = saved_bytes(lambda: model.loss(inputs), model.parameters())
     assert saved['GN'] == pytest.approx(saved['BN'], rel=0.01)
     assert saved['MimicNorm'] < 0.75 * saved['BN']
     assert saved[memory.PUBLISHED] < saved['BN']
@@ -218,8 +263,7 @@ def test_batches_that_fill_a_memory():
             inputs = model.inputs((96, 96), batch)
             return saved_bytes(lambda: model.loss(inputs), model.parameters())
 
-        largest[norm] = memory.largest_batch(
-            lambda batch: saved(batch) <= 120 * 2**20)
+        largest[norm] = memory.largest_batch(lambda batch: saved(batch) <= 120 * 2**20)
         assert saved(largest[norm]) <= 120 * 2**20 < saved(largest[norm] + 1)
     assert largest['MimicNorm'] > 1.25 * largest['BN']
     assert memory.largest_batch(lambda batch: False) == 0

@@ -7,7 +7,7 @@ from test_checkpoint import toy_runner
 from test_tools import FASTER, refused  # noqa: F401  The fixture.
 from torch import nn
 
-from mmpsbn.engine.checkpoint import find_resumable
+from mmpsbn.checkpoints.reading import find_latest
 from mmpsbn.errors import InputError
 from mmpsbn.layers import PSBatchNorm2d
 
@@ -28,7 +28,6 @@ class Root(nn.Module):
 
 
 class Toy(BaseModel):
-
     def __init__(self, steps=(), backward=False):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3)
@@ -46,12 +45,14 @@ class Toy(BaseModel):
 
 def runner(work_dir, model, **hook):
     # Two steps an epoch.
-    return toy_runner(work_dir, model, epochs=3,
-                      custom_hooks=[dict(type='NonFiniteHook', **hook)])
+    return toy_runner(
+        work_dir, model, epochs=3, custom_hooks=[dict(type='NonFiniteHook', **hook)]
+    )
 
 
-@pytest.mark.parametrize('backward, words', [
-    (False, 'began in root'), (True, 'began in the backward')])
+@pytest.mark.parametrize(
+    'backward, words', [(False, 'began in root'), (True, 'began in the backward')]
+)
 def test_stops_before_the_step(backward, words, tmp_path):
     model = Toy(steps=[4], backward=backward)
     with pytest.raises(InputError, match='iteration 4: ') as error:
@@ -60,7 +61,7 @@ def test_stops_before_the_step(backward, words, tmp_path):
     assert model.root.step == 4 and len(model.log) == 4
     assert torch.equal(model.conv.weight, model.log[-1])
     assert not torch.equal(model.log[-2], model.log[-1])
-    assert find_resumable(str(tmp_path)) == str(tmp_path / 'epoch_1.pth')
+    assert find_latest(str(tmp_path)).path == str(tmp_path / 'epoch_1.pth')
     # The forward that looks for the layer is not one of training.
     assert model.norm.num_batches_tracked == 4
 
@@ -78,11 +79,11 @@ def test_skips_as_if_the_batch_had_not_been(tmp_path):
 
 def test_does_not_skip_for_ever(tmp_path):
     with pytest.raises(InputError, match='iteration 5: '):
-        runner(tmp_path, Toy(steps=[3, 4, 5, 6]), action='skip',
-               most_skipped=2).train()
+        runner(tmp_path, Toy(steps=[3, 4, 5, 6]), action='skip', most_skipped=2).train()
     # With a good step between.
-    runner(tmp_path / 'other', Toy(steps=[1, 2, 4, 5]), action='skip',
-           most_skipped=2).train()
+    runner(
+        tmp_path / 'other', Toy(steps=[1, 2, 4, 5]), action='skip', most_skipped=2
+    ).train()
 
 
 def test_weights_that_were_bad_are_named(tmp_path):
@@ -100,7 +101,13 @@ def test_an_action_that_there_is_not(tmp_path):
 
 
 def test_the_command_stops(refused, digits, tmp_path):  # noqa: F811
-    message = refused('tools/train.py', FASTER, '--work-dir', tmp_path,
-                      data=digits, options=['optim_wrapper.optimizer.lr=1e30'])
+    message = refused(
+        'tools/train.py',
+        FASTER,
+        '--work-dir',
+        tmp_path,
+        data=digits,
+        options=['optim_wrapper.optimizer.lr=1e30'],
+    )
     assert 'iteration 2: the gradients are not finite; it began in' in message
     assert 'Try a smaller lr' in message

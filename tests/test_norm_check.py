@@ -20,16 +20,19 @@ from test_tools import FASTER
 from torch import nn
 from torch.nn import functional as F
 
-from mmpsbn.engine import LevelWatch, find_idle_norms
-from mmpsbn.engine.recovery import (Start, decay_of_schedule, start_in_words,
-                                    starting_table)
+from mmpsbn.hooks import LevelWatch, find_idle_norms
+from mmpsbn.hooks.recovery import (
+    Start,
+    decay_of_schedule,
+    describe_start,
+    starting_table,
+)
 from mmpsbn.layers import PSBatchNorm2d, PSSyncBatchNorm
 
 
 def reasons(*norms, weight_decay=1e-4):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), *norms)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=0.1, weight_decay=weight_decay)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=weight_decay)
     return find_idle_norms(model, OptimWrapper(optimizer))
 
 
@@ -43,29 +46,32 @@ def test_nothing_is_said_of_layers_that_work():
 
 def test_norm_eval_is_reported_for_psbn_and_syncbn():
     for norm in (PSBatchNorm2d(4), nn.SyncBatchNorm(4)):
-        reason, = reasons(norm.eval())
+        (reason,) = reasons(norm.eval())
         assert 'evaluation mode' in reason and 'norm_eval=False' in reason
     assert len(reasons(PSSyncBatchNorm(4).eval())) == 2
 
 
 def test_frozen_psbn_is_reported():
-    reason, = reasons(PSBatchNorm2d(4).requires_grad_(False))
+    (reason,) = reasons(PSBatchNorm2d(4).requires_grad_(False))
     assert 'frozen' in reason and 'requires_grad=True' in reason
 
 
 def test_psbn_without_decay_is_reported():
-    reason, = reasons(PSBatchNorm2d(4), weight_decay=0)
+    (reason,) = reasons(PSBatchNorm2d(4), weight_decay=0)
     assert 'weight decay' in reason and 'norm_decay_mult' in reason
 
 
 def test_several_optimizers():
     model = nn.Sequential(PSBatchNorm2d(4), nn.Conv2d(4, 4, 1))
     for decay, number in ((0, 1), (1e-4, 0)):
-        wrapper = OptimWrapperDict(**{
-            name: OptimWrapper(
-                torch.optim.SGD(part.parameters(), 0.1, weight_decay=decay))
-            for name, part in zip('ab', model)
-        })
+        wrapper = OptimWrapperDict(
+            **{
+                name: OptimWrapper(
+                    torch.optim.SGD(part.parameters(), 0.1, weight_decay=decay)
+                )
+                for name, part in zip('ab', model)
+            }
+        )
         assert len(find_idle_norms(model, wrapper)) == number
 
 
@@ -75,8 +81,13 @@ FEATURES = [torch.randn(2, 8, size, size) for size in (13, 7, 4)]
 @pytest.mark.parametrize('norm', ['BN', 'psBN', 'psSyncBN'])
 def test_a_head_that_levels_share_is_reported(norm):
     register_all_modules()
-    settings = dict(num_classes=3, in_channels=8, feat_channels=8,
-                    stacked_convs=1, norm_cfg=dict(type=norm))
+    settings = dict(
+        num_classes=3,
+        in_channels=8,
+        feat_channels=8,
+        stacked_convs=1,
+        norm_cfg=dict(type=norm),
+    )
     shared = RetinaHead(**settings)
     watch = LevelWatch(shared)
     shared(FEATURES)
@@ -88,8 +99,11 @@ def test_a_head_that_levels_share_is_reported(norm):
 
 
 def test_one_level_and_frozen_statistics_are_not_reported():
-    model = nn.Sequential(nn.BatchNorm2d(8), nn.BatchNorm2d(8).eval(),
-                          nn.BatchNorm2d(8, track_running_stats=False))
+    model = nn.Sequential(
+        nn.BatchNorm2d(8),
+        nn.BatchNorm2d(8).eval(),
+        nn.BatchNorm2d(8, track_running_stats=False),
+    )
     watch = LevelWatch(model[:1])
     model(FEATURES[0])
     model(FEATURES[0][:0])  # As a head without RoIs has it.
@@ -101,19 +115,27 @@ def test_one_level_and_frozen_statistics_are_not_reported():
     assert watch.end() == []
 
 
-@pytest.mark.parametrize('asked, found, said', [
-    ('psBN', PSBatchNorm2d, False), ('psBN', nn.BatchNorm2d, True),
-    ('mmpsbn.psSyncBN', nn.BatchNorm2d, True), ('BN', nn.BatchNorm2d, False)
-])
-def test_psbn_that_was_converted_away_is_reported(asked, found, said, tmp_path,
-                                                  caplog):
-    runner = toy_runner(tmp_path / 'run', Toy(found), epochs=1,
-                        custom_hooks=[dict(type='mmpsbn.NormCheckHook')])
+@pytest.mark.parametrize(
+    'asked, found, said',
+    [
+        ('psBN', PSBatchNorm2d, False),
+        ('psBN', nn.BatchNorm2d, True),
+        ('mmpsbn.psSyncBN', nn.BatchNorm2d, True),
+        ('BN', nn.BatchNorm2d, False),
+    ],
+)
+def test_psbn_that_was_converted_away_is_reported(asked, found, said, tmp_path, caplog):
+    runner = toy_runner(
+        tmp_path / 'run',
+        Toy(found),
+        epochs=1,
+        custom_hooks=[dict(type='mmpsbn.NormCheckHook')],
+    )
     runner.cfg.model = dict(backbone=dict(norm_cfg=dict(type=asked)))
     with caplog.at_level('WARNING', logger=runner.logger.name):
         runner.logger.addHandler(caplog.handler)
         runner.train()
-    text = f"the config asks for {asked.split('.')[-1]}, and the model has no"
+    text = f'the config asks for {asked.split(".")[-1]}, and the model has no'
     assert (text in caplog.text) == said
 
 
@@ -121,7 +143,7 @@ def test_an_optimizer_of_copies_is_reported():
     model = PSBatchNorm2d(4)
     copies = [nn.Parameter(p.detach().clone()) for p in model.parameters()]
     wrapper = OptimWrapper(torch.optim.SGD(copies, 0.1, weight_decay=0.1))
-    reason, = find_idle_norms(model, wrapper)
+    (reason,) = find_idle_norms(model, wrapper)
     assert 'trained as plain BN' in reason
 
 
@@ -139,34 +161,55 @@ class Recorder(Hook):
             return
         optimizer = runner.optim_wrapper.optimizer
         decays = decay_of_schedule(runner)
-        self.expected = [decays[id(group['params'][0])]
-                         for group in optimizer.param_groups]
-        optimizer.register_step_pre_hook(lambda *_: self.steps.append([
-            group['lr'] * group['weight_decay'] / (1 - group['momentum'])
-            for group in optimizer.param_groups
-        ]))
+        self.expected = [
+            decays[id(group['params'][0])] for group in optimizer.param_groups
+        ]
+        optimizer.register_step_pre_hook(
+            lambda *_: self.steps.append(
+                [
+                    group['lr'] * group['weight_decay'] / (1 - group['momentum'])
+                    for group in optimizer.param_groups
+                ]
+            )
+        )
 
 
 WARM_UP = dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=3)
 
 
-def train(work_dir, hooks, model=None, epochs=5, by_epoch=True, resume=False,
-          schedulers=(), **wrapper):
+def train(
+    work_dir,
+    hooks,
+    model=None,
+    epochs=5,
+    by_epoch=True,
+    resume=False,
+    schedulers=(),
+    **wrapper,
+):
     torch.manual_seed(0)
-    loop = dict(by_epoch=True, max_epochs=epochs) if by_epoch else dict(
-        by_epoch=False, max_iters=4 * epochs)
+    loop = (
+        dict(by_epoch=True, max_epochs=epochs)
+        if by_epoch
+        else dict(by_epoch=False, max_iters=4 * epochs)
+    )
     runner = Runner(
-        model or Net(), str(work_dir), resume=resume,
+        model or Net(),
+        str(work_dir),
+        resume=resume,
         train_dataloader=torch.utils.data.DataLoader(
-            torch.randn(8 if by_epoch else 40, 3, 4, 4), batch_size=2,
-            num_workers=0),
-        train_cfg=loop, param_scheduler=list(schedulers) or None,
+            torch.randn(8 if by_epoch else 40, 3, 4, 4), batch_size=2, num_workers=0
+        ),
+        train_cfg=loop,
+        param_scheduler=list(schedulers) or None,
         optim_wrapper=dict(
-            optimizer=dict(type='SGD', lr=0.2, momentum=0.5,
-                           weight_decay=0.1),
-            **wrapper),
-        custom_hooks=hooks, randomness=dict(seed=0),
-        experiment_name=f'{work_dir.parent.name}-{work_dir.name}{epochs}')
+            optimizer=dict(type='SGD', lr=0.2, momentum=0.5, weight_decay=0.1),
+            **wrapper,
+        ),
+        custom_hooks=hooks,
+        randomness=dict(seed=0),
+        experiment_name=f'{work_dir.parent.name}-{work_dir.name}{epochs}',
+    )
     runner.train()
     return runner
 
@@ -186,30 +229,43 @@ class Net(nn.Module):
         return dict(loss=loss)
 
 
-@pytest.mark.parametrize('settings', [
-    dict(schedulers=[WARM_UP, dict(type='MultiStepLR', milestones=[2, 4])]),
-    dict(by_epoch=False, schedulers=[
-        WARM_UP,
-        dict(type='CosineAnnealingLR', by_epoch=False, begin=3, T_max=17),
-        dict(type='LinearMomentum', start_factor=0.5, by_epoch=False, end=9)
-    ]),
-    # A loop by iterations ends no epoch but the last.
-    dict(by_epoch=False, schedulers=[dict(type='StepLR', step_size=1)]),
-    dict(accumulative_counts=3, schedulers=[WARM_UP]),
-    dict(schedulers=[dict(type='OneCycleLR', eta_max=0.4, total_steps=20,
-                          by_epoch=False)]),
-    dict()
-])
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(schedulers=[WARM_UP, dict(type='MultiStepLR', milestones=[2, 4])]),
+        dict(
+            by_epoch=False,
+            schedulers=[
+                WARM_UP,
+                dict(type='CosineAnnealingLR', by_epoch=False, begin=3, T_max=17),
+                dict(type='LinearMomentum', start_factor=0.5, by_epoch=False, end=9),
+            ],
+        ),
+        # A loop by iterations ends no epoch but the last.
+        dict(by_epoch=False, schedulers=[dict(type='StepLR', step_size=1)]),
+        dict(accumulative_counts=3, schedulers=[WARM_UP]),
+        dict(
+            schedulers=[
+                dict(type='OneCycleLR', eta_max=0.4, total_steps=20, by_epoch=False)
+            ]
+        ),
+        dict(),
+    ],
+)
 def test_d_is_that_of_the_steps_to_come(settings, tmp_path):
     recorder = Recorder()
-    train(tmp_path, [recorder], paramwise_cfg=dict(
-        norm_decay_mult=0.5, custom_keys=dict(second=dict(lr_mult=0.1))),
-        **settings)
+    train(
+        tmp_path,
+        [recorder],
+        paramwise_cfg=dict(
+            norm_decay_mult=0.5, custom_keys=dict(second=dict(lr_mult=0.1))
+        ),
+        **settings,
+    )
     sums = [math.fsum(rates) for rates in zip(*recorder.steps)]
     assert len(set(recorder.expected)) > 1  # Of several groups.
     assert recorder.expected == pytest.approx(sums, rel=1e-9)
-    assert len(recorder.steps) == (
-        7 if 'accumulative_counts' in settings else 20)
+    assert len(recorder.steps) == (7 if 'accumulative_counts' in settings else 20)
 
 
 def test_d_of_a_resumed_run_is_of_what_is_left(tmp_path):
@@ -219,21 +275,24 @@ def test_d_of_a_resumed_run_is_of_what_is_left(tmp_path):
     train(tmp_path, [recorder], resume=True, schedulers=schedulers)
     assert len(recorder.steps) == 8
     assert recorder.expected == pytest.approx(
-        [math.fsum(rates) for rates in zip(*recorder.steps)], rel=1e-9)
+        [math.fsum(rates) for rates in zip(*recorder.steps)], rel=1e-9
+    )
 
 
-@pytest.mark.parametrize('optimizer', [
-    dict(type='SGD', lr=0.01, weight_decay=0.05, momentum=0.9),
-    dict(type='SGD', lr=0.01, weight_decay=0.5, momentum=0.9, dampening=0.9),
-    dict(type='SGD', lr=0.01, weight_decay=0.5),
-    dict(type='AdamW', lr=0.01, weight_decay=0.5),
-])
+@pytest.mark.parametrize(
+    'optimizer',
+    [
+        dict(type='SGD', lr=0.01, weight_decay=0.05, momentum=0.9),
+        dict(type='SGD', lr=0.01, weight_decay=0.5, momentum=0.9, dampening=0.9),
+        dict(type='SGD', lr=0.01, weight_decay=0.5),
+        dict(type='AdamW', lr=0.01, weight_decay=0.5),
+    ],
+)
 def test_beta_shrinks_by_d(optimizer, tmp_path):
     settings = dict(optimizer)
     layer = PSBatchNorm2d(2)
     layer.bias.data.fill_(-0.9)  # beta = -1
-    own = getattr(torch.optim, settings.pop('type'))(
-        layer.parameters(), **settings)
+    own = getattr(torch.optim, settings.pop('type'))(layer.parameters(), **settings)
     runner = toy_runner(tmp_path / 'run', Toy())
     runner.optim_wrapper = OptimWrapper(own)
     runner.train_loop._max_iters = 400
@@ -243,8 +302,11 @@ def test_beta_shrinks_by_d(optimizer, tmp_path):
         own.step()
     assert 1 < expected < 3
     torch.testing.assert_close(
-        layer.bias - layer.alpha, torch.full((2, ), -math.exp(-expected)),
-        rtol=0.1, atol=0)
+        layer.bias - layer.alpha,
+        torch.full((2,), -math.exp(-expected)),
+        rtol=0.1,
+        atol=0,
+    )
 
 
 def test_d_that_is_not_known(tmp_path):
@@ -264,33 +326,46 @@ def test_d_that_is_not_known(tmp_path):
     assert math.isnan(decay_of_schedule(runner)[bias]) and own.steps == 1
     runner.param_schedulers = []
     runner.optim_wrapper = OptimWrapper(
-        torch.optim.Adam(runner.model.parameters(), weight_decay=0.1))
+        torch.optim.Adam(runner.model.parameters(), weight_decay=0.1)
+    )
     assert math.isnan(decay_of_schedule(runner)[bias])
 
 
 LOG_4, LOG_5 = math.log(4), math.log(5)
 
 
-def start(kind='BN', alpha=0.1, decay=LOG_4, frozen=False,
-          dead=(1, 1, 0), beta=(-0.39, -0.41, 1.)):
-    return Start(kind, alpha, decay, frozen, torch.tensor(dead).bool(),
-                 torch.tensor(beta))
+def start(
+    kind='BN',
+    alpha=0.1,
+    decay=LOG_4,
+    frozen=False,
+    dead=(1, 1, 0),
+    beta=(-0.39, -0.41, 1.0),
+):
+    return Start(
+        kind, alpha, decay, frozen, torch.tensor(dead).bool(), torch.tensor(beta)
+    )
 
 
 def test_the_table_counts_what_is_within_reach():
-    layers = [start(), start(decay=LOG_5), start('psBN'),
-              start('psBN', alpha=0.2), start(frozen=True),
-              start('GN', alpha=math.nan), start('IN', decay=math.nan)]
+    layers = [
+        start(),
+        start(decay=LOG_5),
+        start('psBN'),
+        start('psBN', alpha=0.2),
+        start(frozen=True),
+        start('GN', alpha=math.nan),
+        start('IN', decay=math.nan),
+    ]
     assert starting_table(layers)[1:] == [
-        ['BN', '2', '6', '4 (66.7%)', '1.4 to 1.6', '|beta| < 0.4 to 0.5',
-         '3'],
+        ['BN', '2', '6', '4 (66.7%)', '1.4 to 1.6', '|beta| < 0.4 to 0.5', '3'],
         ['psBN', '2', '6', '4 (66.7%)', '1.4', '|beta| < 0.4 to 0.8', '3'],
         ['BN (frozen)', '1', '3', '2 (66.7%)', '-', '-', '-'],
         ['GN', '1', '3', '2 (66.7%)', '1.4', '-', '-'],
         ['IN', '1', '3', '2 (66.7%)', 'unknown', '-', '-'],
     ]
-    assert 'stay dead' in start_in_words(layers, 9)
-    assert 'stay dead' not in start_in_words(layers[2:4], 9)
+    assert 'stay dead' in describe_start(layers, 9)
+    assert 'stay dead' not in describe_start(layers[2:4], 9)
 
 
 def log_of(work_dir):
@@ -298,8 +373,7 @@ def log_of(work_dir):
 
 
 def row_of(text, kind):
-    row, = [line.split() for line in text.splitlines()
-            if line.startswith(f'{kind} ')]
+    (row,) = [line.split() for line in text.splitlines() if line.startswith(f'{kind} ')]
     return row
 
 
@@ -307,13 +381,12 @@ def row_of(text, kind):
 def test_the_hook_reports_and_changes_nothing(norm, tmp_path):
     torch.manual_seed(0)
     weights = Net(norm).state_dict()
-    weights['bn.weight'][:4] = torch.tensor([1e-6, 0., 0.01, -0.01])
-    weights['bn.bias'][:4] = torch.tensor([-0.1, 0., -5., 0.])
+    weights['bn.weight'][:4] = torch.tensor([1e-6, 0.0, 0.01, -0.01])
+    weights['bn.bias'][:4] = torch.tensor([-0.1, 0.0, -5.0, 0.0])
     # Not judged: a residual sum comes before the ReLU.
     weights['last.weight'].zero_()
     states = []
-    for name, hooks in (('with', [dict(type='NormCheckHook')]),
-                        ('without', [])):
+    for name, hooks in (('with', [dict(type='NormCheckHook')]), ('without', [])):
         model = Net(norm)
         model.load_state_dict(weights)
         train(tmp_path / name, hooks, model)
@@ -343,8 +416,9 @@ val_dataloader = dict(dataset=dict(indices=1), num_workers=0,
                       persistent_workers=False)
 """)
     monkeypatch.setenv('MMDET_DATASETS', str(digits))
-    monkeypatch.setattr(sys, 'argv', [
-        'train.py', str(config), '--work-dir', str(tmp_path / 'work')])
+    monkeypatch.setattr(
+        sys, 'argv', ['train.py', str(config), '--work-dir', str(tmp_path / 'work')]
+    )
     command = Path(mmdet.__file__).parent / '.mim' / 'tools' / 'train.py'
     runpy.run_path(str(command), run_name='__main__')
     text = log_of(tmp_path / 'work')

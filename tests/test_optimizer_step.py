@@ -12,14 +12,19 @@ import weakref
 import pytest
 import torch
 from mmengine.analysis import get_model_complexity_info
-from mmengine.model.efficient_conv_bn_eval import \
-    turn_on_efficient_conv_bn_eval_for_single_model
+from mmengine.model.efficient_conv_bn_eval import (
+    turn_on_efficient_conv_bn_eval_for_single_model,
+)
 from mmengine.optim import OptimWrapper
 from torch import nn
 
-from mmpsbn.layers import (MimicConv, PSBatchNorm1d, PSBatchNorm2d,
-                           PSSyncBatchNorm)
-from mmpsbn.layers import optimizer_step
+from mmpsbn.layers import (
+    MimicConv,
+    PSBatchNorm1d,
+    PSBatchNorm2d,
+    PSSyncBatchNorm,
+    optimizer_step,
+)
 
 OPTIMIZERS = {
     'SGD': (torch.optim.SGD, dict(momentum=0.9)),
@@ -54,9 +59,13 @@ def network(norm, shared=False, dtype=torch.double):
     if shared:
         norms[1] = norms[0]
     return nn.Sequential(
-        nn.Conv2d(3, 4, 3, bias=False), norms[0], nn.ReLU(),
-        nn.Conv2d(4, 4, 3, bias=False), norms[1],
-        nn.ReLU()).to(dtype)
+        nn.Conv2d(3, 4, 3, bias=False),
+        norms[0],
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, bias=False),
+        norms[1],
+        nn.ReLU(),
+    ).to(dtype)
 
 
 def loss_of(model, seed):
@@ -91,8 +100,7 @@ def assert_equal(ours, reference, atol=1e-9):
             expected = getattr(other, key)
             if isinstance(other, Reference) and key == 'bias':
                 expected = expected + other.alpha
-            torch.testing.assert_close(value.data, expected.data, rtol=0,
-                                       atol=atol)
+            torch.testing.assert_close(value.data, expected.data, rtol=0, atol=atol)
 
 
 # psBN: the optimizer steps on beta
@@ -114,15 +122,18 @@ def test_trajectories_are_those_of_the_definition(name, closure, shared):
 def test_lbfgs_evaluates_the_layer_with_alpha():
     models = [network(norm) for norm in (PSBatchNorm2d, Reference)]
     for model in models:
-        train(model, torch.optim.LBFGS(model.parameters(), lr=0.1,
-                                       max_iter=4), 3, closure=True)
+        train(
+            model,
+            torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4),
+            3,
+            closure=True,
+        )
     assert_equal(*models)
 
 
 @pytest.mark.parametrize('name', [*OPTIMIZERS, *FUSED])
 def test_in_float32_too(name):
-    models = [network(norm, dtype=torch.float)
-              for norm in (PSBatchNorm2d, Reference)]
+    models = [network(norm, dtype=torch.float) for norm in (PSBatchNorm2d, Reference)]
     cls, settings = {**OPTIMIZERS, **FUSED}[name]
     for model in models:
         settings = {**dict(lr=0.01, weight_decay=0.05), **settings}
@@ -133,24 +144,23 @@ def test_in_float32_too(name):
 def test_decay_pulls_the_bias_to_alpha():
     layer = PSBatchNorm2d(3, alpha=0.3)
     with torch.no_grad():
-        layer.bias.copy_(torch.tensor([-2., 0., 5.]))
+        layer.bias.copy_(torch.tensor([-2.0, 0.0, 5.0]))
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=0.01)
     start = layer.bias.detach().clone().double()
     for _ in range(20_000):
         layer.weight.grad, layer.bias.grad = torch.zeros(2, 3)
         optimizer.step()
-    exact = 0.3 + (start - 0.3) * (1 - 0.1 * 0.01)**20_000
-    torch.testing.assert_close(layer.bias.double().data, exact, rtol=0,
-                               atol=5e-5)
+    exact = 0.3 + (start - 0.3) * (1 - 0.1 * 0.01) ** 20_000
+    torch.testing.assert_close(layer.bias.double().data, exact, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize('fused', [False, True])
 def test_a_step_that_a_scaler_skips_changes_nothing(fused):
-    models = [network(norm, dtype=torch.float)
-              for norm in (PSBatchNorm2d, Reference)]
+    models = [network(norm, dtype=torch.float) for norm in (PSBatchNorm2d, Reference)]
     for model in models:
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.02,
-                                    weight_decay=0.05, fused=fused)
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=0.02, weight_decay=0.05, fused=fused
+        )
         scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10)
         for seed in range(4):
             optimizer.zero_grad()
@@ -171,7 +181,8 @@ def test_gradient_accumulation_of_mmengine():
     for model in models:
         wrapper = OptimWrapper(
             torch.optim.SGD(model.parameters(), lr=0.02, weight_decay=0.05),
-            accumulative_counts=3)
+            accumulative_counts=3,
+        )
         wrapper.initialize_count_status(model, 0, 9)
         for seed in range(9):
             with wrapper.optim_context(model):
@@ -184,7 +195,6 @@ def test_gradient_accumulation_of_mmengine():
 def test_a_step_that_raises_leaves_the_bias_applied(closure):
 
     class Failing(torch.optim.SGD):
-
         def step(self, closure=None):
             if closure:
                 closure()
@@ -193,14 +203,14 @@ def test_a_step_that_raises_leaves_the_bias_applied(closure):
     layer = PSBatchNorm2d(3)
 
     def fail():
-        torch.testing.assert_close(layer.bias.data, torch.full((3, ), 0.1))
+        torch.testing.assert_close(layer.bias.data, torch.full((3,), 0.1))
         raise RuntimeError('no memory')
 
     optimizer = Failing(layer.parameters(), lr=0.1)
     for _ in range(2):
         with pytest.raises(RuntimeError, match='no memory'):
             optimizer.step(*[fail] if closure else [])
-        torch.testing.assert_close(layer.bias.data, torch.full((3, ), 0.1))
+        torch.testing.assert_close(layer.bias.data, torch.full((3,), 0.1))
 
 
 @pytest.mark.parametrize('name', ['_foreach_sub_', '_foreach_add_'])
@@ -218,14 +228,16 @@ def test_an_interruption_leaves_the_bias_applied(monkeypatch, name):
         patch.setattr(torch, name, interrupted)
         optimizer.step()
     optimizer.step()
-    torch.testing.assert_close(layer.bias.data, torch.full((3, ), 0.1))
+    torch.testing.assert_close(layer.bias.data, torch.full((3,), 0.1))
 
 
 def test_hooks_of_the_optimizer_see_the_applied_bias():
     layer, seen = PSBatchNorm2d(3), []
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    for register in (optimizer.register_step_pre_hook,
-                     optimizer.register_step_post_hook):
+    for register in (
+        optimizer.register_step_pre_hook,
+        optimizer.register_step_post_hook,
+    ):
         register(lambda *_: seen.append(layer.bias[0].item()))
     layer.bias.grad = torch.zeros(3)
     optimizer.step()
@@ -242,7 +254,7 @@ def test_a_hook_that_raises_leaves_the_bias_applied():
     optimizer.register_step_pre_hook(refuse)
     with pytest.raises(RuntimeError, match='not finite'):
         optimizer.step()
-    torch.testing.assert_close(layer.bias.data, torch.full((3, ), 0.1))
+    torch.testing.assert_close(layer.bias.data, torch.full((3,), 0.1))
 
 
 def test_an_optimizer_may_wrap_another():
@@ -259,7 +271,6 @@ def test_an_optimizer_may_wrap_another():
             self.inner.step()
 
     class Child(torch.optim.SGD):
-
         def step(self, closure=None):
             super().step()
 
@@ -272,7 +283,7 @@ def test_an_optimizer_may_wrap_another():
 
 def test_optimizers_that_existed_before_and_schedulers():
     """Their classes have been hooked by torch already."""
-    code = '''
+    code = """
 import torch
 from torch import nn
 old = torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=0.1)
@@ -285,13 +296,13 @@ for _ in range(3):
     old.step()
     scheduler.step()
 torch.testing.assert_close(layer.bias.data, torch.full((3,), 0.1))
-'''
+"""
     subprocess.run([sys.executable, '-c', code], check=True)
 
 
 def test_decorated_steps_stay_decorated():
     """A profiler may have decorated a step before the first layer is built."""
-    code = '''
+    code = """
 import functools
 import torch
 from torch import nn
@@ -323,14 +334,13 @@ for make, count in ((torch.optim.SGD, 1), (Twice, 2), (None, 0)):
     optimizer.step()
     assert len(calls) == count, calls
     torch.testing.assert_close(layer.bias.data, torch.full((3,), 0.1))
-'''
+"""
     subprocess.run([sys.executable, '-c', code], check=True)
 
 
 def test_a_step_may_take_the_model():
 
     class Natural(torch.optim.SGD):
-
         def step(self, model):
             assert isinstance(model, nn.Module)
             super().step()
@@ -364,7 +374,6 @@ def test_models_may_be_built_in_one_thread_and_trained_in_another():
 def test_a_hook_of_a_layer_keeps_no_optimizer_alive():
 
     class Trainer:
-
         def __init__(self):
             self.layer = PSBatchNorm2d(3)
             self.layer.register_forward_hook(self.watch)
@@ -382,8 +391,7 @@ def test_a_hook_of_a_layer_keeps_no_optimizer_alive():
 
 def test_a_layer_may_join_later_and_leave():
     model = network(PSBatchNorm2d)
-    optimizer = torch.optim.SGD(model[:3].parameters(), lr=0.1,
-                                weight_decay=1.0)
+    optimizer = torch.optim.SGD(model[:3].parameters(), lr=0.1, weight_decay=1.0)
     train(model, optimizer, 2)
     optimizer.add_param_group(dict(params=list(model[3:].parameters())))
     later = PSBatchNorm2d(4, alpha=0.5).double()
@@ -394,17 +402,18 @@ def test_a_layer_may_join_later_and_leave():
     for _ in range(200):
         optimizer.step()
     for layer, alpha in ((model[1], 0.1), (model[4], 0.3), (later, 0.5)):
-        torch.testing.assert_close(
-            layer.bias.data, torch.full_like(layer.bias, alpha))
+        torch.testing.assert_close(layer.bias.data, torch.full_like(layer.bias, alpha))
     number = len(optimizer_step._layers)
     del model, optimizer, later, layer, parameter
     gc.collect()
     assert len(optimizer_step._layers) <= number - 3
 
 
-@pytest.mark.parametrize('copied', [
-    copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))
-], ids=['deepcopy', 'pickle'])
+@pytest.mark.parametrize(
+    'copied',
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=['deepcopy', 'pickle'],
+)
 def test_copies_are_stepped_on_beta(copied):
     model, reference = network(PSBatchNorm2d), network(Reference)
     sgd = dict(lr=0.02, weight_decay=0.05)
@@ -422,10 +431,10 @@ def test_alpha_may_change_while_training():
     layer.bias.grad = torch.zeros(3)
     optimizer.step()
     layer.alpha = 0.4
-    torch.testing.assert_close(layer.bias.data, torch.full((3, ), 0.1))
+    torch.testing.assert_close(layer.bias.data, torch.full((3,), 0.1))
     for _ in range(200):
         optimizer.step()
-    torch.testing.assert_close(layer.bias.data, torch.full((3, ), 0.4))
+    torch.testing.assert_close(layer.bias.data, torch.full((3,), 0.4))
 
 
 def test_frozen_layers_keep_their_bits():
@@ -434,8 +443,7 @@ def test_frozen_layers_keep_their_bits():
     conv = MimicConv(64, 64, 3).requires_grad_(False)
     before = copy.deepcopy([layer.bias, conv.weight])
     free = nn.Parameter(torch.ones(1))
-    optimizer = torch.optim.SGD(
-        [free, *layer.parameters(), *conv.parameters()], lr=0.1)
+    optimizer = torch.optim.SGD([free, *layer.parameters(), *conv.parameters()], lr=0.1)
     free.grad = torch.ones(1)
     optimizer.step()
     assert torch.equal(layer.bias, before[0])
@@ -450,7 +458,7 @@ def test_an_old_gradient_moves_a_layer_that_was_frozen_later():
     layer.requires_grad_(False)
     for _ in range(10):
         optimizer.step()
-    torch.testing.assert_close(layer.bias.data, torch.full((3, ), 0.1))
+    torch.testing.assert_close(layer.bias.data, torch.full((3,), 0.1))
 
 
 def test_resumes_to_the_same_bits():
@@ -519,12 +527,17 @@ class MasterCopies:
             parameter.grad = None
 
 
-@pytest.mark.parametrize('make, message', [
-    (lambda: network(PSBatchNorm2d),
-     '2 psBN layers are trained as plain BN.*fully_shard'),
-    (lambda: MimicConv(3, 4, 3).double(),
-     '1 MimicConv layers are not centered'),
-], ids=['psBN', 'MimicConv'])
+@pytest.mark.parametrize(
+    'make, message',
+    [
+        (
+            lambda: network(PSBatchNorm2d),
+            '2 psBN layers are trained as plain BN.*fully_shard',
+        ),
+        (lambda: MimicConv(3, 4, 3).double(), '1 MimicConv layers are not centered'),
+    ],
+    ids=['psBN', 'MimicConv'],
+)
 def test_an_optimizer_with_copies_is_reported_once(make, message):
     model = make()
     optimizer = MasterCopies(model)
@@ -535,8 +548,9 @@ def test_an_optimizer_with_copies_is_reported_once(make, message):
 
 def test_several_optimizers_are_no_copies():
     model = network(PSBatchNorm2d)
-    parts = [torch.optim.SGD(part.parameters(), lr=0.1)
-             for part in (model[:2], model[2:])]
+    parts = [
+        torch.optim.SGD(part.parameters(), lr=0.1) for part in (model[:2], model[2:])
+    ]
     # One that is kept, in evaluation mode, is not trained.
     network(PSBatchNorm2d).eval()
     with warnings.catch_warnings():
@@ -552,8 +566,9 @@ def test_several_optimizers_are_no_copies():
 @pytest.mark.parametrize('every', [3, 10])
 def test_a_layer_whose_optimizer_steps_rarely_or_never_is_not_missed(every):
     first, later = PSBatchNorm2d(3), PSBatchNorm2d(3)
-    often, rarely = (torch.optim.SGD(layer.parameters(), lr=0.1)
-                     for layer in (later, first))
+    often, rarely = (
+        torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (later, first)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         for count in range(1, 7):
@@ -585,17 +600,19 @@ def test_functional_call_with_the_state_dict():
     model = network(PSBatchNorm2d).eval()
     x = torch.randn(2, 3, 8, 8, dtype=torch.double)
     assert torch.equal(
-        torch.func.functional_call(model, model.state_dict(), x), model(x))
+        torch.func.functional_call(model, model.state_dict(), x), model(x)
+    )
 
 
 @torch.no_grad()
 def test_writes_of_every_kind_reach_it():
     layer = PSBatchNorm2d(3)
     value = torch.randn(3)
-    for write in (lambda: layer.bias.data.view(-1).copy_(value),
-                  lambda: torch.mul(value, 1, out=layer.bias.data),
-                  lambda: torch._foreach_lerp_(
-                      [layer.state_dict()['bias']], [value], 1.0)):
+    for write in (
+        lambda: layer.bias.data.view(-1).copy_(value),
+        lambda: torch.mul(value, 1, out=layer.bias.data),
+        lambda: torch._foreach_lerp_([layer.state_dict()['bias']], [value], 1.0),
+    ):
         layer.reset_parameters()
         write()
         torch.testing.assert_close(layer.bias.data, value)
@@ -612,8 +629,7 @@ def test_its_bias_takes_hooks():
 def test_torch_fx_traces_it_like_bn(training):
     model = network(PSBatchNorm2d).train(training)
     traced = torch.fx.symbolic_trace(model)
-    assert [node.op for node in traced.graph.nodes
-            ][1:-1] == ['call_module'] * 6
+    assert [node.op for node in traced.graph.nodes][1:-1] == ['call_module'] * 6
     x = torch.randn(2, 3, 8, 8, dtype=torch.double)
     assert torch.equal(traced(x), model(x))
 
@@ -630,16 +646,20 @@ def test_mmengine_s_efficient_evaluation_keeps_the_function():
 
 def test_mmengine_counts_its_operations():
     counts = [
-        get_model_complexity_info(network(norm, dtype=torch.float).eval(),
-                                  (3, 16, 16), show_table=False,
-                                  show_arch=False)['flops']
+        get_model_complexity_info(
+            network(norm, dtype=torch.float).eval(),
+            (3, 16, 16),
+            show_table=False,
+            show_arch=False,
+        )['flops']
         for norm in (PSBatchNorm2d, lambda n, alpha, dtype: nn.BatchNorm2d(n))
     ]
     assert counts[0] == counts[1]
 
 
-@pytest.mark.parametrize('cls, shape', [(PSBatchNorm1d, (4, 3)),
-                                        (PSBatchNorm2d, (4, 3, 5, 5))])
+@pytest.mark.parametrize(
+    'cls, shape', [(PSBatchNorm1d, (4, 3)), (PSBatchNorm2d, (4, 3, 5, 5))]
+)
 def test_torchscript(cls, shape):
     layer = cls(3).eval()
     x = torch.randn(shape)
@@ -648,6 +668,7 @@ def test_torchscript(cls, shape):
 
 def test_fake_tensors():
     from torch._subclasses.fake_tensor import FakeTensorMode
+
     with FakeTensorMode():
         layer = PSBatchNorm2d(3)
         assert layer.train()(torch.randn(2, 3, 4, 4)).shape == (2, 3, 4, 4)

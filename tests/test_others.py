@@ -5,7 +5,7 @@ import sys
 
 from conftest import ROOT
 
-LAYERS = '''
+LAYERS = """
 import pytest
 from mmcv.cnn import ConvModule
 from torch import nn
@@ -23,23 +23,24 @@ def test_other():
 
 def test_both_fail():
     assert False
-'''
+"""
 
 
 def run(*args):
     return subprocess.run(
         [sys.executable, str(ROOT / 'tests/others/run.py'), *map(str, args)],
         capture_output=True,
-        text=True)
+        text=True,
+    )
 
 
 def test_torchs_tests_of_modules_pass_but_where_psbn_refuses():
     done = run('--torch')
     assert done.returncode == 0, done.stdout + done.stderr
-    row = next(line for line in done.stdout.splitlines()
-               if line.startswith('| torch'))
+    row = next(line for line in done.stdout.splitlines() if line.startswith('| torch'))
     tests, built, bn, ps, explained, unexplained = map(
-        int, row.strip('| ').split(' | ')[1:])
+        int, row.strip('| ').split(' | ')[1:]
+    )
     # An older torch has no inputs with errors for BN, which are skipped.
     assert tests - 9 <= bn == ps + explained and not unexplained
     assert 'failure with BN' not in done.stdout
@@ -55,8 +56,7 @@ def test_a_difference_is_told(tmp_path):
     assert done.returncode == 1, done.stdout + done.stderr
     assert '| mmcv | 4 | 2 | 2 | 1 | 0 | 1 |' in done.stdout
     assert 'psBN only: tests.test_cnn.test_layers.test_other' in done.stdout
-    assert 'failure with BN: tests.test_cnn.test_layers.test_both_fail' \
-        in done.stdout
+    assert 'failure with BN: tests.test_cnn.test_layers.test_both_fail' in done.stdout
 
 
 def test_a_wrong_folder_is_told_in_a_sentence(tmp_path):

@@ -8,11 +8,11 @@ import pytest
 from mmengine.config import Config
 from test_convert import demo_config
 
-from mmpsbn.compare import NORMS, with_norm
+from mmpsbn.compare import NORMS, replace_norm
 from mmpsbn.compare.placing import config_differences, placing_remarks
-from mmpsbn.convert.conversion import build
-from mmpsbn.layers import NORM_TYPES
+from mmpsbn.detectors.build import build_model
 from mmpsbn.errors import InputError
+from mmpsbn.layers import NORM_TYPES
 
 YOLO = 'yolo/yolov3_d53_8xb8-320-273e_coco'
 HRNET = 'hrnet/faster-rcnn_hrnetv2p-w18-1x_coco'
@@ -24,15 +24,18 @@ C4 = 'faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco'
 def stock(name):
     """A config of MMDetection's own, not inherited through ``mmdet::``."""
     return Config.fromfile(
-        Path(mmdet.__file__).parent / '.mim' / 'configs' / f'{name}.py')
+        Path(mmdet.__file__).parent / '.mim' / 'configs' / f'{name}.py'
+    )
 
 
 def layers(cfg, norm):
     """Count the norm layers by class, and by whether they are trained."""
-    model = build(cfg, with_norm(cfg, norm).model).train()
-    return Counter((type(layer).__name__, layer.training)
-                   for layer in model.modules()
-                   if isinstance(layer, NORM_TYPES))
+    model = build_model(cfg, replace_norm(cfg, norm).model).train()
+    return Counter(
+        (type(layer).__name__, layer.training)
+        for layer in model.modules()
+        if isinstance(layer, NORM_TYPES)
+    )
 
 
 @pytest.mark.parametrize('name, number', [(YOLO, 72), (HRNET, 305)])
@@ -45,7 +48,7 @@ def test_norm_layers_that_a_constructor_freezes_are_trained(name, number):
 def test_frozen_bn_freezes_the_backbone_alone():
     assert layers(stock(YOLO), 'FrozenBN') == {
         ('BatchNorm2d', False): 52,
-        ('BatchNorm2d', True): 20
+        ('BatchNorm2d', True): 20,
     }
 
 
@@ -61,61 +64,71 @@ def test_norm_layers_by_default_are_replaced():
 def test_the_settings_of_bn_stay_those_of_its_pretrained_weights():
     cfg = stock('efficientnet/retinanet_effb3_fpn_8xb4-crop896-1x_coco')
     for norm in ('BN', 'psBN'):
-        norm_cfg = with_norm(cfg, norm).model.backbone.norm_cfg
+        norm_cfg = replace_norm(cfg, norm).model.backbone.norm_cfg
         assert (norm_cfg.eps, norm_cfg.momentum) == (1e-3, 0.01)
-    mimic = with_norm(cfg, 'MimicNorm')
+    mimic = replace_norm(cfg, 'MimicNorm')
     assert mimic.model.backbone.norm_cfg == dict(type='MimicNorm', eps=1e-3)
     # What the weights of BN are converted from.
-    assert with_norm(mimic, 'BN').model.backbone.norm_cfg.eps == 1e-3
+    assert replace_norm(mimic, 'BN').model.backbone.norm_cfg.eps == 1e-3
 
 
 def test_gn_next_to_bn_stays_and_is_remarked():
     cfg = stock(FCOS)
     for norm in ('BN', 'MimicNorm'):
         assert layers(cfg, norm)['GroupNorm', True] == 8
-    assert 'same in every run: 8 in bbox_head (GroupNorm)' in placing_remarks(
-        cfg, {})[0]
+    assert (
+        'same in every run: 8 in bbox_head (GroupNorm)' in placing_remarks(cfg, {})[0]
+    )
     whole = stock('gn/mask-rcnn_r50_fpn_gn-all_2x_coco')
     assert not any('GroupNorm' in kind for kind, _ in layers(whole, 'BN'))
     # GN itself is as the config has it.
-    norm_cfg = with_norm(whole, 'GN').model.backbone.norm_cfg
+    norm_cfg = replace_norm(whole, 'GN').model.backbone.norm_cfg
     assert norm_cfg.num_groups == 32
 
 
-@pytest.mark.parametrize('name, heads', [
-    (FCOS, 'bbox_head (FCOSHead)'),
-    ('atss/atss_r50_fpn_1x_coco', 'bbox_head (ATSSHead)'),
-    ('gfl/gfl_r50_fpn_1x_coco', 'bbox_head (GFLHead)'),
-    (YOLO, 'bbox_head (YOLOV3Head)'),
-    ('detr/detr_r50_8xb2-150e_coco', 'bbox_head (DETRHead)'),
-    ('ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco',
-     'bbox_head (SSDHead)'),
-    ('centernet/centernet_r18_8xb16-crop512-140e_coco',
-     'bbox_head (CenterNetHead)'),
-    (DOUBLE_HEAD, 'roi_head.bbox_head (DoubleConvFCBBoxHead)'),
-])
+@pytest.mark.parametrize(
+    'name, heads',
+    [
+        (FCOS, 'bbox_head (FCOSHead)'),
+        ('atss/atss_r50_fpn_1x_coco', 'bbox_head (ATSSHead)'),
+        ('gfl/gfl_r50_fpn_1x_coco', 'bbox_head (GFLHead)'),
+        (YOLO, 'bbox_head (YOLOV3Head)'),
+        ('detr/detr_r50_8xb2-150e_coco', 'bbox_head (DETRHead)'),
+        ('ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco', 'bbox_head (SSDHead)'),
+        (
+            'centernet/centernet_r18_8xb16-crop512-140e_coco',
+            'bbox_head (CenterNetHead)',
+        ),
+        (DOUBLE_HEAD, 'roi_head.bbox_head (DoubleConvFCBBoxHead)'),
+    ],
+)
 def test_mimicnorm_without_its_last_bn_is_remarked(name, heads):
     cfg = stock(name)
-    remarks = placing_remarks(cfg, {'MimicNorm': with_norm(cfg, 'MimicNorm')})
-    assert any(f'without its last BN in {heads}, so' in remark
-               for remark in remarks)
+    remarks = placing_remarks(cfg, {'MimicNorm': replace_norm(cfg, 'MimicNorm')})
+    assert any(f'without its last BN in {heads}, so' in remark for remark in remarks)
 
 
 @pytest.mark.parametrize('name', [FCOS, 'atss/atss_r50_fpn_1x_coco', YOLO])
 def test_bn_with_last_bn_needs_a_head_that_can_have_one(name):
-    with pytest.raises(InputError, match='none of its heads can have a last '
-                       'BN.*Leave .* out of --norms'):
-        with_norm(stock(name), 'BN+LastBN')
+    with pytest.raises(
+        InputError,
+        match='none of its heads can have a last BN.*Leave .* out of --norms',
+    ):
+        replace_norm(stock(name), 'BN+LastBN')
 
 
 def test_a_part_of_mimicnorm_that_is_missing_is_remarked():
     cfg = stock(DOUBLE_HEAD)  # The RPN can have a last BN.
-    cfgs = {norm: with_norm(cfg, norm) for norm in ('BN+LastBN', 'MimicBody')}
-    found = [remark for remark in placing_remarks(cfg, cfgs)
-             if 'without its last BN' in remark]
+    cfgs = {norm: replace_norm(cfg, norm) for norm in ('BN+LastBN', 'MimicBody')}
+    found = [
+        remark
+        for remark in placing_remarks(cfg, cfgs)
+        if 'without its last BN' in remark
+    ]
     assert len(found) == 1 and found[0].startswith(
         'BN+LastBN is without its last BN in '
-        'roi_head.bbox_head (DoubleConvFCBBoxHead), so')
+        'roi_head.bbox_head (DoubleConvFCBBoxHead), so'
+    )
 
 
 def test_norm_layers_that_cannot_be_replaced_are_remarked():
@@ -127,42 +140,46 @@ HEADS = {
     'faster-rcnn': "model.rpn_head.type is 'LastBNRPNHead' instead of "
     "'RPNHead'; model.roi_head.bbox_head.cls_predictor_cfg is {'type': "
     "'LastBNLinear'} instead of the default",
-    'retinanet': "model.bbox_head.type is 'LastBNRetinaHead' instead of "
-    "'RetinaHead'",
+    'retinanet': "model.bbox_head.type is 'LastBNRetinaHead' instead of 'RetinaHead'",
 }
 
 
 @pytest.mark.parametrize('detector', HEADS)
 def test_norms_differ_in_nothing_else_or_it_is_remarked(detector):
     cfg = demo_config(detector, 'psbn')
-    cfgs = {norm: with_norm(cfg, norm) for norm in NORMS}
+    cfgs = {norm: replace_norm(cfg, norm) for norm in NORMS}
     changes = {
         'FrozenBN': 'model.backbone.norm_eval is True instead of False',
-        **dict.fromkeys(('BN+LastBN', 'MimicNorm'), HEADS[detector])
+        **dict.fromkeys(('BN+LastBN', 'MimicNorm'), HEADS[detector]),
     }
     assert placing_remarks(cfg, cfgs) == [
         f'The config of {norm} differs from that of BN in more than its norm '
-        f'layers: {change}.' for norm, change in changes.items()
+        f'layers: {change}.'
+        for norm, change in changes.items()
     ]
 
 
 def test_every_difference_of_configs_is_remarked():
-    cfgs = {norm: with_norm(demo_config('retinanet', 'psbn'), norm)
-            for norm in ('MimicBody', 'BN', 'psBN')}
+    cfgs = {
+        norm: replace_norm(demo_config('retinanet', 'psbn'), norm)
+        for norm in ('MimicBody', 'BN', 'psBN')
+    }
     assert config_differences(cfgs) == []
     del cfgs['BN'].optim_wrapper['clip_grad']
     cfgs['psBN'].train_dataloader.dataset.pipeline[2].keep_ratio = False
     cfgs['psBN'].model.neck.conv_cfg = dict(type='ConvWS')
     bn, psbn = config_differences(cfgs)
-    assert bn.endswith("optim_wrapper.clip_grad is the default instead of "
-                       "{'max_norm': 10, 'norm_type': 2}.")
+    assert bn.endswith(
+        'optim_wrapper.clip_grad is the default instead of '
+        "{'max_norm': 10, 'norm_type': 2}."
+    )
     assert 'pipeline.2.keep_ratio is False instead of True' in psbn
     assert "model.neck.conv_cfg is {'type': 'ConvWS'} instead of" in psbn
 
 
 def test_mimicnorm_leaves_parts_without_conv_cfg():
     cfg = stock(C4)
-    mimic = with_norm(cfg, 'MimicNorm')
+    mimic = replace_norm(cfg, 'MimicNorm')
     assert placing_remarks(cfg, {'MimicNorm': mimic}) == [
         'MimicNorm has BN in 10 in roi_head.shared_head (BatchNorm2d), '
         'because these parts take no conv_cfg.'
@@ -173,20 +190,24 @@ def test_a_detector_that_mimicnorm_does_not_fit():
     # A convolution of CSPNeXt's ignores conv_cfg.
     cfg = stock('rtmdet/rtmdet_tiny_8xb32-300e_coco')
     with pytest.raises(InputError, match='Leave MimicNorm out of --norms'):
-        placing_remarks(cfg, {'MimicNorm': with_norm(cfg, 'MimicNorm')})
+        placing_remarks(cfg, {'MimicNorm': replace_norm(cfg, 'MimicNorm')})
 
 
 @pytest.mark.parametrize('norm', NORMS)
 def test_a_transformer_has_no_place(norm):
     with pytest.raises(InputError, match='SwinTransformer .* no batch norm'):
-        with_norm(stock('swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco'), norm)
+        replace_norm(stock('swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco'), norm)
 
 
 def test_a_norm_cfg_that_builds_no_layer_is_no_place():
     cfg = stock('swin/retinanet_swin-t-p4-w7_fpn_1x_coco')
     cfg.model.bbox_head.update(
-        type='RetinaSepBNHead', num_ins=5, stacked_convs=0, feat_channels=256,
-        norm_cfg=dict(type='BN'))
+        type='RetinaSepBNHead',
+        num_ins=5,
+        stacked_convs=0,
+        feat_channels=256,
+        norm_cfg=dict(type='BN'),
+    )
     with pytest.raises(InputError, match='no norm layer to replace'):
         placing_remarks(cfg, {})
 
@@ -197,14 +218,14 @@ def test_batch_norm_next_to_a_transformer_is_replaced():
     found = layers(cfg, 'psBN')
     assert found['PSBatchNorm2d', True] == 8 and found['LayerNorm', True] > 0
     with pytest.raises(InputError, match='no part with batch norm takes'):
-        with_norm(cfg, 'FrozenBN')
+        replace_norm(cfg, 'FrozenBN')
 
 
-@pytest.mark.parametrize('name, groups', [
-    (HRNET, 2),
-    ('efficientnet/retinanet_effb3_fpn_8xb4-crop896-1x_coco', 4),
-])
+@pytest.mark.parametrize(
+    'name, groups',
+    [(HRNET, 2), ('efficientnet/retinanet_effb3_fpn_8xb4-crop896-1x_coco', 4)],
+)
 def test_groups_divide_the_channels_of_every_layer(name, groups):
-    cfg = with_norm(stock(name), 'GN')
+    cfg = replace_norm(stock(name), 'GN')
     assert cfg.model.backbone.norm_cfg.num_groups == groups
-    build(cfg, cfg.model)
+    build_model(cfg)

@@ -12,7 +12,8 @@ from test_checkpoint import toy_runner
 from test_non_finite import Toy
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
-    apply_activation_checkpointing)
+    apply_activation_checkpointing,
+)
 from torch.nn import functional as F
 
 from mmpsbn.errors import InputError
@@ -21,17 +22,24 @@ from mmpsbn.layers import LastBNLinear
 NORMS = dict(
     psBN=dict(norm_cfg=dict(type='psBN'), norm_eval=False),
     psSyncBN=dict(norm_cfg=dict(type='psSyncBN'), norm_eval=False),
-    MimicNorm=dict(
-        conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm')))
+    MimicNorm=dict(conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm')),
+)
 norms = pytest.mark.parametrize('norm', NORMS)
 
 
 def backbone(norm, **kwargs):
     """With residual branches that count, in training mode."""
     torch.manual_seed(0)
-    net = ResNet(18, base_channels=8, num_stages=2, strides=(1, 2),
-                 dilations=(1, 1), out_indices=(0, 1), **NORMS[norm],
-                 **kwargs)
+    net = ResNet(
+        18,
+        base_channels=8,
+        num_stages=2,
+        strides=(1, 2),
+        dilations=(1, 1),
+        out_indices=(0, 1),
+        **NORMS[norm],
+        **kwargs,
+    )
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if 'bn' in name or 'downsample.1' in name:
@@ -86,13 +94,14 @@ def test_channels_last(norm):
         assert_same(outputs, step(net, x))
 
 
-@pytest.mark.parametrize('norm, strict', [
-    pytest.param('psBN', False, marks=needs_onnx), ('MimicNorm', True)])
+@pytest.mark.parametrize(
+    'norm, strict', [pytest.param('psBN', False, marks=needs_onnx), ('MimicNorm', True)]
+)
 def test_exports(norm, strict):
     net = backbone(norm).double()
     net.eval()
     x = images()
-    exported = torch.export.export(net, (x, ), strict=strict).module()
+    exported = torch.export.export(net, (x,), strict=strict).module()
     assert_same(exported(x), net(x))
 
 
@@ -106,7 +115,8 @@ def test_mimicnorm_under_gradient_checkpointing(how):
             block.with_cp = True
     else:
         apply_activation_checkpointing(
-            twin, check_fn=lambda m: m in {*twin.layer1, *twin.layer2})
+            twin, check_fn=lambda m: m in {*twin.layer1, *twin.layer2}
+        )
     # Before the type changes, which a scalar would pass for moved.
     for one, other in zip(twin.parameters(), net.parameters()):
         assert torch.equal(one, other)
@@ -123,7 +133,6 @@ LOUD = 1024
 
 
 class Classifier(nn.Module):
-
     def __init__(self, norm):
         super().__init__()
         self.backbone = backbone(norm)
@@ -145,8 +154,10 @@ class CPUAmpOptimWrapper(AmpOptimWrapper):
 
     @contextmanager
     def optim_context(self, model):
-        with OptimWrapper.optim_context(self, model), torch.autocast(
-                'cpu', self.cast_dtype):
+        with (
+            OptimWrapper.optim_context(self, model),
+            torch.autocast('cpu', self.cast_dtype),
+        ):
             yield
 
 
@@ -155,9 +166,13 @@ def trained(norm, dtype, steps=3):
     net = Classifier(norm)
     start = copy.deepcopy(net.state_dict())
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02 / LOUD, momentum=0.9)
-    wrapper = CPUAmpOptimWrapper(
-        optimizer, dtype, init_scale=2.0**127, backoff_factor=2.0**-9
-    ) if dtype else OptimWrapper(optimizer)
+    wrapper = (
+        CPUAmpOptimWrapper(
+            optimizer, dtype, init_scale=2.0**127, backoff_factor=2.0**-9
+        )
+        if dtype
+        else OptimWrapper(optimizer)
+    )
     torch.manual_seed(1)
     x, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
     for _ in range(steps):
@@ -167,8 +182,7 @@ def trained(norm, dtype, steps=3):
             with wrapper.optim_context(net):
                 logits = net(x)
             wrapper.backward(LOUD * F.cross_entropy(logits.float(), labels))
-            assert all(p.grad.dtype == torch.float32
-                       for p in net.parameters())
+            assert all(p.grad.dtype == torch.float32 for p in net.parameters())
             before = dtype and wrapper.loss_scaler.get_scale()
             wrapper.step()
             wrapper.zero_grad()
@@ -188,26 +202,35 @@ def trained(norm, dtype, steps=3):
 def test_mixed_precision_trains_as_float32(norm, dtype):
     expected, found = trained(norm, None), trained(norm, dtype)
     for running in (True, False):
-        one, other = (torch.cat([
-            value.flatten() for name, value in changes.items()
-            if ('running' in name) == running
-        ]) for changes in (found, expected))
+        one, other = (
+            torch.cat(
+                [
+                    value.flatten()
+                    for name, value in changes.items()
+                    if ('running' in name) == running
+                ]
+            )
+            for changes in (found, expected)
+        )
         assert (one - other).norm() < 0.3 * other.norm()
 
 
 class LoudToy(Toy):
-
     def forward(self, *args, **kwargs):
         losses = super().forward(*args, **kwargs)
         return {name: LOUD * loss for name, loss in losses.items()}
 
 
 def scaled_runner(work_dir, model, fused=False, action='stop', **scaler):
-    run = toy_runner(work_dir, model, epochs=8,
-                     custom_hooks=[dict(type='NonFiniteHook', action=action)])
+    run = toy_runner(
+        work_dir,
+        model,
+        epochs=8,
+        custom_hooks=[dict(type='NonFiniteHook', action=action)],
+    )
     run.optim_wrapper = CPUAmpOptimWrapper(
-        torch.optim.SGD(model.parameters(), lr=0.1 / LOUD, fused=fused),
-        **scaler)
+        torch.optim.SGD(model.parameters(), lr=0.1 / LOUD, fused=fused), **scaler
+    )
     return run
 
 
@@ -226,8 +249,9 @@ def test_a_scaler_looks_for_its_scale(fused, tmp_path):
 @pytest.mark.parametrize('fused', [False, True])
 def test_a_loss_that_no_scale_mends_stops_the_run(fused, tmp_path):
     model = Toy(steps=[4])
-    with pytest.raises(InputError, match='iteration 4: the loss is not fin'
-                       'ite; it began in root'):
+    with pytest.raises(
+        InputError, match='iteration 4: the loss is not finite; it began in root'
+    ):
         scaled_runner(tmp_path, model, fused).train()
     assert torch.equal(model.conv.weight, model.log[-1])
     model = Toy(steps=[4])
@@ -238,7 +262,8 @@ def test_a_loss_that_no_scale_mends_stops_the_run(fused, tmp_path):
 @pytest.mark.parametrize('fused', [False, True])
 def test_gradients_that_no_scale_mends_stop_the_run(fused, tmp_path):
     model = Toy(steps=range(20), backward=True)
-    with pytest.raises(InputError, match='iteration 3: .* however small .*'
-                       'began in the backward'):
+    with pytest.raises(
+        InputError, match='iteration 3: .* however small .*began in the backward'
+    ):
         scaled_runner(tmp_path, model, fused, init_scale=2.0**-14).train()
     assert torch.equal(model.conv.weight, model.log[0])

@@ -10,8 +10,7 @@ from conftest import needs_onnx
 from mmdet.models.backbones import ResNet
 from torch import nn
 
-from mmpsbn.layers import (PSBatchNorm1d, PSBatchNorm2d, PSBatchNorm3d,
-                           PSSyncBatchNorm)
+from mmpsbn.layers import PSBatchNorm1d, PSBatchNorm2d, PSBatchNorm3d, PSSyncBatchNorm
 
 SHAPES = {
     PSBatchNorm1d: (4, 3, 5),
@@ -39,8 +38,9 @@ def randomize(layer):
 
 def stock_twin(layer):
     """Return the stock BN with this layer's gamma, beta and statistics."""
-    twin = STOCK[type(layer)](
-        layer.num_features, layer.eps, layer.momentum).to(layer.weight.dtype)
+    twin = STOCK[type(layer)](layer.num_features, layer.eps, layer.momentum).to(
+        layer.weight.dtype
+    )
     with torch.no_grad():
         twin.weight.copy_(layer.weight)
         twin.bias.copy_(layer.bias - layer.alpha)
@@ -77,12 +77,12 @@ def test_gradients_are_those_of_the_function(cls):
     x = torch.randn(SHAPES[cls], dtype=torch.double, requires_grad=True)
 
     def function(x, gamma, beta):
-        return torch.func.functional_call(layer, dict(weight=gamma, bias=beta),
-                                          (x, ))
+        return torch.func.functional_call(layer, dict(weight=gamma, bias=beta), (x,))
 
     gamma, beta = torch.randn(2, 3, dtype=torch.double)
     assert torch.autograd.gradcheck(
-        function, (x, gamma.requires_grad_(), beta.requires_grad_()))
+        function, (x, gamma.requires_grad_(), beta.requires_grad_())
+    )
 
 
 @layers
@@ -90,7 +90,7 @@ def test_starts_at_gamma_1_and_bias_alpha(cls):
     layer = cls(3)
     for _ in range(2):
         assert layer.weight.tolist() == [1] * 3
-        torch.testing.assert_close(layer.bias, torch.full((3, ), 0.1))
+        torch.testing.assert_close(layer.bias, torch.full((3,), 0.1))
         randomize(layer)
         layer.reset_parameters()
 
@@ -100,14 +100,16 @@ def test_alpha_costs_no_memory_of_the_size_of_the_activation():
     for layer in (nn.BatchNorm2d(8), PSBatchNorm2d(8)):
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(
-                lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            lambda t: sizes.append(t.numel()) or t, lambda t: t
+        ):
             layer(torch.randn(2, 8, 16, 16))
         saved[type(layer)] = sum(n for n in sizes if n > 8)
     assert saved[PSBatchNorm2d] == saved[nn.BatchNorm2d] == 2 * 8 * 16 * 16
 
 
-@pytest.mark.parametrize('norm, alive', [(nn.BatchNorm2d, False),
-                                         (PSBatchNorm2d, True)])
+@pytest.mark.parametrize(
+    'norm, alive', [(nn.BatchNorm2d, False), (PSBatchNorm2d, True)]
+)
 def test_a_collapsed_filter_comes_back_under_psbn_only(norm, alive):
     layer = norm(2)
     with torch.no_grad():
@@ -131,7 +133,8 @@ def test_a_filter_comes_back_when_decay_has_shrunk_beta_to_alpha():
         layer.weight.zero_()
         layer.bias.fill_(0.1 - 0.2)
     optimizer = torch.optim.SGD(
-        layer.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+        layer.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3
+    )
     x, steps = torch.randn(4, 1, 2, 2), 0
     while not (output := torch.relu(layer(x))).any():
         optimizer.zero_grad()
@@ -143,8 +146,7 @@ def test_a_filter_comes_back_when_decay_has_shrunk_beta_to_alpha():
 
 
 @layers
-@pytest.mark.parametrize('alpha', [-0.1, math.nan, math.inf, '0.1', None,
-                                   True])
+@pytest.mark.parametrize('alpha', [-0.1, math.nan, math.inf, '0.1', None, True])
 def test_refuses_an_alpha_that_is_no_finite_number_from_0(cls, alpha):
     with pytest.raises(ValueError, match='alpha must be a finite number >= 0'):
         cls(3, alpha=alpha)
@@ -167,8 +169,7 @@ def test_refuses_another_rank(cls):
 @layers
 @pytest.mark.parametrize('training', [True, False])
 def test_refuses_a_negative_eps_where_bn_does(cls, training):
-    layer, stock = (norm(3, eps=-1.0).train(training)
-                    for norm in (cls, STOCK[cls]))
+    layer, stock = (norm(3, eps=-1.0).train(training) for norm in (cls, STOCK[cls]))
     x = torch.randn(SHAPES[cls])
     try:
         stock(x)  # torch 2.4 takes it.
@@ -187,7 +188,8 @@ def test_takes_an_empty_batch_as_bn_does(cls, training):
 
 
 @pytest.mark.parametrize(
-    'dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+    'dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+)
 def test_forward_applies_the_bias_that_is_read(dtype):
     layer = randomize(PSBatchNorm2d(1000).to(dtype)).eval()
     layer.running_mean.zero_()
@@ -220,8 +222,7 @@ def test_autocast_keeps_parameters_and_statistics_in_float32(dtype, training):
     with torch.autocast('cpu', dtype):
         y, expected = layer(conv(x)), twin(conv(x)) + 0.1
     assert y.dtype == dtype
-    torch.testing.assert_close(
-        y.float(), expected.float(), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(y.float(), expected.float(), rtol=0.02, atol=0.02)
     y.float().square().sum().backward()
     assert layer.bias.grad.dtype == torch.float32
     assert layer.running_mean.dtype == torch.float32
@@ -239,8 +240,7 @@ def test_channels_last_stays_channels_last():
 @layers
 def test_compiles_without_a_graph_break(cls):
     layer = randomize(cls(3))
-    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True,
-                             backend='aot_eager')
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend='aot_eager')
     x = torch.randn(SHAPES[cls])
     for training in (True, False):
         y = compiled.train(training)(x)
@@ -253,24 +253,30 @@ def test_compiles_without_a_graph_break(cls):
 @pytest.mark.parametrize('norm', ['BN', 'psBN'])
 def test_gradient_checkpointing_computes_the_same(norm):
     """Running statistics are updated twice, as torch does it with BN."""
-    model = ResNet(50, base_channels=8, norm_cfg=dict(type=norm),
-                   norm_eval=False, zero_init_residual=False).double()
+    model = ResNet(
+        50,
+        base_channels=8,
+        norm_cfg=dict(type=norm),
+        norm_eval=False,
+        zero_init_residual=False,
+    ).double()
     model.init_weights()
-    other = ResNet(50, base_channels=8, norm_cfg=dict(type=norm),
-                   norm_eval=False, with_cp=True).double()
+    other = ResNet(
+        50, base_channels=8, norm_cfg=dict(type=norm), norm_eval=False, with_cp=True
+    ).double()
     other.load_state_dict(model.state_dict())
     x = torch.randn(2, 3, 64, 64, dtype=torch.double)
     for net in (model, other):
         net.train()
         sum(y.sum() for y in net(x.requires_grad_())).backward()
-    for (name, one), (_, two) in zip(model.named_parameters(),
-                                     other.named_parameters()):
+    for (name, one), (_, two) in zip(
+        model.named_parameters(), other.named_parameters()
+    ):
         torch.testing.assert_close(one.grad, two.grad, msg=name)
     assert model.layer1[0].norm1.num_batches_tracked == 1
     assert other.layer1[0].norm1.num_batches_tracked == 2
     mean = model.layer1[0].norm1.running_mean
-    torch.testing.assert_close(
-        other.layer1[0].norm1.running_mean, mean + 0.9 * mean)
+    torch.testing.assert_close(other.layer1[0].norm1.running_mean, mean + 0.9 * mean)
 
 
 @needs_onnx
@@ -278,7 +284,7 @@ def test_exports():
     layer = randomize(PSBatchNorm2d(3)).eval()
     x = torch.randn(SHAPES[PSBatchNorm2d])
     for strict in (False, True):
-        module = torch.export.export(layer, (x, ), strict=strict).module()
+        module = torch.export.export(layer, (x,), strict=strict).module()
         torch.testing.assert_close(module(x), layer(x))
     torch.testing.assert_close(torch.jit.trace(layer, x)(x), layer(x))
 
@@ -287,7 +293,8 @@ def test_exports():
 @pytest.mark.parametrize(
     'copied',
     [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))],
-    ids=['deepcopy', 'pickle'])
+    ids=['deepcopy', 'pickle'],
+)
 def test_a_copy_is_equal_and_apart(cls, copied):
     layer = randomize(cls(3, alpha=0.3)).eval()
     twin = copied(layer)

@@ -29,10 +29,16 @@ def original(neu_det, source, every):
         names = {item['id']: item['name'] for item in content['categories']}
         images = content['images'][::every]
         expected[part] = [
-            dict(image, boxes=[
-                (box['bbox'], names[box['category_id']])
-                for box in content['annotations']
-                if box['image_id'] == image['id']]) for image in images]
+            dict(
+                image,
+                boxes=[
+                    (box['bbox'], names[box['category_id']])
+                    for box in content['annotations']
+                    if box['image_id'] == image['id']
+                ],
+            )
+            for image in images
+        ]
         for image in expected[part]:
             name = image['file_name']
             shutil.copy(neu_det / part / name, source / 'IMAGES')
@@ -41,11 +47,13 @@ def original(neu_det, source, every):
                 item = ElementTree.SubElement(root, 'object')
                 ElementTree.SubElement(item, 'name').text = label
                 corners = ElementTree.SubElement(item, 'bndbox')
-                for key, value in dict(xmin=x, ymin=y, xmax=x + width,
-                                       ymax=y + height).items():
+                for key, value in dict(
+                    xmin=x, ymin=y, xmax=x + width, ymax=y + height
+                ).items():
                     ElementTree.SubElement(corners, key).text = str(value)
             ElementTree.ElementTree(root).write(
-                source / 'ANNOTATIONS' / name.replace('.jpg', '.xml'))
+                source / 'ANNOTATIONS' / name.replace('.jpg', '.xml')
+            )
     return expected
 
 
@@ -60,15 +68,23 @@ def source(tmp_path):
 def test_neu_det_from_its_original_files(neu_det, source, tmp_path):
     expected = original(neu_det, source, 40)
     assert convert(source, tmp_path / 'out') == {
-        part: len(images) for part, images in expected.items()}
+        part: len(images) for part, images in expected.items()
+    }
     for part, images in expected.items():
-        found = json.loads((tmp_path / 'out' / 'annotations' /
-                            f'instances_{part}.json').read_text())
+        found = json.loads(
+            (tmp_path / 'out' / 'annotations' / f'instances_{part}.json').read_text()
+        )
         names = {item['id']: item['name'] for item in found['categories']}
-        assert [dict(image, boxes=[
-            (box['bbox'], names[box['category_id']])
-            for box in found['annotations']
-            if box['image_id'] == image['id']]) for image in found['images']
+        assert [
+            dict(
+                image,
+                boxes=[
+                    (box['bbox'], names[box['category_id']])
+                    for box in found['annotations']
+                    if box['image_id'] == image['id']
+                ],
+            )
+            for image in found['images']
         ] == images
         for image in images:
             assert (tmp_path / 'out' / part / image['file_name']).is_file()
@@ -83,8 +99,11 @@ def test_files_that_are_not_neu_det(neu_det, source, tmp_path):
     original(neu_det, source, 200)
     file = next((source / 'ANNOTATIONS').iterdir())
     text = file.read_text()
-    for broken in (text[:-9], text.replace('<name>', '<name>x'),
-                   text.replace('xmin', 'x')):
+    for broken in (
+        text[:-9],
+        text.replace('<name>', '<name>x'),
+        text.replace('xmin', 'x'),
+    ):
         file.write_text(broken)
         with pytest.raises(InputError, match=f'{file}.*Download it again'):
             convert(source, out)
@@ -92,7 +111,8 @@ def test_files_that_are_not_neu_det(neu_det, source, tmp_path):
     with pytest.raises(InputError, match=f'unlike {file.stem}. Download'):
         convert(source, out)
     next((source / 'IMAGES').glob(f'{file.stem}.jpg')).rename(
-        source / 'IMAGES' / 'crack_1.jpg')
+        source / 'IMAGES' / 'crack_1.jpg'
+    )
     file.with_name('crack_1.xml').write_text(text)
     with pytest.raises(InputError, match='crack_1.jpg is not an image of'):
         convert(source, out)
@@ -100,8 +120,12 @@ def test_files_that_are_not_neu_det(neu_det, source, tmp_path):
 
 
 def test_a_study_resumes_from_its_rows(neu_det, tmp_path, monkeypatch):
-    small = Study('Small', 'faster-rcnn_r18-half_fpn_bn_neu-det.py',
-                  (0.01, 0.02), {1: ('BN', 'psBN')})
+    small = Study(
+        'Small',
+        'faster-rcnn_r18-half_fpn_bn_neu-det.py',
+        (0.01, 0.02),
+        {1: ('BN', 'psBN')},
+    )
     monkeypatch.setitem(STUDIES, 'scratch', small)
     # The command sets it for its process.
     monkeypatch.setenv('MMDET_DATASETS', 'elsewhere')
@@ -110,30 +134,55 @@ def test_a_study_resumes_from_its_rows(neu_det, tmp_path, monkeypatch):
     shutil.copy(README, folder)
 
     def main(*data):
-        monkeypatch.setattr(sys, 'argv', [
-            'real_images', *data, '--studies', 'scratch', '--seeds', '2',
-            '--work-dir', str(tmp_path / 'runs'), '--results', str(folder),
-            '--cfg-options', *SHORT, 'param_scheduler.1.T_max=1',
-            'train_dataloader.batch_size=24',
-            'train_dataloader.dataset.indices=48',
-            'val_dataloader.dataset.indices=8'
-        ])
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            [
+                'real_images',
+                *data,
+                '--studies',
+                'scratch',
+                '--seeds',
+                '2',
+                '--work-dir',
+                str(tmp_path / 'runs'),
+                '--results',
+                str(folder),
+                '--cfg-options',
+                *SHORT,
+                'param_scheduler.1.T_max=1',
+                'train_dataloader.batch_size=24',
+                'train_dataloader.dataset.indices=48',
+                'val_dataloader.dataset.indices=8',
+            ],
+        )
         command.main()
 
     # Another machine has made all runs except one tuning run.
     results = Results(folder / 'scratch.csv')
     for norm, lr in (('BN', 0.01), ('BN', 0.02), ('psBN', 0.01)):
-        results.add(Run(norm, lr, TUNING_SEED, 1, True), lr, 2 * lr, 0., 0.,
-                    False, 60., 'CPU')
-    for run, mAP in ((Run('BN', 0.02, 0), 0.3), (Run('BN', 0.02, 1), 0.4),
-                     (Run('psBN', 0.01, 0), 0.2), (Run('psBN', 0.01, 1), 0.4),
-                     (Run('psBN', 0.02, 1), 0.5)):
-        results.add(run, mAP, 0.6, 0., 0.01, False, 60., 'CPU')
+        results.add(
+            Run(norm, lr, TUNING_SEED, 1, True),
+            lr,
+            2 * lr,
+            0.0,
+            0.0,
+            False,
+            60.0,
+            'CPU',
+        )
+    for run, mAP in (
+        (Run('BN', 0.02, 0), 0.3),
+        (Run('BN', 0.02, 1), 0.4),
+        (Run('psBN', 0.01, 0), 0.2),
+        (Run('psBN', 0.01, 1), 0.4),
+        (Run('psBN', 0.02, 1), 0.5),
+    ):
+        results.add(run, mAP, 0.6, 0.0, 0.01, False, 60.0, 'CPU')
     main('--data', str(neu_det))
     rows = list(csv.DictReader((folder / 'scratch.csv').open()))
     folders = {path.name for path in (tmp_path / 'runs').glob('*/*/*/')}
-    tuned = Results(folder / 'scratch.csv').get(
-        Run('psBN', 0.02, TUNING_SEED, 1, True))
+    tuned = Results(folder / 'scratch.csv').get(Run('psBN', 0.02, TUNING_SEED, 1, True))
     # The detector learns nothing in two steps.
     assert tuned.mAP < 0.01 and tuned.seconds > 1
     assert folders == {'tuning_psBN_lr0.02_seed1000'}

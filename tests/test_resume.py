@@ -12,9 +12,9 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from test_checkpoint import Toy, toy_runner
 
-from mmpsbn.engine.checkpoint import find_resumable, read_checkpoint
-from mmpsbn.engine.config import set_resume
-from mmpsbn.engine.whole_files import write_whole_checkpoints
+from mmpsbn.checkpoints.backend import use_atomic_checkpoints
+from mmpsbn.checkpoints.reading import find_latest
+from mmpsbn.config.start import set_resume
 from mmpsbn.errors import InputError
 
 KILLS = 30
@@ -31,16 +31,16 @@ def test_resume_takes_the_newest_whole_checkpoint(two_epochs):
     first, second = (two_epochs / f'epoch_{n}.pth' for n in (1, 2))
     (two_epochs / 'best_mAP_epoch_9.pth').write_bytes(second.read_bytes())
     last = two_epochs / 'last_checkpoint'
-    assert find_resumable(str(two_epochs)) == str(second)
+    assert find_latest(str(two_epochs)).path == str(second)
     # The run ended before, or while, this was written.
     for text in (str(first), '', None):
         last.write_text(text) if text is not None else last.unlink()
-        assert find_resumable(str(two_epochs)) == str(second)
+        assert find_latest(str(two_epochs)).path == str(second)
     second.write_bytes(second.read_bytes()[:-100])
-    assert find_resumable(str(two_epochs)) == str(first)
+    assert find_latest(str(two_epochs)).path == str(first)
     first.write_bytes(b'')
     with pytest.raises(InputError, match='cannot be read: it is truncated'):
-        find_resumable(str(two_epochs))
+        find_latest(str(two_epochs))
 
 
 def test_resume_without_a_checkpoint_starts_as_the_config_says(two_epochs):
@@ -49,19 +49,17 @@ def test_resume_without_a_checkpoint_starts_as_the_config_says(two_epochs):
     assert (cfg.resume, cfg.load_from) == (False, 'bn.pth')
     cfg.work_dir = str(two_epochs)
     set_resume(cfg, None)
-    assert (cfg.resume, cfg.load_from) == (
-        True, str(two_epochs / 'epoch_2.pth'))
-    set_resume(cfg, 'other.pth')
-    assert (cfg.resume, cfg.load_from) == (True, 'other.pth')
+    assert (cfg.resume, cfg.load_from) == (True, str(two_epochs / 'epoch_2.pth'))
+    set_resume(cfg, str(two_epochs / 'epoch_1.pth'))
+    assert (cfg.resume, cfg.load_from) == (True, str(two_epochs / 'epoch_1.pth'))
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     runner = toy_runner(tmp_path, Toy(), epochs=3, keep=1)
-    write_whole_checkpoints(runner)
+    use_atomic_checkpoints(runner)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     class Fill(Hook):
-
         def after_train_epoch(self, runner):
             if runner.epoch == 1:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
@@ -73,10 +71,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.glob('*.pth*')] == ['epoch_1.pth']
-    assert find_resumable(str(tmp_path)) == str(tmp_path / 'epoch_1.pth')
+    assert find_latest(str(tmp_path)).path == str(tmp_path / 'epoch_1.pth')
 
     again = toy_runner(tmp_path, Toy(), epochs=3, keep=1, resume=True)
-    write_whole_checkpoints(again)
+    use_atomic_checkpoints(again)
     again.train()
     assert [path.name for path in tmp_path.glob('*.pth*')] == ['epoch_3.pth']
 
@@ -95,9 +93,10 @@ def train(work_dir, epochs):
     torch.manual_seed(0)
     cfg = Config(dict(work_dir=str(work_dir)))
     set_resume(cfg, None)
-    runner = toy_runner(work_dir, Heavy(), epochs, keep=1, resume=cfg.resume,
-                        load_from=cfg.load_from)
-    write_whole_checkpoints(runner)
+    runner = toy_runner(
+        work_dir, Heavy(), epochs, keep=1, resume=cfg.resume, load_from=cfg.load_from
+    )
+    use_atomic_checkpoints(runner)
     runner.train()
     return runner.model.state_dict()
 
@@ -116,7 +115,7 @@ def child_that_trains(work_dir):
 
 def train_and_kill(work_dir, seconds, patient):
     """Kill it some time after its start, or after its first checkpoint."""
-    # Not find_resumable: the child removes what that is about to read.
+    # Not find_latest: the child removes what that is about to read.
     before = set(work_dir.glob('*.pth'))
     child = child_that_trains(work_dir)
     end = time.monotonic() + 30 * patient
@@ -140,13 +139,17 @@ def cut(descriptor):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize('moment, kill', [
-    ('fsync', cut),
-    ('replace', lambda *paths: os.kill(os.getpid(), signal.SIGKILL)),
-    ('remove', lambda *paths: os.kill(os.getpid(), signal.SIGKILL)),
-])
-def test_a_kill_in_the_middle_of_a_checkpoint(moment, kill, threads, tmp_path,
-                                              monkeypatch):
+@pytest.mark.parametrize(
+    'moment, kill',
+    [
+        ('fsync', cut),
+        ('replace', lambda *paths: os.kill(os.getpid(), signal.SIGKILL)),
+        ('remove', lambda *paths: os.kill(os.getpid(), signal.SIGKILL)),
+    ],
+)
+def test_a_kill_in_the_middle_of_a_checkpoint(
+    moment, kill, threads, tmp_path, monkeypatch
+):
     folder = tmp_path / 'killed'
     train(folder, 1)
     with monkeypatch.context() as patch:
@@ -154,8 +157,10 @@ def test_a_kill_in_the_middle_of_a_checkpoint(moment, kill, threads, tmp_path,
         child = child_that_trains(folder)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     names = {path.name for path in folder.glob('*.pth*')}
-    assert names == {'epoch_1.pth', 'epoch_2.pth' if moment == 'remove' else
-                     'epoch_2.pth.partial'}
+    assert names == {
+        'epoch_1.pth',
+        'epoch_2.pth' if moment == 'remove' else 'epoch_2.pth.partial',
+    }
     one, other = train(folder, 3), train(tmp_path / 'whole', 3)
     assert all(torch.equal(one[key], other[key]) for key in one)
 
@@ -170,8 +175,8 @@ def test_kills_lose_an_epoch_at_most(threads, count, tmp_path):
         if now - partial:
             count('in the middle of a checkpoint')
         partial |= now
-        path = find_resumable(str(folder))
-        found = read_checkpoint(str(path))['meta']['epoch'] if path else 0
+        latest = find_latest(str(folder))
+        found = latest.meta['epoch'] if latest else 0
         assert found >= epoch
         epoch = found
     assert epoch >= KILLS // 2

@@ -17,14 +17,17 @@ from benchmarks.rounds import studies, tasks, training
 from benchmarks.rounds.measures import effective_rank, look
 from benchmarks.rounds.networks import new_network
 from benchmarks.rounds.recovery import Death, follow, predicted_rounds
-from benchmarks.rounds.remedies import (SHRINK, reset_dead_units,
-                                        shrink_and_perturb)
+from benchmarks.rounds.remedies import SHRINK, reset_dead_units, shrink_and_perturb
 from benchmarks.rounds.results import Results
-from benchmarks.rounds.studies import (METHODS, SCRATCH, Run, Setting, Study,
-                                       rounds_of)
-from benchmarks.rounds.training import (Round, checkpoint_of, decay_of,
-                                        learning_rates,
-                                        simulated_decay_of, train)
+from benchmarks.rounds.studies import METHODS, SCRATCH, Run, Setting, Study, rounds_of
+from benchmarks.rounds.training import (
+    Round,
+    checkpoint_of,
+    decay_of,
+    learning_rates,
+    simulated_decay_of,
+    train,
+)
 from mmpsbn.errors import InputError
 
 HIGH = Setting(0.8, 5e-4)
@@ -54,23 +57,28 @@ def in_this_process(monkeypatch):
 
 
 def main(monkeypatch, folder, *args):
-    monkeypatch.setattr(sys, 'argv', [
-        'rounds', '--results', str(folder), '--work-dir',
-        str(folder / 'work'), *args])
+    monkeypatch.setattr(
+        sys,
+        'argv',
+        ['rounds', '--results', str(folder), '--work-dir', str(folder / 'work'), *args],
+    )
     command.main()
 
 
 def same(one, other):
     """Whether rows are the same, where NaN is equal to NaN."""
     return [list(map(repr, row)) for row in one] == [
-        list(map(repr, row)) for row in other]
+        list(map(repr, row)) for row in other
+    ]
 
 
 def test_all_methods_see_the_same_tasks(short, monkeypatch, tmp_path):
     seen = {}
     monkeypatch.setattr(
-        training, 'fit', lambda net, task, run: seen.setdefault(
-            run.method, []).append(task) or True)
+        training,
+        'fit',
+        lambda net, task, run: seen.setdefault(run.method, []).append(task) or True,
+    )
     for method in (SCRATCH, *METHODS):
         train((STUDY, Run(method, *HIGH, 3)), 2, tmp_path)
     assert [len(own) for own in seen.values()] == [1, *[2] * len(METHODS)]
@@ -91,25 +99,31 @@ def test_all_methods_see_the_same_tasks(short, monkeypatch, tmp_path):
 
 
 def test_norms_start_from_the_same_convolutions():
-    nets = [new_network('residual', norm, 3, 0, 1)
-            for norm in ('BN', 'psBN', 'GN')]
+    nets = [new_network('residual', norm, 3, 0, 1) for norm in ('BN', 'psBN', 'GN')]
     for net in nets[1:]:
         for one, other in zip(nets[0].modules(), net.modules()):
             if isinstance(one, torch.nn.Conv2d):
                 assert torch.equal(one.weight, other.weight)
     again = new_network('residual', 'BN', 3, 0, 2)
-    assert not torch.equal(again.body[0].conv.weight,
-                           nets[0].body[0].conv.weight)
+    assert not torch.equal(again.body[0].conv.weight, nets[0].body[0].conv.weight)
 
 
 def test_mimicnorm_has_its_scalars_and_a_random_last_bn():
     net = new_network('residual', 'MimicNorm', 3, 0, 1)
-    scales = {name: value.item() for name, value in net.named_parameters()
-              if name.endswith('.scale')}
-    assert scales == pytest.approx({
-        'body.1.second.conv.scale': 1.44, 'body.2.second.conv.scale': 0.72,
-        'body.3.second.conv.scale': 0.48, 'body.2.shortcut.conv.scale': 1.2,
-        'body.3.shortcut.conv.scale': 1.2})
+    scales = {
+        name: value.item()
+        for name, value in net.named_parameters()
+        if name.endswith('.scale')
+    }
+    assert scales == pytest.approx(
+        {
+            'body.1.second.conv.scale': 1.44,
+            'body.2.second.conv.scale': 0.72,
+            'body.3.second.conv.scale': 0.48,
+            'body.2.shortcut.conv.scale': 1.2,
+            'body.3.shortcut.conv.scale': 1.2,
+        }
+    )
     net.fc.running_var.fill_(9)
     net.fc.gain.data.fill_(2)
     net.reset_classifier()
@@ -120,9 +134,13 @@ def test_mimicnorm_has_its_scalars_and_a_random_last_bn():
     assert not bn.fc.weight.any() and not bn.fc.bias.any()
 
 
-@pytest.mark.parametrize('network, names', [
-    ('plain', ['body.0.relu', 'body.3.relu']),
-    ('residual', ['body.1.first.relu', 'body.3.first.relu'])])
+@pytest.mark.parametrize(
+    'network, names',
+    [
+        ('plain', ['body.0.relu', 'body.3.relu']),
+        ('residual', ['body.1.first.relu', 'body.3.first.relu']),
+    ],
+)
 def test_dead_units_are_reset_without_a_change(network, names):
     net = new_network(network, 'BN+ReDo', 3, 0, 1)
     net.fc.weight.data.normal_()
@@ -134,20 +152,20 @@ def test_dead_units_are_reset_without_a_change(network, names):
     net.train()
     before = net(images)
     seen = look(net, images)
-    assert {name: mask.nonzero().flatten().tolist()
-            for name, mask in seen.dead.items() if mask.any()
-            } == {name: [1, 5] for name in names}
+    assert {
+        name: mask.nonzero().flatten().tolist()
+        for name, mask in seen.dead.items()
+        if mask.any()
+    } == {name: [1, 5] for name in names}
     old = {name: value.clone() for name, value in net.state_dict().items()}
     reset_dead_units(net, seen.dead)
     torch.testing.assert_close(net(images), before)
     for unit, reader in net.read_once:
-        name = next(name for name, module in net.named_modules()
-                    if module is unit)
+        name = next(name for name, module in net.named_modules() if module is unit)
         dead = seen.dead[f'{name}.relu']
         assert not reader.weight[:, dead].any()
         assert reader.weight[:, ~dead].any()
-        changed = (unit.conv.weight !=
-                   old[f'{name}.conv.weight']).flatten(1).any(1)
+        changed = (unit.conv.weight != old[f'{name}.conv.weight']).flatten(1).any(1)
         if dead.any():
             assert (changed >= dead).all()
             assert (unit.norm.weight[dead] == 1).all()
@@ -156,8 +174,7 @@ def test_dead_units_are_reset_without_a_change(network, names):
 
 
 def test_shrink_and_perturb():
-    net, fresh = (new_network('plain', 'BN+S&P', 3, 0, number)
-                  for number in (1, 2))
+    net, fresh = (new_network('plain', 'BN+S&P', 3, 0, number) for number in (1, 2))
     for value in net.parameters():
         value.data.add_(1)
     old = [value.clone() for value in net.parameters()]
@@ -184,14 +201,15 @@ def test_predicted_recovery_is_that_of_the_optimizer():
     net = new_network('plain', 'psBN', 1, 0, 1)
     norm, deaths = net.body[0].norm, []
     decay, simulated = decay_of(run, steps), simulated_decay_of(run, steps)
-    betas = [-0.13, -0.3, -1.]
+    betas = [-0.13, -0.3, -1.0]
     norm.weight.data[:3] = 0
     norm.bias.data[:3] = torch.tensor(betas) + norm.alpha
     images = torch.randn(16, 1, 8, 8)
     for number in range(1, 15):
         if number > 1:
-            optimizer = torch.optim.SGD(norm.parameters(), run.lr, 0.9,
-                                        weight_decay=run.weight_decay)
+            optimizer = torch.optim.SGD(
+                norm.parameters(), run.lr, 0.9, weight_decay=run.weight_decay
+            )
             for lr in learning_rates(run.lr, steps):
                 optimizer.param_groups[0]['lr'] = lr
                 for value in norm.parameters():
@@ -202,11 +220,17 @@ def test_predicted_recovery_is_that_of_the_optimizer():
         follow(net, look(net, images).dead, number, decay, simulated, deaths)
     assert [death.channel for death in deaths] == [0, 1, 2]
     assert [death.beta for death in deaths] == pytest.approx(betas)
-    assert [death.recovered for death in deaths] == [
-        death.simulated for death in deaths] == [3, 8, 14]
+    assert (
+        [death.recovered for death in deaths]
+        == [death.simulated for death in deaths]
+        == [3, 8, 14]
+    )
     # The formula leaves out the start of the momentum.
-    assert [death.predicted for death in deaths] == [
-        1 + predicted_rounds(beta, decay) for beta in betas] == [3, 7, 13]
+    assert (
+        [death.predicted for death in deaths]
+        == [1 + predicted_rounds(beta, decay) for beta in betas]
+        == [3, 7, 13]
+    )
     assert decay == pytest.approx(0.2, rel=1e-3)
     assert 0.9 < simulated / decay < 0.91
 
@@ -237,22 +261,28 @@ def test_a_killed_run_resumes(short, monkeypatch, tmp_path, method):
 
 def test_methods_differ(short, monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr(training, 'reset_dead_units',
-                        lambda net, dead: calls.append((net, dead)))
-    rows = {method: train((STUDY, Run(method, *HIGH, 0)), 2, tmp_path)[0]
-            for method in METHODS}
+    monkeypatch.setattr(
+        training, 'reset_dead_units', lambda net, dead: calls.append((net, dead))
+    )
+    rows = {
+        method: train((STUDY, Run(method, *HIGH, 0)), 2, tmp_path)[0]
+        for method in METHODS
+    }
     # Remedies act after a round, and only those of their method.
     assert rows['BN'][0] == rows['BN+ReDo'][0] == rows['BN+S&P'][0]
     assert len({rows[method][0].rank for method in METHODS[:4]}) == 4
     assert rows['BN+S&P'][1].norm < rows['BN'][1].norm
     assert [set(dead) for _, dead in calls] == 2 * [
-        {f'body.{unit}.relu' for unit in range(4)}]
+        {f'body.{unit}.relu' for unit in range(4)}
+    ]
 
 
 def test_scratch_is_a_run_in_its_first_round(short, monkeypatch, tmp_path):
     monkeypatch.setattr(studies, 'SCRATCH_EVERY', 1)
-    rows = {method: train((STUDY, Run(method, *HIGH, 0)), 2, tmp_path)[0]
-            for method in (SCRATCH, 'BN')}
+    rows = {
+        method: train((STUDY, Run(method, *HIGH, 0)), 2, tmp_path)[0]
+        for method in (SCRATCH, 'BN')
+    }
     assert rows[SCRATCH][0] == rows['BN'][0]
     assert rows[SCRATCH][1] != rows['BN'][1]
 
@@ -260,13 +290,13 @@ def test_scratch_is_a_run_in_its_first_round(short, monkeypatch, tmp_path):
 def test_a_lost_network_stays_at_chance(short, tmp_path):
     run = Run('BN', 1e30, 5e-4, 0)
     rows, _ = train((STUDY, run), 3, tmp_path)
-    assert [(row.round, row.accuracy) for row in rows] == [
-        (1, 0.5), (2, 0.5), (3, 0.5)]
+    assert [(row.round, row.accuracy) for row in rows] == [(1, 0.5), (2, 0.5), (3, 0.5)]
     assert all(math.isnan(row.dead) for row in rows)
 
 
-def test_finished_runs_are_not_repeated(short, monkeypatch, tmp_path,
-                                        in_this_process, capsys):
+def test_finished_runs_are_not_repeated(
+    short, monkeypatch, tmp_path, in_this_process, capsys
+):
     study = Study('digits', 'plain', {HIGH: ('BN', 'psBN')})
     monkeypatch.setattr(command, 'STUDIES', [study])
     options = '--data', 'digits', '--rounds', '4'
@@ -281,7 +311,8 @@ def test_finished_runs_are_not_repeated(short, monkeypatch, tmp_path,
     main(monkeypatch, tmp_path, *options, '--seeds', '2')
     assert in_this_process == study.runs(2)[3:]
     assert before.splitlines()[1:] == [
-        line for line in file.read_text().splitlines() if ',0.0005,0,' in line]
+        line for line in file.read_text().splitlines() if ',0.0005,0,' in line
+    ]
     in_this_process.clear()
     main(monkeypatch, tmp_path, '--data', 'digits', '--rounds', '2')
     assert {run.seed for run in in_this_process} == {2, 3, 4}
@@ -305,42 +336,60 @@ def made_up(folder, study=STUDY, seeds=3):
             noise = 0.001 * random.uniform(-1, 1)
             lower = run.method == 'BN' and number > 10
             worse = 0.02 * (run.method == 'psBN' and number <= 10)
-            rows.append(Round(
-                number, base - 0.1 * lower - worse + noise,
-                0.25 if lower else 0., 12.5, 20., 1, 0))
-        deaths = [Death(0, 5, 0.001, -0.2, 9, 11, 11),
-                  Death(1, 5, 0., -0.5, 13, 14),
-                  Death(2, 6, 0.1, -0.5, 13, 14, 8),
-                  Death(3, 59, 0., -2., 75, 77)]
+            rows.append(
+                Round(
+                    number,
+                    base - 0.1 * lower - worse + noise,
+                    0.25 if lower else 0.0,
+                    12.5,
+                    20.0,
+                    1,
+                    0,
+                )
+            )
+        deaths = [
+            Death(0, 5, 0.001, -0.2, 9, 11, 11),
+            Death(1, 5, 0.0, -0.5, 13, 14),
+            Death(2, 6, 0.1, -0.5, 13, 14, 8),
+            Death(3, 59, 0.0, -2.0, 75, 77),
+        ]
         results.add(run, (rows, deaths if run.method == 'psBN' else []))
 
 
 def test_report_from_csv_alone(monkeypatch, tmp_path):
     made_up(tmp_path)
     page = tmp_path / 'README.md'
-    page.write_text('before\n<!-- results: begin -->\nold\n'
-                    '<!-- results: end -->\nafter\n')
+    page.write_text(
+        'before\n<!-- results: begin -->\nold\n<!-- results: end -->\nafter\n'
+    )
     main(monkeypatch, tmp_path)
     text = page.read_text()
     assert text.startswith('before\n') and text.endswith('\nafter\n')
     assert 'old' not in text
-    assert ('more accurate than BN in 1 of 2 comparisons, and significantly '
-            'less accurate in 1: learning rate 0.8, weight decay 0.0005, '
-            'rounds 1 to 10 (-0.02') in text
-    rows = [[cell.strip() for cell in line.split('|')[1:-1]]
-            for line in text.splitlines() if line.startswith('| ')]
+    assert (
+        'more accurate than BN in 1 of 2 comparisons, and significantly '
+        'less accurate in 1: learning rate 0.8, weight decay 0.0005, '
+        'rounds 1 to 10 (-0.02'
+    ) in text
+    rows = [
+        [cell.strip() for cell in line.split('|')[1:-1]]
+        for line in text.splitlines()
+        if line.startswith('| ')
+    ]
     windows = [row for row in rows if row[2:3] == ['41 to 50']]
     assert len(windows) == 1
     assert float(windows[0][3]) == pytest.approx(0.1, abs=1.5e-3)
     assert windows[0][5] == '< 0.001' and windows[0][6] == '3'
     of_bn = next(row for row in rows if row[0] == 'BN')
-    assert [float(cell.split(' ± ')[0]) for cell in of_bn[1:3]] == \
-        pytest.approx([0, -0.1], abs=1.5e-3)
+    assert [float(cell.split(' ± ')[0]) for cell in of_bn[1:3]] == pytest.approx(
+        [0, -0.1], abs=1.5e-3
+    )
     assert of_bn[3:] == ['0.0 / 25.0', '12.5 / 12.5', '20.0 / 20.0']
     # Three seeds; the last death could still recover.
     assert rows[-2:] == [
         ['< 0.1', '4 to 10', '6', '0', '0', '50', '50', '50'],
-        ['>= 0.1', '4 to 10', '3', '100', '0', '0', '0', '0']]
+        ['>= 0.1', '4 to 10', '3', '100', '0', '0', '0', '0'],
+    ]
     for name in ('0.0005', 'recovery'):
         assert (tmp_path / f'digits-plain-{name}.png').stat().st_size > 10000
     main(monkeypatch, tmp_path)
@@ -352,23 +401,30 @@ def test_report_without_runs(monkeypatch, tmp_path):
     assert (tmp_path / 'report.md').read_text() == 'There are no runs yet.\n'
 
 
-@pytest.mark.parametrize('damage', [
-    lambda text: text.replace('accuracy', 'score'),
-    lambda text: text[:-10], lambda text: text.replace(',20.0,', ',x,'),
-    lambda text: ''])
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda text: text.replace('accuracy', 'score'),
+        lambda text: text[:-10],
+        lambda text: text.replace(',20.0,', ',x,'),
+        lambda text: '',
+    ],
+)
 def test_damaged_results(monkeypatch, tmp_path, damage):
     made_up(tmp_path, seeds=1)
     file = tmp_path / 'digits-plain.csv'
     file.write_text(damage(file.read_text()))
-    with pytest.raises(SystemExit, match=rf'error: line \d+ of {file} is not '
-                       'a result'):
+    with pytest.raises(
+        SystemExit,
+        match=rf'error: line \d+ of {file} is not '
+        'a result',
+    ):
         main(monkeypatch, tmp_path)
 
 
 def test_bad_input(short, monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit, match='error: CIFAR-10 has not been found'):
-        main(monkeypatch, tmp_path, '--data', 'cifar10', '--data-root',
-             str(tmp_path))
+        main(monkeypatch, tmp_path, '--data', 'cifar10', '--data-root', str(tmp_path))
     for option in ('--seeds', '--rounds', '--processes'):
         with pytest.raises(SystemExit) as error:
             main(monkeypatch, tmp_path, option, '0')
@@ -377,7 +433,7 @@ def test_bad_input(short, monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit) as error:
         main(monkeypatch, tmp_path, '--device', 'cpux')
     assert error.value.code == 2
-    assert "--device cpux cannot be used" in capsys.readouterr().err
+    assert '--device cpux cannot be used' in capsys.readouterr().err
     job = STUDY, Run('BN', *HIGH, 0)
     file = checkpoint_of(job, tmp_path)
     file.parent.mkdir()
@@ -387,8 +443,13 @@ def test_bad_input(short, monkeypatch, tmp_path, capsys):
 
 
 def test_cifar10_is_reduced_by_means(monkeypatch):
-    full = tasks.Data(torch.rand(4, 3, 32, 32), torch.arange(4),
-                      torch.rand(2, 3, 32, 32), torch.arange(2), 10)
+    full = tasks.Data(
+        torch.rand(4, 3, 32, 32),
+        torch.arange(4),
+        torch.rand(2, 3, 32, 32),
+        torch.arange(2),
+        10,
+    )
 
     def load(*args):
         return full
@@ -399,18 +460,32 @@ def test_cifar10_is_reduced_by_means(monkeypatch):
     corner = full.train_images[1, 2, 6:8, 10:12]
     assert found.train_images.shape == (4, 3, 16, 16)
     torch.testing.assert_close(found.train_images[1, 2, 3, 5], corner.mean())
-    torch.testing.assert_close(found.test_images,
-                               F.avg_pool2d(full.test_images, 2))
+    torch.testing.assert_close(found.test_images, F.avg_pool2d(full.test_images, 2))
 
 
 def test_ctrl_c_ends_with_a_message(tmp_path):
     process = subprocess.Popen(
-        [sys.executable, '-m', 'benchmarks.rounds', '--data', 'digits',
-         '--processes', '1', '--results', str(tmp_path), '--work-dir',
-         str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        [
+            sys.executable,
+            '-m',
+            'benchmarks.rounds',
+            '--data',
+            'digits',
+            '--processes',
+            '1',
+            '--results',
+            str(tmp_path),
+            '--work-dir',
+            str(tmp_path),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         # A background job of a script would ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         assert 'runs are missing, 1 in parallel' in process.stdout.readline()
         os.killpg(process.pid, signal.SIGINT)

@@ -16,7 +16,8 @@ from conftest import ROOT
 @pytest.fixture
 def setup_env():
     spec = importlib.util.spec_from_file_location(
-        'setup_env', ROOT / 'tools' / 'setup_env.py')
+        'setup_env', ROOT / 'tools' / 'setup_env.py'
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -32,9 +33,10 @@ def stopped(check):
 @pytest.mark.parametrize('version', [(3, 9), (3, 13)])
 def test_python_that_is_not_supported(setup_env, monkeypatch, version):
     monkeypatch.setattr(
-        setup_env, 'sys',
-        SimpleNamespace(
-            version_info=version, version='other', exit=setup_env.sys.exit))
+        setup_env,
+        'sys',
+        SimpleNamespace(version_info=version, version='other', exit=setup_env.sys.exit),
+    )
     assert 'use 3.10, 3.11 or 3.12' in stopped(setup_env.check_python)
 
 
@@ -43,9 +45,14 @@ def test_a_stack_that_is_not_known(setup_env, monkeypatch):
     assert 'oldest, successors' in stopped(setup_env.check_stack)
 
 
-@pytest.mark.parametrize('stack, mmcv', [('default', 'mmcv==2.1.0'),
-                                         ('oldest', 'mmcv==2.1.0'),
-                                         ('successors', 'onedl-mmcv==2.3.6')])
+@pytest.mark.parametrize(
+    'stack, mmcv',
+    [
+        ('default', 'mmcv==2.1.0'),
+        ('oldest', 'mmcv==2.1.0'),
+        ('successors', 'onedl-mmcv==2.3.6'),
+    ],
+)
 def test_a_stack_pins_what_is_installed(setup_env, monkeypatch, stack, mmcv):
     monkeypatch.setattr(setup_env, 'STACK', stack)
     pins = setup_env.pins()
@@ -70,8 +77,7 @@ def test_no_compiler(setup_env, monkeypatch):
 
 
 def test_no_python_headers(setup_env, monkeypatch, tmp_path):
-    monkeypatch.setattr(setup_env.sysconfig, 'get_path',
-                        lambda name: str(tmp_path))
+    monkeypatch.setattr(setup_env.sysconfig, 'get_path', lambda name: str(tmp_path))
     monkeypatch.setattr(setup_env.shutil, 'which', lambda name: name)
     assert 'python3-dev' in stopped(setup_env.check_compiler)
 
@@ -98,17 +104,35 @@ def test_progress_counts_the_compiler_s_files(setup_env, capsys):
 
 def test_a_wheel_has_what_mim_looks_for(tmp_path):
     source = tmp_path / 'source'
-    shutil.copytree(ROOT, source, symlinks=True,
-                    ignore=shutil.ignore_patterns('.git', '.venv*', 'data',
-                                                  'work_dirs', 'build'))
-    subprocess.run([
-        sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps',
-        '--no-build-isolation', '-w', tmp_path, source
-    ], check=True)
-    wheel, = tmp_path.glob('*.whl')
+    shutil.copytree(
+        ROOT,
+        source,
+        symlinks=True,
+        ignore=shutil.ignore_patterns('.git', '.venv*', 'data', 'work_dirs', 'build'),
+    )
+    subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'pip',
+            'wheel',
+            '-q',
+            '--no-deps',
+            '--no-build-isolation',
+            '-w',
+            tmp_path,
+            source,
+        ],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob('*.whl')
     names = set(zipfile.ZipFile(wheel).namelist())
-    originals = [ROOT / 'model-index.yml', *ROOT.glob('tools/*.py'),
-                 *ROOT.glob('configs/**/*.py'), *ROOT.glob('configs/*/*.yml')]
+    originals = [
+        ROOT / 'model-index.yml',
+        *ROOT.glob('tools/*.py'),
+        *ROOT.glob('configs/**/*.py'),
+        *ROOT.glob('configs/*/*.yml'),
+    ]
     assert len(originals) > 40
     for path in originals:
         assert f'mmpsbn/.mim/{path.relative_to(ROOT)}' in names

@@ -17,7 +17,8 @@ def with_versions(monkeypatch, missing=(), **versions):
 
     monkeypatch.setattr(stack, 'version', version)
     monkeypatch.setattr(
-        stack, 'find_spec', lambda name: None if name in missing else name)
+        stack, 'find_spec', lambda name: None if name in missing else name
+    )
 
 
 GOOD = dict(torch='2.13.0+cpu', mmengine='0.10.7', mmcv='2.1.0', mmdet='3.3.0')
@@ -27,22 +28,31 @@ def test_the_installed_stack_is_good():
     stack.check_stack()
 
 
-@pytest.mark.parametrize('versions', [
-    GOOD,
-    dict(GOOD, torch='2.4.0a0+git123'),
-    # The successors are distributions of other names.
-    dict(torch='2.13.0')
-])
+@pytest.mark.parametrize(
+    'versions',
+    [
+        GOOD,
+        dict(GOOD, torch='2.4.0a0+git123'),
+        # The successors are distributions of other names.
+        dict(torch='2.13.0'),
+    ],
+)
 def test_accepts(versions, monkeypatch):
     with_versions(monkeypatch, **versions)
     stack.check_stack()
 
 
-@pytest.mark.parametrize('name, version', [
-    ('mmcv', '2.2.0'), ('mmcv', '1.7.2'), ('mmdet', '2.28.2'),
-    ('mmengine', '0.6.0'), ('torch', '2.3.1'),
-    ('torch', '2.14.1')
-])
+@pytest.mark.parametrize(
+    'name, version',
+    [
+        ('mmcv', '2.2.0'),
+        ('mmcv', '1.7.2'),
+        ('mmdet', '2.28.2'),
+        ('mmengine', '0.6.0'),
+        ('torch', '2.3.1'),
+        ('torch', '2.14.1'),
+    ],
+)
 def test_refuses_versions_that_do_not_work(name, version, monkeypatch):
     with_versions(monkeypatch, **dict(GOOD, **{name: version}))
     with pytest.raises(ImportError) as error:
@@ -64,7 +74,7 @@ def test_an_mmcv_without_operators_and_mmdetection(monkeypatch):
     stack.check_stack()
 
 
-WITHOUT = '''
+WITHOUT = """
 import sys
 
 class Missing:
@@ -78,21 +88,37 @@ import importlib.util
 find_spec = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: (
     None if name.split('.')[0] in {missing} else find_spec(name, package))
-'''
+"""
 
 
 def run_without(missing, code):
     """Run code in an environment that lacks some packages."""
     return subprocess.run(
         [sys.executable, '-c', WITHOUT.format(missing=missing) + code],
-        cwd=ROOT, capture_output=True, text=True)
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_the_layers_need_only_torch():
     # All that the package installs but torch and what torch needs.
-    missing = ('mmengine', 'mmcv', 'mmdet', 'pycocotools', 'cv2', 'scipy',
-               'sklearn', 'matplotlib', 'rich', 'markdown_it', 'yaml')
-    result = run_without(missing, '''
+    missing = (
+        'mmengine',
+        'mmcv',
+        'mmdet',
+        'pycocotools',
+        'cv2',
+        'scipy',
+        'sklearn',
+        'matplotlib',
+        'rich',
+        'markdown_it',
+        'yaml',
+    )
+    result = run_without(
+        missing,
+        """
 import torch
 from mmpsbn import PSBatchNorm2d
 from mmpsbn.layers import LastBNLinear, MimicConv
@@ -107,31 +133,34 @@ net(torch.randn(4, 3, 8, 8)).square().sum().backward()
 optimizer.step()
 assert abs(net[0].weight.mean((1, 2, 3))).max() < 1e-6
 try:
-    import mmpsbn.engine
+    import mmpsbn.cli
 except ImportError as error:
     print(error)
-''')
+""",
+    )
     assert result.returncode == 0, result.stderr
     assert 'detectors need mmengine, which is not' in result.stdout
 
 
 def test_norm_cfg_without_mmdetection():
-    result = run_without(('mmdet', 'pycocotools'), '''
+    result = run_without(
+        ('mmdet', 'pycocotools'),
+        """
 import mmpsbn
 from mmcv.cnn import ConvModule, build_norm_layer
 
 print(build_norm_layer(dict(type='psBN'), 8)[1])
 print(ConvModule(3, 8, 3, conv_cfg=dict(type='MimicConv'),
                  norm_cfg=dict(type='MimicNorm')))
-''')
+""",
+    )
     assert result.returncode == 0, result.stderr
     assert 'PSBatchNorm2d(8' in result.stdout
     assert 'MimicConv(3, 8' in result.stdout
 
 
 def test_names_a_setuptools_without_pkg_resources(monkeypatch):
-    with_versions(
-        monkeypatch, missing=['pkg_resources'], setuptools='82.0', **GOOD)
+    with_versions(monkeypatch, missing=['pkg_resources'], setuptools='82.0', **GOOD)
     with pytest.raises(ImportError, match='setuptools 82.0 no longer has'):
         stack.check_stack()
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmpsbn.analysis import ChannelWatch
-from mmpsbn.engine.filter_collapse_hook import over_processes
+from mmpsbn.hooks.filter_collapse_hook import combine_processes
 from mmpsbn.layers import LastBNLinear, PSBatchNorm2d, PSSyncBatchNorm
 
 WORLD = 2
@@ -72,7 +72,8 @@ def low_precision(rank):
     output = sync(part)
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(
-        output.float(), local(whole).chunk(WORLD)[rank], rtol=0.03, atol=0.03)
+        output.float(), local(whole).chunk(WORLD)[rank], rtol=0.03, atol=0.03
+    )
     output.sum().backward()
     assert part.grad.dtype == torch.bfloat16
     assert sync.running_mean.dtype == sync.bias.grad.dtype == torch.float32
@@ -123,8 +124,9 @@ def ddp_trains_as_one_process(rank):
         torch.manual_seed(step)
         whole = torch.randn(8, 3, 4, 5, dtype=torch.double)
         parts = whole.chunk(WORLD)
-        for model, x, optimizer in zip((wrapped, local), (parts[rank], whole),
-                                       optimizers):
+        for model, x, optimizer in zip(
+            (wrapped, local), (parts[rank], whole), optimizers
+        ):
             optimizer.zero_grad()
             (model(x) - x.square()).square().mean().backward()
             optimizer.step()
@@ -149,7 +151,7 @@ def the_last_bn_of_the_whole_batch(rank):
         close(one.grad, other.grad)
     for one, other in zip(sync.buffers(), local.buffers()):
         close(one, other)
-    LastBNLinear(4, 3, sync=True, affine=False)(whole[:rank + 1].float())
+    LastBNLinear(4, 3, sync=True, affine=False)(whole[: rank + 1].float())
 
 
 def one_roi_is_normalized_by_the_running_statistics(rank):
@@ -159,10 +161,10 @@ def one_roi_is_normalized_by_the_running_statistics(rank):
     layer.running_mean.normal_()
     mean, x = layer.running_mean.clone(), torch.randn(3, 4).double()
     for sizes in ([0, 1], [1, 0], [0, 0]):
-        part = x[:sizes[rank]]
+        part = x[: sizes[rank]]
         close(layer.train()(part), layer.eval()(part))
         close(layer.running_mean, mean)
-    layer.train()(x[:rank + 1])
+    layer.train()(x[: rank + 1])
     assert not torch.allclose(layer.running_mean, mean)
 
 
@@ -172,8 +174,13 @@ class Net(nn.Module):
     def __init__(self, norm, unused):
         super().__init__()
         conv = dict(type='MimicConv') if norm == 'MimicNorm' else None
-        self.backbone = ResNet(18, base_channels=4, conv_cfg=conv,
-                               norm_cfg=dict(type=norm), norm_eval=False)
+        self.backbone = ResNet(
+            18,
+            base_channels=4,
+            conv_cfg=conv,
+            norm_cfg=dict(type=norm),
+            norm_eval=False,
+        )
         self.unused = PSSyncBatchNorm(3) if unused else None
 
     def forward(self, x):
@@ -192,15 +199,14 @@ def train_as_one_process(rank, norms, **options):
         model.load_state_dict(models[0].state_dict())
     wrapped = DistributedDataParallel(models[0], **options)
     optimizers = [
-        torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-        for model in models
+        torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9) for model in models
     ]
     for step in range(3):
         torch.manual_seed(step)
         whole = torch.randn(4, 3, 32, 32, dtype=torch.double)
-        for model, x, optimizer in zip((wrapped, models[1]),
-                                       (whole.chunk(WORLD)[rank], whole),
-                                       optimizers):
+        for model, x, optimizer in zip(
+            (wrapped, models[1]), (whole.chunk(WORLD)[rank], whole), optimizers
+        ):
             optimizer.zero_grad()
             model(x).backward()
             optimizer.step()
@@ -246,14 +252,14 @@ def initial_weights_are_broadcast_by_mmengine(rank):
 def a_channel_that_lives_in_one_process_is_alive(rank):
     model = nn.ModuleDict(dict(both=nn.BatchNorm2d(3), one=nn.BatchNorm2d(2)))
     model.eval()
-    x = torch.full((1, 3, 2, 2), -1.)
+    x = torch.full((1, 3, 2, 2), -1.0)
     x[:, rank] = 1
     watch = ChannelWatch(model)
     with watch:
         model['both'](x).relu()
         if rank == 1:  # As where a process has no RoI.
             model['one'](x[:, :2]).relu()
-    found = over_processes(watch, 'cpu')
+    found = combine_processes(watch, 'cpu')
     assert found['both'].dead.tolist() == [False, False, True]
     assert found['one'].dead.tolist() == [True, False]
 
@@ -261,22 +267,32 @@ def a_channel_that_lives_in_one_process_is_alive(rank):
 # Starting two processes takes longer than most of what they do.
 SCENARIOS = dict(
     layer=[
-        equal_batches, unequal_batches, low_precision, an_empty_batch,
-        cumulative_statistics, no_running_statistics, a_process_group_of_one,
-        evaluation_does_not_communicate, one_value_per_channel
+        equal_batches,
+        unequal_batches,
+        low_precision,
+        an_empty_batch,
+        cumulative_statistics,
+        no_running_statistics,
+        a_process_group_of_one,
+        evaluation_does_not_communicate,
+        one_value_per_channel,
     ],
     model=[
-        ddp_trains_as_one_process, the_last_bn_of_the_whole_batch,
+        ddp_trains_as_one_process,
+        the_last_bn_of_the_whole_batch,
         one_roi_is_normalized_by_the_running_statistics,
-        mimicnorm_trains_as_one_process, the_options_of_ddp,
+        mimicnorm_trains_as_one_process,
+        the_options_of_ddp,
         initial_weights_are_broadcast_by_mmengine,
-        a_channel_that_lives_in_one_process_is_alive
-    ])
+        a_channel_that_lives_in_one_process_is_alive,
+    ],
+)
 
 
 def run_scenarios(rank, store, names):
     dist.init_process_group(
-        'gloo', init_method=f'file://{store}', rank=rank, world_size=WORLD)
+        'gloo', init_method=f'file://{store}', rank=rank, world_size=WORLD
+    )
     for name in names:
         print(f'{name} on rank {rank}', file=sys.stderr)
         globals()[name](rank)
@@ -294,6 +310,4 @@ def test_one_process_is_psbn():
     sync, local = pair()
     x = torch.randn(4, 3, 4, 5).double()
     for training in (True, False):
-        assert torch.equal(
-            sync.train(training)(x),
-            local.train(training)(x))
+        assert torch.equal(sync.train(training)(x), local.train(training)(x))

@@ -19,31 +19,31 @@ from mmengine.config import Config
 from mmengine.hooks import LoggerHook
 
 import mmpsbn  # noqa: F401
-from mmpsbn.engine.checkpoint import read_checkpoint
-from mmpsbn.engine.cli import told_to_the_user
-from mmpsbn.engine.config import load_config
-from mmpsbn.engine.runner import build_runner
+from mmpsbn.checkpoints.reading import read_checkpoint
+from mmpsbn.cli.errors import exit_with_message
+from mmpsbn.cli.runner import build_runner
+from mmpsbn.config.reading import load_config
 
 FASTER = 'configs/demo/faster-rcnn_r18-half_fpn_psbn_digits.py'
 RETINA = 'configs/demo/retinanet_r18-half_fpn_psbn_digits.py'
-MIMIC, MIMIC_RETINA = (
-    path.replace('psbn', 'mimicnorm') for path in (FASTER, RETINA))
+MIMIC, MIMIC_RETINA = (path.replace('psbn', 'mimicnorm') for path in (FASTER, RETINA))
 # A run of a few seconds.
 SHORT = [
-    'train_cfg.max_epochs=1', 'train_cfg.val_interval=1',
-    'default_hooks.logger.interval=1', 'train_dataloader.num_workers=0',
+    'train_cfg.max_epochs=1',
+    'train_cfg.val_interval=1',
+    'default_hooks.logger.interval=1',
+    'train_dataloader.num_workers=0',
     'train_dataloader.persistent_workers=False',
-    'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False',
+    'val_dataloader.num_workers=0',
+    'val_dataloader.persistent_workers=False',
     'test_dataloader.num_workers=0',
-    'test_dataloader.persistent_workers=False'
+    'test_dataloader.persistent_workers=False',
 ]
 # A detector is not confident of anything after a few steps.
-ANY_SCORE = [
-    'model.test_cfg.score_thr=0', 'model.test_cfg.rcnn.score_thr=0'
-]
+ANY_SCORE = ['model.test_cfg.score_thr=0', 'model.test_cfg.rcnn.score_thr=0']
 
 
-def run(*command, data=None, options=(), launcher=(sys.executable, ), **env):
+def run(*command, data=None, options=(), launcher=(sys.executable,), **env):
     """Run a tool in a process; its exit status and what it printed."""
     if data is not None:
         env['MMDET_DATASETS'] = str(data)
@@ -55,7 +55,8 @@ def run(*command, data=None, options=(), launcher=(sys.executable, ), **env):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        errors='replace')
+        errors='replace',
+    )
     return result.returncode, result.stdout
 
 
@@ -88,7 +89,7 @@ def test_a_full_disk_ends_with_a_sentence(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
         with pytest.raises(SystemExit, match='error: nothing more can be'):
-            with told_to_the_user():
+            with exit_with_message():
                 (tmp_path / 'report').write_bytes(b'0' * 100)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -104,8 +105,7 @@ def metrics(work_dir):
 def trained(digits, tmp_path_factory):
     """A work dir of one short epoch on digits."""
     work_dir = tmp_path_factory.mktemp('work') / 'faster'
-    status, output = run(
-        'tools/train.py', FASTER, '--work-dir', work_dir, data=digits)
+    status, output = run('tools/train.py', FASTER, '--work-dir', work_dir, data=digits)
     assert status == 0, output[-3000:]
     work_dir.joinpath('output').write_text(output)
     return work_dir
@@ -116,16 +116,26 @@ def test_training_is_quiet_about_psbn(trained):
     assert 'coco/bbox_mAP' in output
     for line in output.splitlines():
         if 'WARNING' in line or 'Warning' in line:
-            assert not any(word in line.lower()
-                           for word in ('norm', 'psbn', 'bn layer')), line
+            assert not any(
+                word in line.lower() for word in ('norm', 'psbn', 'bn layer')
+            ), line
 
 
 def test_test_evaluates_dumps_and_draws(trained, digits, tmp_path):
     out = tmp_path / 'predictions.pkl'
     status, output = run(
-        'tools/test.py', FASTER, trained / 'epoch_1.pth', '--work-dir',
-        os.path.relpath(tmp_path, ROOT), '--out', out, '--show-dir', 'shown',
-        data=digits, options=['test_dataloader.batch_size=4'])
+        'tools/test.py',
+        FASTER,
+        trained / 'epoch_1.pth',
+        '--work-dir',
+        os.path.relpath(tmp_path, ROOT),
+        '--out',
+        out,
+        '--show-dir',
+        'shown',
+        data=digits,
+        options=['test_dataloader.batch_size=4'],
+    )
     assert status == 0, output[-3000:]
     assert 'coco/bbox_mAP' in metrics(tmp_path)
     with open(out, 'rb') as file:
@@ -138,8 +148,14 @@ def test_resume_goes_on_after_the_last_checkpoint(trained, digits, tmp_path):
     shutil.copytree(trained, work_dir)
     (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_1.pth'))
     status, output = run(
-        'tools/train.py', FASTER, '--work-dir', work_dir, '--resume',
-        data=digits, options=['train_cfg.max_epochs=2'])
+        'tools/train.py',
+        FASTER,
+        '--work-dir',
+        work_dir,
+        '--resume',
+        data=digits,
+        options=['train_cfg.max_epochs=2'],
+    )
     assert status == 0, output[-3000:]
     assert 'resumed epoch: 1, iter: 2' in output
     assert 'Epoch(train) [2]' in output and 'Epoch(train) [1]' not in output
@@ -149,15 +165,24 @@ def test_resume_goes_on_after_the_last_checkpoint(trained, digits, tmp_path):
 
 def test_ctrl_c_says_how_to_go_on(digits, tmp_path):
     with subprocess.Popen(
-        [sys.executable, 'tools/train.py', FASTER, '--work-dir', tmp_path,
-         '--cfg-options', *SHORT, 'train_cfg.max_epochs=1000'],
-            cwd=ROOT,
-            env=dict(os.environ, MMDET_DATASETS=str(digits)),
-            # A shell's background jobs ignore Ctrl-C, and so would a child.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True) as process:
+        [
+            sys.executable,
+            'tools/train.py',
+            FASTER,
+            '--work-dir',
+            tmp_path,
+            '--cfg-options',
+            *SHORT,
+            'train_cfg.max_epochs=1000',
+        ],
+        cwd=ROOT,
+        env=dict(os.environ, MMDET_DATASETS=str(digits)),
+        # A shell's background jobs ignore Ctrl-C, and so would a child.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
         try:
             for line in process.stdout:
                 if 'Epoch(train)' in line:
@@ -173,14 +198,21 @@ def test_ctrl_c_says_how_to_go_on(digits, tmp_path):
 
 def test_retinanet_trains_and_evaluates(digits, tmp_path):
     head = ['model.bbox_head.norm_cfg.type=psBN']
-    status, output = run('tools/train.py', RETINA, '--work-dir', tmp_path,
-                         data=digits, options=head)
+    status, output = run(
+        'tools/train.py', RETINA, '--work-dir', tmp_path, data=digits, options=head
+    )
     assert status == 0, output[-3000:]
     # Said once, of the head that its levels share.
     assert output.count('4 batch norm layers, bbox_head.cls_convs.0.bn') == 1
     status, output = run(
-        'tools/test.py', RETINA, tmp_path / 'epoch_1.pth', '--work-dir',
-        tmp_path, data=digits, options=head + ANY_SCORE)
+        'tools/test.py',
+        RETINA,
+        tmp_path / 'epoch_1.pth',
+        '--work-dir',
+        tmp_path,
+        data=digits,
+        options=head + ANY_SCORE,
+    )
     assert status == 0 and 'coco/bbox_mAP' in metrics(tmp_path), output
 
 
@@ -189,81 +221,126 @@ def mimic(digits, tmp_path_factory):
     """A work dir of one short epoch of MimicNorm, in two processes."""
     work_dir = tmp_path_factory.mktemp('work') / 'mimic'
     status, output = run(
-        'tools/dist_train.sh', MIMIC, 2, '--work-dir', work_dir, data=digits,
-        launcher=['bash'], PORT='29613',
-        options=['model.roi_head.bbox_head.cls_predictor_cfg.sync=True',
-                 'model.rpn_head.last_bn.sync=True'])
+        'tools/dist_train.sh',
+        MIMIC,
+        2,
+        '--work-dir',
+        work_dir,
+        data=digits,
+        launcher=['bash'],
+        PORT='29613',
+        options=[
+            'model.roi_head.bbox_head.cls_predictor_cfg.sync=True',
+            'model.rpn_head.last_bn.sync=True',
+        ],
+    )
     assert status == 0, output[-3000:]
     return work_dir
 
 
-def test_mimicnorm_trains_in_two_processes_and_resumes_in_one(
-        mimic, digits, tmp_path):
+def test_mimicnorm_trains_in_two_processes_and_resumes_in_one(mimic, digits, tmp_path):
     saved = read_checkpoint(str(mimic / 'epoch_1.pth'))
     for name, value in saved['state_dict'].items():
         if name.startswith('backbone.') and name.endswith('weight'):
             assert value.mean((1, 2, 3)).abs().max() < 1e-6, name
     status, output = run(
-        'tools/train.py', MIMIC, '--work-dir', tmp_path, '--resume',
-        mimic / 'epoch_1.pth', data=digits,
-        options=['train_cfg.max_epochs=2'])
+        'tools/train.py',
+        MIMIC,
+        '--work-dir',
+        tmp_path,
+        '--resume',
+        mimic / 'epoch_1.pth',
+        data=digits,
+        options=['train_cfg.max_epochs=2'],
+    )
     assert status == 0, output[-3000:]
     assert 'resumed epoch: 1' in output and 'Epoch(train) [2]' in output
     status, output = run(
-        'tools/test.py', MIMIC, tmp_path / 'epoch_2.pth', '--work-dir',
-        tmp_path, data=digits, options=ANY_SCORE)
+        'tools/test.py',
+        MIMIC,
+        tmp_path / 'epoch_2.pth',
+        '--work-dir',
+        tmp_path,
+        data=digits,
+        options=ANY_SCORE,
+    )
     assert status == 0 and 'coco/bbox_mAP' in metrics(tmp_path), output
 
 
 def test_mimicnorm_retinanet_trains(digits, tmp_path):
     status, output = run(
-        'tools/train.py', MIMIC_RETINA, '--work-dir', tmp_path, data=digits)
+        'tools/train.py', MIMIC_RETINA, '--work-dir', tmp_path, data=digits
+    )
     assert status == 0, output[-3000:]
     assert (tmp_path / 'epoch_1.pth').exists()
     assert 'pyramid levels in turn' not in output
 
 
 def test_weights_of_bn_and_of_mimicnorm_are_told_apart(
-        trained, mimic, refused, digits, tmp_path):
+    trained, mimic, refused, digits, tmp_path
+):
     for config, weights, words in (
         (MIMIC, trained / 'epoch_1.pth', 'tools/convert.py --to mimicnorm'),
         (FASTER, mimic / 'epoch_1.pth', 'is of MimicNorm, and the model'),
-        (MIMIC, 'checkpoints/none.pth', 'Make it from BN weights')):
+        (MIMIC, 'checkpoints/none.pth', 'Make it from BN weights'),
+    ):
         message = refused(
-            'tools/train.py', config, '--work-dir', tmp_path, data=digits,
-            options=[f'load_from={weights}'])
+            'tools/train.py',
+            config,
+            '--work-dir',
+            tmp_path,
+            data=digits,
+            options=[f'load_from={weights}'],
+        )
         assert words in message
 
 
-def test_settings_of_mimicnorm_that_do_not_go_together(refused, digits,
-                                                       tmp_path):
+def test_settings_of_mimicnorm_that_do_not_go_together(refused, digits, tmp_path):
     conv = 'model.backbone.conv_cfg'
     for config, option, words in (
         (FASTER, f'{conv}.type=MimicConv', "norm_cfg=dict(type='MimicNorm')"),
         (MIMIC, f'{conv}=None', "conv_cfg=dict(type='MimicConv')"),
-        (MIMIC, 'model.backbone.dcn.type=DCN', 'remove dcn')):
-        message = refused('tools/train.py', config, '--work-dir', tmp_path,
-                          data=digits, options=[option])
+        (MIMIC, 'model.backbone.dcn.type=DCN', 'remove dcn'),
+    ):
+        message = refused(
+            'tools/train.py',
+            config,
+            '--work-dir',
+            tmp_path,
+            data=digits,
+            options=[option],
+        )
         assert words in message
 
 
 @pytest.mark.parametrize('config', [FASTER, RETINA])
 def test_demo_configs_run_on_coco(config, coco128, tmp_path):
-    few = ['train_dataloader.dataset.indices=16',
-           'val_dataloader.dataset.indices=8',
-           'test_dataloader.dataset.indices=8']
+    few = [
+        'train_dataloader.dataset.indices=16',
+        'val_dataloader.dataset.indices=8',
+        'test_dataloader.dataset.indices=8',
+    ]
     status, output = run(
-        'tools/train.py', config, '--work-dir', tmp_path, data=coco128,
-        options=few)
+        'tools/train.py', config, '--work-dir', tmp_path, data=coco128, options=few
+    )
     assert status == 0, output[-3000:]
     status, output = run(
-        'tools/test.py', config, tmp_path / 'epoch_1.pth', '--work-dir',
-        tmp_path, data=coco128, options=few + ANY_SCORE)
+        'tools/test.py',
+        config,
+        tmp_path / 'epoch_1.pth',
+        '--work-dir',
+        tmp_path,
+        data=coco128,
+        options=few + ANY_SCORE,
+    )
     assert status == 0, output[-3000:]
     assert 'coco/bbox_mAP' in metrics(tmp_path)
     state = read_checkpoint(str(tmp_path / 'epoch_1.pth'))['state_dict']
-    assert any(len(value) in (81, 80 * 9)
-               for key, value in state.items() if key.endswith('cls.bias'))
+    assert any(
+        len(value) in (81, 80 * 9)
+        for key, value in state.items()
+        if key.endswith('cls.bias')
+    )
 
 
 def test_a_coco_config_trains_from_pretrained_bn(coco128, tmp_path):
@@ -277,12 +354,16 @@ def test_a_coco_config_trains_from_pretrained_bn(coco128, tmp_path):
     for loader in ('train', 'val', 'test'):
         dataset = f'{loader}_dataloader.dataset'
         resize = 2 if loader == 'train' else 1
-        few += [f'{dataset}.indices=2',
-                f'{dataset}.pipeline.{resize}.scale=(160,128)']
+        few += [f'{dataset}.indices=2', f'{dataset}.pipeline.{resize}.scale=(160,128)']
     config = 'configs/psbn/retinanet_r50_fpn_psbn_1x_coco.py'
     status, output = run(
-        'tools/train.py', config, '--work-dir', tmp_path, data=coco128,
-        options=few + ANY_SCORE)
+        'tools/train.py',
+        config,
+        '--work-dir',
+        tmp_path,
+        data=coco128,
+        options=few + ANY_SCORE,
+    )
     assert status == 0, output[-3000:]
     state = read_checkpoint(str(tmp_path / 'epoch_1.pth'))['state_dict']
     # The stem is frozen (frozen_stages=1), so its bias is BN's.
@@ -290,50 +371,74 @@ def test_a_coco_config_trains_from_pretrained_bn(coco128, tmp_path):
     trained = state['backbone.layer2.0.bn1.bias']
     assert not torch.equal(trained, backbone.layer2[0].bn1.bias)
     torch.testing.assert_close(
-        trained, backbone.layer2[0].bn1.bias.detach(), rtol=0, atol=0.02)
+        trained, backbone.layer2[0].bn1.bias.detach(), rtol=0, atol=0.02
+    )
 
 
-def test_pretrained_weights_that_cannot_be_had(refused, digits, tmp_path,
-                                               monkeypatch):
+def test_pretrained_weights_that_cannot_be_had(refused, digits, tmp_path, monkeypatch):
     config = 'configs/psbn/faster-rcnn_r50_fpn_psbn_1x_coco.py'
     monkeypatch.setitem(sys.modules, 'torchvision', None)
-    message = refused('tools/train.py', config, '--work-dir', tmp_path,
-                      data=digits)
+    message = refused('tools/train.py', config, '--work-dir', tmp_path, data=digits)
     assert 'torchvision://resnet50' in message and 'Install' in message
     message = refused(
-        'tools/train.py', config, '--work-dir', tmp_path, data=digits,
-        options=['model.backbone.init_cfg.checkpoint=none.pth'])
+        'tools/train.py',
+        config,
+        '--work-dir',
+        tmp_path,
+        data=digits,
+        options=['model.backbone.init_cfg.checkpoint=none.pth'],
+    )
     assert 'none.pth does not exist' in message
 
 
 def test_two_processes_train_pssyncbn_on_the_cpu(digits, tmp_path):
     status, output = run(
-        'tools/dist_train.sh', FASTER, 2, '--work-dir', tmp_path,
-        data=digits, launcher=['bash'],
-        options=['model.backbone.norm_cfg.type=psSyncBN'], PORT='29611')
+        'tools/dist_train.sh',
+        FASTER,
+        2,
+        '--work-dir',
+        tmp_path,
+        data=digits,
+        launcher=['bash'],
+        options=['model.backbone.norm_cfg.type=psSyncBN'],
+        PORT='29611',
+    )
     assert status == 0, output[-3000:]
     assert 'coco/bbox_mAP' in output
     # Seven images: one of the processes sees one of them twice.
     test = [FASTER, tmp_path / 'epoch_1.pth']
     odd = [*ANY_SCORE, 'test_dataloader.dataset.indices=7']
     found = []
-    for tool, launcher in (('dist_test.sh', 'bash'),
-                           ('test.py', sys.executable)):
+    for tool, launcher in (('dist_test.sh', 'bash'), ('test.py', sys.executable)):
         processes = [2] if launcher == 'bash' else []
         out = tmp_path / f'{tool}.pkl'
         status, output = run(
-            f'tools/{tool}', *test, *processes, '--work-dir', tmp_path / tool,
-            '--out', out, data=digits, launcher=[launcher], options=odd,
-            PORT='29612')
+            f'tools/{tool}',
+            *test,
+            *processes,
+            '--work-dir',
+            tmp_path / tool,
+            '--out',
+            out,
+            data=digits,
+            launcher=[launcher],
+            options=odd,
+            PORT='29612',
+        )
         assert status == 0, output[-3000:]
-        found.append(({
-            image['img_id']: image['pred_instances']
-            for image in pickle.loads(out.read_bytes())
-        }, {
-            key: value
-            for key, value in metrics(tmp_path / tool).items()
-            if key.startswith('coco/')
-        }))
+        found.append(
+            (
+                {
+                    image['img_id']: image['pred_instances']
+                    for image in pickle.loads(out.read_bytes())
+                },
+                {
+                    key: value
+                    for key, value in metrics(tmp_path / tool).items()
+                    if key.startswith('coco/')
+                },
+            )
+        )
     (two, metrics_of_two), (one, metrics_of_one) = found
     assert metrics_of_two == metrics_of_one
     # After two steps mAP is 0, which says nothing; the detections do.
@@ -346,9 +451,8 @@ def test_two_processes_train_pssyncbn_on_the_cpu(digits, tmp_path):
 
 def test_one_process_writes_the_metrics(digits, tmp_path, monkeypatch):
     monkeypatch.setenv('MMDET_DATASETS', str(digits))
-    runner = build_runner(
-        load_config(str(ROOT / FASTER), None, str(tmp_path)))
-    logger, = (hook for hook in runner.hooks if isinstance(hook, LoggerHook))
+    runner = build_runner(load_config(str(ROOT / FASTER), None, str(tmp_path)))
+    (logger,) = (hook for hook in runner.hooks if isinstance(hook, LoggerHook))
     logger.before_run(runner)
     for rank in (1, 0):
         monkeypatch.setattr('mmengine.dist.utils.get_rank', lambda *_: rank)
@@ -358,6 +462,7 @@ def test_one_process_writes_the_metrics(digits, tmp_path, monkeypatch):
 
 def test_inferencer_computes_what_the_model_computes(trained, digits):
     from mmdet.apis import DetInferencer, init_detector
+
     config = Config.fromfile(ROOT / FASTER)
     weights = str(trained / 'epoch_1.pth')
     image = str(next((digits / 'val2017').glob('*.jpg')))
@@ -372,25 +477,31 @@ def test_inferencer_computes_what_the_model_computes(trained, digits):
             torch.testing.assert_close(value, state[key], msg=key)
 
 
-@pytest.mark.parametrize('config', [
-    MIMIC, RETINA, 'configs/psbn/retinanet_r50_fpn_pssyncbn-all_1x_coco.py',
-    'configs/mimicnorm/faster-rcnn_r50_fpn_mimicnorm-all_1x_coco.py'
-])
-def test_inferencer_takes_config_and_weights(config, digits, tmp_path,
-                                             monkeypatch):
+@pytest.mark.parametrize(
+    'config',
+    [
+        MIMIC,
+        RETINA,
+        'configs/psbn/retinanet_r50_fpn_pssyncbn-all_1x_coco.py',
+        'configs/mimicnorm/faster-rcnn_r50_fpn_mimicnorm-all_1x_coco.py',
+    ],
+)
+def test_inferencer_takes_config_and_weights(config, digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     from mmdet.apis import DetInferencer
     from mmdet.registry import MODELS
     from mmdet.utils import register_all_modules
+
     register_all_modules()
     cfg = Config.fromfile(ROOT / config)
     cfg.model.backbone.init_cfg = None
     state = MODELS.build(cfg.model).state_dict()
     torch.save(dict(state_dict=state), 'weights.pth')
     inferencer = DetInferencer(
-        model=str(ROOT / config), weights='weights.pth', device='cpu')
+        model=str(ROOT / config), weights='weights.pth', device='cpu'
+    )
     image = str(next((digits / 'val2017').glob('*.jpg')))
-    result, = inferencer(image, no_save_vis=True)['predictions']
+    (result,) = inferencer(image, no_save_vis=True)['predictions']
     assert set(result) == {'labels', 'scores', 'bboxes'}
     for key, value in inferencer.model.state_dict().items():
         assert torch.equal(value, state[key]), key
@@ -400,73 +511,114 @@ def test_inferencer_takes_config_and_weights(config, digits, tmp_path,
 def test_infer_draws_and_writes(one, trained, digits, tmp_path):
     images = sorted((digits / 'val2017').glob('*.jpg'))
     status, output = run(
-        'tools/infer.py', images[0] if one else images[0].parent, FASTER,
-        trained / 'epoch_1.pth', '--out-dir', tmp_path / 'out', '--batch-size',
-        3, options=ANY_SCORE)
+        'tools/infer.py',
+        images[0] if one else images[0].parent,
+        FASTER,
+        trained / 'epoch_1.pth',
+        '--out-dir',
+        tmp_path / 'out',
+        '--batch-size',
+        3,
+        options=ANY_SCORE,
+    )
     assert status == 0, output[-3000:]
-    names = {image.stem for image in images[:1 if one else None]}
+    names = {image.stem for image in images[: 1 if one else None]}
     assert f'images: {len(names)}; pictures in' in output
     for folder, suffix in (('vis', '.jpg'), ('preds', '.json')):
         files = {path.name for path in (tmp_path / 'out' / folder).iterdir()}
         assert files == {f'{name}{suffix}' for name in names}
-    found = json.loads((tmp_path / f'out/preds/{images[0].stem}.json'
-                        ).read_text())
+    found = json.loads((tmp_path / f'out/preds/{images[0].stem}.json').read_text())
     assert len(found['bboxes']) == len(found['scores']) == 100
 
 
-@pytest.mark.parametrize('change, words', [
-    (dict(inputs='nowhere'), 'nowhere cannot be read'),
-    (dict(inputs='empty'), 'has no image'),
-    (dict(inputs='bad.jpg'), 'bad.jpg cannot be read'),
-    (dict(checkpoint='other.pth'), 'does not fit the model'),
-    (dict(out='bad.jpg'), 'cannot be made'),
-    (dict(device='cuda:99'), '--device cuda:99 cannot be used'),
-    (dict(device='gpu'), '--device gpu cannot be used'),
-])
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (dict(inputs='nowhere'), 'nowhere cannot be read'),
+        (dict(inputs='empty'), 'has no image'),
+        (dict(inputs='bad.jpg'), 'bad.jpg cannot be read'),
+        (dict(checkpoint='other.pth'), 'does not fit the model'),
+        (dict(out='bad.jpg'), 'cannot be made'),
+        (dict(device='cuda:99'), '--device cuda:99 cannot be used'),
+        (dict(device='gpu'), '--device gpu cannot be used'),
+    ],
+)
 def test_infer_refuses(change, words, refused, trained, digits, tmp_path):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'bad.jpg').write_text('no image')
     torch.save(dict(state_dict=dict(a=torch.zeros(1))), tmp_path / 'other.pth')
-    given = dict(inputs=digits / 'val2017', checkpoint=trained / 'epoch_1.pth',
-                 out='out', device='cpu')
+    given = dict(
+        inputs=digits / 'val2017',
+        checkpoint=trained / 'epoch_1.pth',
+        out='out',
+        device='cpu',
+    )
     given.update(change)
-    message = refused('tools/infer.py', tmp_path / given['inputs'], FASTER,
-                      tmp_path / given['checkpoint'], '--out-dir',
-                      tmp_path / given['out'], '--device', given['device'])
+    message = refused(
+        'tools/infer.py',
+        tmp_path / given['inputs'],
+        FASTER,
+        tmp_path / given['checkpoint'],
+        '--out-dir',
+        tmp_path / given['out'],
+        '--device',
+        given['device'],
+    )
     assert words in message
 
 
-@pytest.mark.parametrize('out, words', [
-    ('a.txt', 'must end in .pkl or .pickle'),
-    ('file/a.pkl', 'file cannot be written'),
-])
+@pytest.mark.parametrize(
+    'out, words',
+    [
+        ('a.txt', 'must end in .pkl or .pickle'),
+        ('file/a.pkl', 'file cannot be written'),
+    ],
+)
 def test_predictions_that_cannot_be_written(out, words, refused, tmp_path):
     (tmp_path / 'file').touch()
-    assert words in refused('tools/test.py', FASTER, 'not-read.pth', '--out',
-                            tmp_path / out)
+    assert words in refused(
+        'tools/test.py', FASTER, 'not-read.pth', '--out', tmp_path / out
+    )
 
 
 def test_missing_files_are_named(refused, digits, tmp_path):
     message = refused('tools/train.py', 'configs/none.py')
     assert 'configs/none.py does not exist' in message
-    message = refused('tools/test.py', FASTER, tmp_path / 'none.pth',
-                      '--work-dir', tmp_path, data=digits)
+    message = refused(
+        'tools/test.py',
+        FASTER,
+        tmp_path / 'none.pth',
+        '--work-dir',
+        tmp_path,
+        data=digits,
+    )
     assert f'{tmp_path}/none.pth does not exist' in message
-    message = refused('tools/train.py', FASTER, '--work-dir', tmp_path,
-                      data=tmp_path / 'none')
+    message = refused(
+        'tools/train.py', FASTER, '--work-dir', tmp_path, data=tmp_path / 'none'
+    )
     assert 'annotations/instances_train2017.json' in message
     assert 'make_demo_data.py' in message and 'COCO2017' in message
-    message = refused('tools/train.py', FASTER, '--work-dir', tmp_path,
-                      '--resume', tmp_path / 'none.pth', data=digits)
+    message = refused(
+        'tools/train.py',
+        FASTER,
+        '--work-dir',
+        tmp_path,
+        '--resume',
+        tmp_path / 'none.pth',
+        data=digits,
+    )
     assert f'{tmp_path}/none.pth does not exist' in message
 
 
-@pytest.mark.parametrize('content, words', [
-    ('model = dict(', 'SyntaxError'),
-    ("_base_ = 'none.py'", 'none.py'),
-    ('model = undefined', 'undefined'),
-    ("custom_imports = dict(imports=['none_such'])", 'none_such'),
-])
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        ('model = dict(', 'SyntaxError'),
+        ("_base_ = 'none.py'", 'none.py'),
+        ('model = undefined', 'undefined'),
+        ("custom_imports = dict(imports=['none_such'])", 'none_such'),
+    ],
+)
 def test_a_config_that_cannot_be_read(refused, content, words, tmp_path):
     config = tmp_path / 'config.py'
     config.write_text(content)
@@ -477,59 +629,88 @@ def test_a_config_that_cannot_be_read(refused, content, words, tmp_path):
 
 def test_missing_coco_is_explained(refused, tmp_path):
     config = 'configs/psbn/faster-rcnn_r50_fpn_psbn_1x_coco.py'
-    message = refused('tools/train.py', config, '--work-dir', tmp_path,
-                      data=tmp_path)
-    for file in ('instances_train2017.json', 'instances_val2017.json',
-                 'train2017/', 'val2017/'):
+    message = refused('tools/train.py', config, '--work-dir', tmp_path, data=tmp_path)
+    for file in (
+        'instances_train2017.json',
+        'instances_val2017.json',
+        'train2017/',
+        'val2017/',
+    ):
         assert file in message
 
 
 def test_a_work_dir_that_cannot_be_written(refused, digits, tmp_path):
     (tmp_path / 'file').touch()
-    message = refused('tools/train.py', FASTER, '--work-dir',
-                      tmp_path / 'file' / 'work', data=digits)
+    message = refused(
+        'tools/train.py', FASTER, '--work-dir', tmp_path / 'file' / 'work', data=digits
+    )
     assert 'cannot be written' in message and '--work-dir' in message
 
 
 def test_a_misspelt_norm_lists_near_names(refused, digits, tmp_path):
     message = refused(
-        'tools/train.py', FASTER, '--work-dir', tmp_path, data=digits,
-        options=['model.backbone.norm_cfg.type=psbn'])
+        'tools/train.py',
+        FASTER,
+        '--work-dir',
+        tmp_path,
+        data=digits,
+        options=['model.backbone.norm_cfg.type=psbn'],
+    )
     assert 'did you mean psBN or psBN' in message
 
 
 def test_sync_bn_and_psbn_do_not_go_together(refused, digits, tmp_path):
     message = refused(
-        'tools/train.py', FASTER, '--work-dir', tmp_path, '--launcher',
-        'pytorch', data=digits, options=['sync_bn=torch'])
+        'tools/train.py',
+        FASTER,
+        '--work-dir',
+        tmp_path,
+        '--launcher',
+        'pytorch',
+        data=digits,
+        options=['sync_bn=torch'],
+    )
     assert "norm_cfg=dict(type='psSyncBN')" in message
 
 
 @pytest.mark.parametrize('tool', ['test', 'resume'])
-def test_a_truncated_checkpoint_is_named(refused, tool, trained, digits,
-                                         tmp_path):
+def test_a_truncated_checkpoint_is_named(refused, tool, trained, digits, tmp_path):
     file = tmp_path / 'epoch_1.pth'
     content = (trained / 'epoch_1.pth').read_bytes()
     for size in (0, 100, len(content) // 2, len(content) - 1):
         file.write_bytes(content[:size])
-        command = ['tools/test.py', FASTER, file] if tool == 'test' else [
-            'tools/train.py', FASTER, '--resume', file
-        ]
+        command = (
+            ['tools/test.py', FASTER, file]
+            if tool == 'test'
+            else ['tools/train.py', FASTER, '--resume', file]
+        )
         message = refused(*command, '--work-dir', tmp_path, data=digits)
         assert str(file) in message and 'truncated' in message
         assert file.stat().st_size == size
 
 
-def test_a_checkpoint_of_another_architecture_names_its_keys(refused,
-        trained, digits, tmp_path):
-    message = refused('tools/test.py', RETINA, trained / 'epoch_1.pth',
-                      '--work-dir', tmp_path, data=digits)
+def test_a_checkpoint_of_another_architecture_names_its_keys(
+    refused, trained, digits, tmp_path
+):
+    message = refused(
+        'tools/test.py',
+        RETINA,
+        trained / 'epoch_1.pth',
+        '--work-dir',
+        tmp_path,
+        data=digits,
+    )
     assert 'does not fit' in message
     assert 'missing (' in message and 'unexpected (' in message
     message = refused(
-        'tools/test.py', FASTER, trained / 'epoch_1.pth', '--work-dir',
-        tmp_path, data=digits,
-        options=['model.roi_head.bbox_head.fc_out_channels=16'])
+        'tools/test.py',
+        FASTER,
+        trained / 'epoch_1.pth',
+        '--work-dir',
+        tmp_path,
+        data=digits,
+        options=['model.roi_head.bbox_head.fc_out_channels=16'],
+    )
     assert 'of another shape (roi_head.bbox_head' in message
 
 
@@ -540,25 +721,33 @@ def copied(digits, tmp_path):
     return data
 
 
-@pytest.mark.parametrize('content, words', [
-    ('', 'is empty'),
-    ('{"images": [', 'cannot be read'),
-    ('{}', 'has no images'),
-    ('[]', 'has no images'),
-    ('{"images": [], "annotations": [], "categories": CATEGORIES}',
-     'lists no image'),
-    ('{"images": IMAGES, "annotations": [{"id": 1, "image_id": 1, "area": 9, '
-     '"category_id": 1}], "categories": CATEGORIES}', 'has no bbox'),
-])
-def test_a_broken_annotation_file_is_named(refused, content, words, copied,
-                                           tmp_path):
+@pytest.mark.parametrize(
+    'content, words',
+    [
+        ('', 'is empty'),
+        ('{"images": [', 'cannot be read'),
+        ('{}', 'has no images'),
+        ('[]', 'has no images'),
+        (
+            '{"images": [], "annotations": [], "categories": CATEGORIES}',
+            'lists no image',
+        ),
+        (
+            '{"images": IMAGES, "annotations": [{"id": 1, "image_id": 1, "area": 9, '
+            '"category_id": 1}], "categories": CATEGORIES}',
+            'has no bbox',
+        ),
+    ],
+)
+def test_a_broken_annotation_file_is_named(refused, content, words, copied, tmp_path):
     file = copied / 'annotations' / 'instances_train2017.json'
     old = json.loads(file.read_text())
     for part in ('images', 'categories'):
         content = content.replace(part.upper(), json.dumps(old[part]))
     file.write_text(content)
-    message = refused('tools/train.py', FASTER, '--work-dir', tmp_path / 'w',
-                      data=copied)
+    message = refused(
+        'tools/train.py', FASTER, '--work-dir', tmp_path / 'w', data=copied
+    )
     assert words in message and str(file) in message
 
 
@@ -568,49 +757,66 @@ def test_categories_that_the_classes_do_not_name(refused, copied, tmp_path):
     for category in content['categories']:
         category['name'] = f'digit {category["name"]}'
     file.write_text(json.dumps(content))
-    message = refused('tools/train.py', FASTER, '--work-dir', tmp_path / 'w',
-                      data=copied)
+    message = refused(
+        'tools/train.py', FASTER, '--work-dir', tmp_path / 'w', data=copied
+    )
     assert '0 of the 10 classes' in message and 'metainfo' in message
 
 
 def test_another_number_of_classes_in_the_head(refused, digits, tmp_path):
     message = refused(
-        'tools/train.py', FASTER, '--work-dir', tmp_path, data=digits,
-        options=['model.roi_head.bbox_head.num_classes=3'])
+        'tools/train.py',
+        FASTER,
+        '--work-dir',
+        tmp_path,
+        data=digits,
+        options=['model.roi_head.bbox_head.num_classes=3'],
+    )
     assert 'set num_classes of the head to 10' in message
 
 
-@pytest.mark.parametrize('damage, workers', [('missing', 0), ('empty', 0),
-                                             ('text', 0), ('text', 1)])
-def test_an_image_that_cannot_be_read_is_named(refused, damage, workers,
-                                               copied, tmp_path):
+@pytest.mark.parametrize(
+    'damage, workers', [('missing', 0), ('empty', 0), ('text', 0), ('text', 1)]
+)
+def test_an_image_that_cannot_be_read_is_named(
+    refused, damage, workers, copied, tmp_path
+):
     file = copied / 'train2017' / '000000000003.jpg'
     file.unlink()
     if damage != 'missing':
         file.write_text('' if damage == 'empty' else 'no image')
     message = refused(
-        'tools/train.py', FASTER, '--work-dir', tmp_path / 'w', data=copied,
-        options=[f'train_dataloader.num_workers={workers}'])
+        'tools/train.py',
+        FASTER,
+        '--work-dir',
+        tmp_path / 'w',
+        data=copied,
+        options=[f'train_dataloader.num_workers={workers}'],
+    )
     assert '000000000003.jpg' in message
 
 
 def test_amp_needs_a_gpu(refused, digits, tmp_path):
     if torch.cuda.is_available():
         pytest.skip('there is a GPU')
-    message = refused('tools/train.py', FASTER, '--amp', '--work-dir',
-                      tmp_path, data=digits)
+    message = refused(
+        'tools/train.py', FASTER, '--amp', '--work-dir', tmp_path, data=digits
+    )
     assert 'needs a GPU' in message
 
 
-@pytest.mark.parametrize('options, words', [
-    (['model.backbone.norm_eval=True'], 'norm_eval=False'),
-    (['optim_wrapper.paramwise_cfg.norm_decay_mult=0'], 'norm_decay_mult'),
-    (['model.backbone.norm_cfg.requires_grad=False'], 'requires_grad=True'),
-])
-def test_a_psbn_without_effect_gets_one_warning(options, words, digits,
-                                                tmp_path):
-    status, output = run('tools/train.py', FASTER, '--work-dir', tmp_path,
-                         data=digits, options=options)
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        (['model.backbone.norm_eval=True'], 'norm_eval=False'),
+        (['optim_wrapper.paramwise_cfg.norm_decay_mult=0'], 'norm_decay_mult'),
+        (['model.backbone.norm_cfg.requires_grad=False'], 'requires_grad=True'),
+    ],
+)
+def test_a_psbn_without_effect_gets_one_warning(options, words, digits, tmp_path):
+    status, output = run(
+        'tools/train.py', FASTER, '--work-dir', tmp_path, data=digits, options=options
+    )
     assert status == 0, output[-3000:]
     warnings = [line for line in output.splitlines() if 'no effect' in line]
     assert len(warnings) == 1 and words in warnings[0]
@@ -620,6 +826,5 @@ def test_make_demo_data_says_what_it_cannot_do(refused, tmp_path):
     tool = 'tools/make_demo_data.py'
     message = refused(tool, '--out', tmp_path, short=False)
     assert f'{tmp_path} exists' in message
-    message = refused(tool, '--out', tmp_path / 'new', '--size', '10',
-                      short=False)
+    message = refused(tool, '--out', tmp_path / 'new', '--size', '10', short=False)
     assert 'size=10' in message

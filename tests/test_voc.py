@@ -12,12 +12,12 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from test_tools import FASTER, SHORT, refused, run  # noqa: F401
 
-from mmpsbn.compare import Comparison, with_norm
-from mmpsbn.convert.conversion import build
-from mmpsbn.engine.config import read_config
-from mmpsbn.engine.data import find_images
-from mmpsbn.engine.data_check_hook import DataCheckHook
+from mmpsbn.compare import Comparison, replace_norm
+from mmpsbn.config.data import find_images
+from mmpsbn.config.reading import read_config
+from mmpsbn.detectors.build import build_model
 from mmpsbn.errors import InputError
+from mmpsbn.hooks.data_check_hook import DataCheckHook
 
 
 def element(tag, **children):
@@ -30,10 +30,10 @@ def element(tag, **children):
 
 def write_voc(digits, out):
     """The digits in the layout of PASCAL VOC, the first of them as 2012."""
-    for split, parts in (('train', ('VOC2007', 'VOC2012')),
-                         ('val', ('VOC2007', ))):
+    for split, parts in (('train', ('VOC2007', 'VOC2012')), ('val', ('VOC2007',))):
         content = json.loads(
-            (digits / f'annotations/instances_{split}2017.json').read_text())
+            (digits / f'annotations/instances_{split}2017.json').read_text()
+        )
         names = {c['id']: c['name'] for c in content['categories']}
         for index, image in enumerate(content['images']):
             folder = out / parts[index % len(parts)]
@@ -41,20 +41,25 @@ def write_voc(digits, out):
                 (folder / sub).mkdir(parents=True, exist_ok=True)
             name = f'{split}_{image["id"]:06}'
             (folder / 'JPEGImages' / f'{name}.jpg').write_bytes(
-                (digits / f'{split}2017' / image['file_name']).read_bytes())
+                (digits / f'{split}2017' / image['file_name']).read_bytes()
+            )
             root = element('annotation')
-            root.append(
-                element('size', width=image['width'], height=image['height']))
+            root.append(element('size', width=image['width'], height=image['height']))
             for box in content['annotations']:
                 if box['image_id'] == image['id']:
                     x, y, width, height = box['bbox']
                     node = element('object', name=names[box['category_id']])
                     node.append(
-                        element('bndbox', xmin=x + 1, ymin=y + 1,
-                                xmax=x + width + 1, ymax=y + height + 1))
+                        element(
+                            'bndbox',
+                            xmin=x + 1,
+                            ymin=y + 1,
+                            xmax=x + width + 1,
+                            ymax=y + height + 1,
+                        )
+                    )
                     root.append(node)
-            ElementTree.ElementTree(root).write(
-                folder / 'Annotations' / f'{name}.xml')
+            ElementTree.ElementTree(root).write(folder / 'Annotations' / f'{name}.xml')
             with open(folder / f'ImageSets/Main/{split}.txt', 'a') as file:
                 file.write(f'{name}\n')
     return out
@@ -62,10 +67,13 @@ def write_voc(digits, out):
 
 def dataset(root, year, split, **settings):
     return dict(
-        type='VOCDataset', data_root=f'{root}/',
+        type='VOCDataset',
+        data_root=f'{root}/',
         ann_file=f'VOC{year}/ImageSets/Main/{split}.txt',
         data_prefix=dict(sub_data_root=f'VOC{year}/'),
-        metainfo=dict(classes=tuple('0123456789')), **settings)
+        metainfo=dict(classes=tuple('0123456789')),
+        **settings,
+    )
 
 
 @pytest.fixture
@@ -74,23 +82,35 @@ def voc(digits, tmp_path):
     root = write_voc(digits, tmp_path / 'VOCdevkit')
     cfg = Config.fromfile(ROOT / FASTER)
     train = dict(
-        type='RepeatDataset', times=1,
+        type='RepeatDataset',
+        times=1,
         dataset=dict(
-            type='ConcatDataset', ignore_keys=['dataset_type'],
+            type='ConcatDataset',
+            ignore_keys=['dataset_type'],
             datasets=[
-                dataset(root, year, 'train', pipeline=cfg.train_pipeline,
-                        filter_cfg=dict(filter_empty_gt=True))
+                dataset(
+                    root,
+                    year,
+                    'train',
+                    pipeline=cfg.train_pipeline,
+                    filter_cfg=dict(filter_empty_gt=True),
+                )
                 for year in (2007, 2012)
-            ]))
+            ],
+        ),
+    )
     cfg.data_root = f'{root}/'
     cfg.train_dataloader.dataset = train
     cfg.val_evaluator = cfg.test_evaluator = dict(
-        type='VOCMetric', metric='mAP', eval_mode='11points')
+        type='VOCMetric', metric='mAP', eval_mode='11points'
+    )
     for loader in (cfg.val_dataloader, cfg.test_dataloader):
-        loader.dataset = dataset(root, 2007, 'val', test_mode=True,
-                                 pipeline=cfg.test_pipeline)
+        loader.dataset = dataset(
+            root, 2007, 'val', test_mode=True, pipeline=cfg.test_pipeline
+        )
     cfg.merge_from_dict(
-        dict(option.split('=', 1) for option in SHORT if 'interval' in option))
+        dict(option.split('=', 1) for option in SHORT if 'interval' in option)
+    )
     file = tmp_path / 'voc.py'
     cfg.dump(file)
     return root, file
@@ -111,12 +131,16 @@ def test_a_comparison_by_voc_with_adamw(voc, tmp_path):
     cfg.default_hooks.logger.interval = 1
     optimizer = dict(type='AdamW', lr=1e-3, weight_decay=0.05)
     cfg.optim_wrapper.optimizer = optimizer
-    cfg.optim_wrapper.paramwise_cfg = dict(
-        custom_keys=dict(backbone=dict(lr_mult=0.5)))
-    plan = Comparison(cfg, {'BN+LastBN': with_norm(cfg, 'BN+LastBN')}, [],
-                      [0], str(tmp_path / 'work'))
+    cfg.optim_wrapper.paramwise_cfg = dict(custom_keys=dict(backbone=dict(lr_mult=0.5)))
+    plan = Comparison(
+        cfg,
+        {'BN+LastBN': replace_norm(cfg, 'BN+LastBN')},
+        [],
+        [0],
+        str(tmp_path / 'work'),
+    )
     plan.write()
-    one, = plan.runs
+    (one,) = plan.runs
     assert plan.run(one, lambda share: None), plan.failures
     assert one.name == 'BN+LastBN_lr0.001_seed0'
     assert plan.scores == ['pascal_voc/mAP', 'pascal_voc/AP50']
@@ -140,66 +164,92 @@ FIRST = 'VOC2012/Annotations/train_000002.xml'
 IMAGE = 'VOC2012/JPEGImages/train_000002.jpg'
 
 
-@pytest.mark.parametrize('file, change, words', [
-    (LIST, None, [LIST, 'Put PASCAL VOC under']),
-    (LIST, lambda text: '', [LIST, 'is empty']),
-    (FIRST, None, [FIRST, 'FileNotFoundError', LIST]),
-    (FIRST, lambda text: text[:50], [FIRST, 'ParseError']),
-    (FIRST, replaced('xmin', 'x'), [FIRST, 'bndbox of xmin']),
-    (FIRST, replaced('name>', 'n>'), [FIRST, 'has a name']),
-    (IMAGE, None, [IMAGE, 'does not exist', LIST]),
-    (IMAGE, lambda text: 'no image', [IMAGE, 'cannot be read', LIST]),
-])
-def test_files_of_voc_that_cannot_be_used(file, change, words, voc,
-                                          refused,  # noqa: F811
-                                          tmp_path):
+@pytest.mark.parametrize(
+    'file, change, words',
+    [
+        (LIST, None, [LIST, 'Put PASCAL VOC under']),
+        (LIST, lambda text: '', [LIST, 'is empty']),
+        (FIRST, None, [FIRST, 'FileNotFoundError', LIST]),
+        (FIRST, lambda text: text[:50], [FIRST, 'ParseError']),
+        (FIRST, replaced('xmin', 'x'), [FIRST, 'bndbox of xmin']),
+        (FIRST, replaced('name>', 'n>'), [FIRST, 'has a name']),
+        (IMAGE, None, [IMAGE, 'does not exist', LIST]),
+        (IMAGE, lambda text: 'no image', [IMAGE, 'cannot be read', LIST]),
+    ],
+)
+def test_files_of_voc_that_cannot_be_used(
+    file,
+    change,
+    words,
+    voc,
+    refused,  # noqa: F811
+    tmp_path,
+):
     root, config = voc
     if change is None:
         (root / file).unlink()
     else:
-        (root / file).write_text(
-            change((root / file).read_text(errors='replace')))
+        (root / file).write_text(change((root / file).read_text(errors='replace')))
     message = refused('tools/train.py', config, '--work-dir', tmp_path / 'w')
     assert all(word in message for word in words), message
 
 
-@pytest.mark.parametrize('tool, part, words', [
-    ('train', 'VOC2012/Annotations/*.xml', ['no image of', LIST, 'metainfo']),
-    ('test', 'VOC2007/Annotations/val*.xml',
-     ['none of the 8 images of', 'val.txt has a box of a class in metainfo']),
-])
-def test_objects_of_voc_of_other_classes(tool, part, words, voc,
-                                         refused,  # noqa: F811
-                                         tmp_path):
+@pytest.mark.parametrize(
+    'tool, part, words',
+    [
+        ('train', 'VOC2012/Annotations/*.xml', ['no image of', LIST, 'metainfo']),
+        (
+            'test',
+            'VOC2007/Annotations/val*.xml',
+            ['none of the 8 images of', 'val.txt has a box of a class in metainfo'],
+        ),
+    ],
+)
+def test_objects_of_voc_of_other_classes(
+    tool,
+    part,
+    words,
+    voc,
+    refused,  # noqa: F811
+    tmp_path,
+):
     root, config = voc
     for path in root.glob(part):
         path.write_text(path.read_text().replace('<name>', '<name>digit '))
     arguments = []
     if tool == 'test':
         arguments = [tmp_path / 'a.pth']
-        model = build(Config(), read_config(str(config)).model)
+        model = build_model(Config(), read_config(str(config)).model)
         torch.save(dict(state_dict=model.state_dict()), *arguments)
-    message = refused(f'tools/{tool}.py', config, *arguments, '--work-dir',
-                      tmp_path / 'w')
+    message = refused(
+        f'tools/{tool}.py', config, *arguments, '--work-dir', tmp_path / 'w'
+    )
     assert all(word in message for word in words), message
 
 
-@pytest.mark.parametrize('wrap', [
-    lambda inner: dict(type='RepeatDataset', times=2, dataset=inner),
-    lambda inner: dict(type='ClassBalancedDataset', oversample_thr=0.1,
-                       dataset=inner),
-    lambda inner: dict(type='ConcatDataset', datasets=[inner, inner]),
-    lambda inner: dict(type='MultiImageMixDataset', dataset=inner,
-                       pipeline=[]),
-])
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda inner: dict(type='RepeatDataset', times=2, dataset=inner),
+        lambda inner: dict(
+            type='ClassBalancedDataset', oversample_thr=0.1, dataset=inner
+        ),
+        lambda inner: dict(type='ConcatDataset', datasets=[inner, inner]),
+        lambda inner: dict(type='MultiImageMixDataset', dataset=inner, pipeline=[]),
+    ],
+)
 def test_classes_of_a_wrapped_data_set_are_checked(wrap, digits):
     cfg = Config.fromfile(ROOT / FASTER)
-    inner = dict(cfg.train_dataloader.dataset, data_root=f'{digits}/',
-                 metainfo=dict(classes=('0', '1', 'two')))
+    inner = dict(
+        cfg.train_dataloader.dataset,
+        data_root=f'{digits}/',
+        metainfo=dict(classes=('0', '1', 'two')),
+    )
     inner['pipeline'] = []
     runner = SimpleNamespace(
-        model=build(cfg, cfg.model),
-        train_dataloader=SimpleNamespace(dataset=DATASETS.build(wrap(inner))))
+        model=build_model(cfg),
+        train_dataloader=SimpleNamespace(dataset=DATASETS.build(wrap(inner))),
+    )
     with pytest.raises(InputError, match='has 2 of the 3 classes'):
         DataCheckHook().before_train(runner)
 
@@ -210,10 +260,11 @@ def test_parts_of_other_classes_are_checked_one_by_one(digits):
     inner['pipeline'] = []
     other = dict(inner, metainfo=dict(classes=('0', '1')))
     runner = SimpleNamespace(
-        model=build(cfg, cfg.model),
+        model=build_model(cfg),
         train_dataloader=SimpleNamespace(
-            dataset=DATASETS.build(
-                dict(type='ConcatDataset', datasets=[inner, other]))))
+            dataset=DATASETS.build(dict(type='ConcatDataset', datasets=[inner, other]))
+        ),
+    )
     with pytest.raises(InputError, match='num_classes of the head to 2'):
         DataCheckHook().before_train(runner)
 
@@ -224,28 +275,36 @@ def head_checked(config, classes, **change):
     cfg.merge_from_dict(dict(model=change))
     model = cfg.model
     model.backbone.init_cfg = None
-    dataset = SimpleNamespace(
-        metainfo=dict(classes=tuple(map(str, range(classes)))))
+    dataset = SimpleNamespace(metainfo=dict(classes=tuple(map(str, range(classes)))))
     runner = SimpleNamespace(
-        model=build(Config(), model),
-        val_dataloader=SimpleNamespace(dataset=dataset))
+        model=build_model(Config(), model),
+        val_dataloader=SimpleNamespace(dataset=dataset),
+    )
     DataCheckHook().before_val(runner)
 
 
-@pytest.mark.parametrize('config', [
-    'guided_anchoring/ga-faster-rcnn_r50_fpn_1x_coco.py',
-    'faster_rcnn/faster-rcnn_r50_fpn_fcos-rpn_1x_coco.py',
-])
+@pytest.mark.parametrize(
+    'config',
+    [
+        'guided_anchoring/ga-faster-rcnn_r50_fpn_1x_coco.py',
+        'faster_rcnn/faster-rcnn_r50_fpn_fcos-rpn_1x_coco.py',
+    ],
+)
 def test_proposals_of_any_head_have_no_classes(config):
     head_checked(config, 80)
 
 
-@pytest.mark.parametrize('config, change, head', [
-    ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
-     dict(roi_head=dict(bbox_head=dict(num_classes=3))),
-     'roi_head.mask_head predicts 80'),
-    ('detr/detr_r50_8xb2-150e_coco.py', {}, 'bbox_head predicts 80'),
-])
+@pytest.mark.parametrize(
+    'config, change, head',
+    [
+        (
+            'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+            dict(roi_head=dict(bbox_head=dict(num_classes=3))),
+            'roi_head.mask_head predicts 80',
+        ),
+        ('detr/detr_r50_8xb2-150e_coco.py', {}, 'bbox_head predicts 80'),
+    ],
+)
 def test_heads_of_other_classes_are_refused(config, change, head):
     with pytest.raises(InputError, match=f'{head} classes, but .* has 3'):
         head_checked(config, 3, **change)

@@ -23,23 +23,29 @@ import argparse
 import os
 import os.path as osp
 
-import mmpsbn.engine  # noqa: F401  First: it checks the stack.
+import mmpsbn.cli  # noqa: F401  It checks the stack, so it is first.
 
+# isort: split
 from mmengine.logging import MMLogger
 
-from mmpsbn.analysis.figures import (draw_history, draw_layers, draw_plane,
-                                     draw_rounds)
-from mmpsbn.analysis.report import analyze, table, write
-from mmpsbn.analysis.rounds import (IMAGES, PARAMETERS, changes, rounds_table,
-                                    write_rounds)
-from mmpsbn.engine.checkpoint import checkpoint_of, read_checkpoint
-from mmpsbn.engine.cli import (add_cfg_options, add_image_arguments,
-                               in_columns, told_to_the_user)
-from mmpsbn.engine.config import read_config
-from mmpsbn.engine.data import find_images
-from mmpsbn.engine.filter_collapse_hook import HISTORY, read_history, shares
-from mmpsbn.engine.whole_files import whole_folder
+from mmpsbn.analysis.detector import analyze
+from mmpsbn.analysis.figures import draw_history, draw_layers, draw_plane, draw_rounds
+from mmpsbn.analysis.report import align_columns, table, write
+from mmpsbn.analysis.rounds import (
+    IMAGES,
+    PARAMETERS,
+    changes,
+    rounds_table,
+    write_rounds,
+)
+from mmpsbn.checkpoints.reading import find_checkpoint
+from mmpsbn.cli.arguments import add_cfg_options, add_image_arguments
+from mmpsbn.cli.errors import exit_with_message
+from mmpsbn.config.data import find_images
+from mmpsbn.config.reading import read_config
 from mmpsbn.errors import InputError
+from mmpsbn.files import output_folder
+from mmpsbn.hooks.filter_collapse_hook import HISTORY, read_history, shares
 
 # With more checkpoints, layers.png shows the first and the last.
 MOST_BARS = 6
@@ -47,26 +53,19 @@ MOST_BARS = 6
 
 def parse_args():
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help='config file')
     parser.add_argument(
         'checkpoints',
         nargs='+',
         metavar='CHECKPOINT_OR_WORK_DIR',
-        help='checkpoint files, or work dirs of trainings, in order')
+        help='checkpoint files, or work dirs of trainings, in order',
+    )
     add_image_arguments(parser, 'that decide', number=64)
     parser.add_argument('--out', help='folder for files and figures')
     add_cfg_options(parser)
     return parser.parse_args()
-
-
-def without_repeats(paths):
-    """The paths of different files, each as it was first given."""
-    files = {}
-    for path in paths:
-        files.setdefault(osp.realpath(path), path)
-    return list(files.values())
 
 
 def short_names(paths):
@@ -74,8 +73,11 @@ def short_names(paths):
     paths = [osp.abspath(path) for path in paths]
     common = osp.commonpath([osp.dirname(path) for path in paths])
     inner = [osp.relpath(path, common) for path in paths]
-    for names in ([osp.splitext(osp.basename(path))[0] for path in paths],
-                  [osp.splitext(path)[0] for path in inner], inner):
+    for names in (
+        [osp.splitext(osp.basename(path))[0] for path in paths],
+        [osp.splitext(path)[0] for path in inner],
+        inner,
+    ):
         if len(set(map(file_name, names))) == len(names):
             return names
     return [f'{path} ({number})' for number, path in enumerate(inner, 1)]
@@ -87,25 +89,28 @@ def file_name(name):
 
 
 def show(title, rows):
-    print(f'\n{title}\n{in_columns(rows)}')
+    print(f'\n{title}\n{align_columns(rows)}')
 
 
-def analyze_all(cfg, config, paths, images):
-    """Analyze checkpoints, and return their layers by their short names."""
-    results = {}
-    for name, path in zip(short_names(paths), paths):
-        checkpoint = read_checkpoint(path)
+def analyze_all(cfg, names, images):
+    """Analyze different checkpoints, and return their layers by their paths."""
+    results, seen = {}, set()
+    for checkpoint in map(find_checkpoint, names):
+        path = checkpoint.path
+        if osp.realpath(path) in seen:
+            continue
+        seen.add(osp.realpath(path))
         try:
-            results[name] = analyze(cfg, checkpoint, path, images)
+            results[path] = analyze(cfg, checkpoint, images)
         except InputError as error:
             if not results:
                 raise
             raise InputError(
                 f'{error} Successive checkpoints are compared channel by '
-                f'channel, so each of them must fit {config}. Analyze this '
-                'one alone, with its own config.') from error
-        show(f'{path}, {len(images)} images',
-             table(results[name], len(images)))
+                f'channel, so each of them must fit {cfg.filename}. Analyze '
+                'this one alone, with its own config.'
+            ) from error
+        show(f'{path}, {len(images)} images', table(results[path], len(images)))
     return results
 
 
@@ -127,18 +132,21 @@ def histories_of(paths):
         if lines and folders.count(osp.dirname(path)) == 1:
             found[number] = [
                 (line['iter'] / lines[-1]['iter'], shares(line)['dead'])
-                for line in lines if 'dead' in shares(line)]
+                for line in lines
+                if 'dead' in shares(line)
+            ]
     return {number: points for number, points in found.items() if points}
 
 
 def write_all(results, paths, images, by, folder):
-    with whole_folder(folder) as out:
+    with output_folder(folder) as out:
         write(results, len(images), out)
         if images:
             few = list(results)
             few = few if len(few) <= MOST_BARS else [few[0], few[-1]]
-            draw_layers({name: results[name] for name in few},
-                        osp.join(out, 'layers.png'))
+            draw_layers(
+                {name: results[name] for name in few}, osp.join(out, 'layers.png')
+            )
             for name, layers in results.items():
                 file = f'plane_{file_name(name)}.png'
                 draw_plane(layers, name, osp.join(out, file))
@@ -150,9 +158,12 @@ def write_all(results, paths, images, by, folder):
             lines = history_beside(path)
             if lines:
                 draw_history(
-                    [line['iter'] for line in lines], list(map(shares, lines)),
-                    osp.join(out, f'history_{index + 1}.png'
-                             if index else 'history.png'))
+                    [line['iter'] for line in lines],
+                    list(map(shares, lines)),
+                    osp.join(
+                        out, f'history_{index + 1}.png' if index else 'history.png'
+                    ),
+                )
     print(f'\nFiles and figures: {folder}')
 
 
@@ -161,24 +172,27 @@ def main():
     MMLogger.get_instance('mmengine', log_level='ERROR')
     cfg = read_config(args.config, args.cfg_options)
     images = find_images(cfg, args.images, args.number) if args.number else []
-    paths = without_repeats(map(checkpoint_of, args.checkpoints))
-    results = analyze_all(cfg, args.config, paths, images)
-    if not any(layer.judged for layers in results.values()
-               for layer in layers):
-        print('\nNo channel was judged dead or alive: no ReLU or ReLU6 '
-              'follows a norm layer, and other activations do not close a '
-              'channel.')
+    found = analyze_all(cfg, args.checkpoints, images)
+    paths = list(found)
+    results = dict(zip(short_names(paths), found.values()))
+    if not any(layer.judged for layers in results.values() for layer in layers):
+        print(
+            '\nNo channel was judged dead or alive: no ReLU or ReLU6 '
+            'follows a norm layer, and other activations do not close a '
+            'channel.'
+        )
     by = {}
     if len(paths) > 1:
-        judges = (PARAMETERS, IMAGES) if images else (PARAMETERS, )
-        by = {judge: changes(list(results.values()), judge)
-              for judge in judges}
-        show('Dead channels by round, of layers that a ReLU follows',
-             rounds_table(list(results), by))
+        judges = (PARAMETERS, IMAGES) if images else (PARAMETERS,)
+        by = {judge: changes(list(results.values()), judge) for judge in judges}
+        show(
+            'Dead channels by round, of layers that a ReLU follows',
+            rounds_table(list(results), by),
+        )
     if args.out:
         write_all(results, paths, images, by, args.out)
 
 
 if __name__ == '__main__':
-    with told_to_the_user():
+    with exit_with_message():
         main()

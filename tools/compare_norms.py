@@ -18,25 +18,27 @@ import os.path as osp
 import shlex
 import sys
 
-import mmpsbn.engine  # noqa: F401  First: it checks the stack.
+import mmpsbn.cli  # noqa: F401  It checks the stack, so it is first.
 
+# isort: split
 from mmengine.logging import MMLogger
 
-from mmpsbn.compare import NORMS, Comparison, carry_out, with_norm
+from mmpsbn.cli.arguments import add_cfg_options
+from mmpsbn.cli.errors import exit_with_message, interrupt_on_signals
+from mmpsbn.compare import NORMS, Comparison, replace_norm, run_comparison
 from mmpsbn.compare.placing import check_norms
-from mmpsbn.compare.runs import LOADERS, shares_of_machine
-from mmpsbn.compare.session import costs_of, print_plan
-from mmpsbn.engine.cli import (add_cfg_options, interrupted_by_signals,
-                               told_to_the_user)
-from mmpsbn.engine.config import check_start, read_config
-from mmpsbn.engine.data import check_data
+from mmpsbn.compare.runs import divide_machine
+from mmpsbn.compare.session import load_costs, print_plan
+from mmpsbn.config.data import check_data
+from mmpsbn.config.reading import TRAINING_LOADERS, read_config
+from mmpsbn.config.start import check_start
 from mmpsbn.errors import InputError
 
 
 def parse_args():
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help='of a detector, with any normalization')
     parser.add_argument(
         '--norms',
@@ -45,50 +47,58 @@ def parse_args():
         metavar='NORM',
         help=f'of {", ".join(NORMS)}; BN+LastBN is BN in the body and '
         "MimicNorm's last BN in the heads, MimicBody is MimicNorm's body with "
-        "the config's heads")
-    parser.add_argument(
-        '--seeds', type=int, default=3, help='how many runs of each')
+        "the config's heads",
+    )
+    parser.add_argument('--seeds', type=int, default=3, help='how many runs of each')
     parser.add_argument(
         '--lrs',
         type=float,
         nargs='+',
         default=[],
-        help="learning rates; by default the config's")
+        help="learning rates; by default the config's",
+    )
     parser.add_argument(
         '--tune',
         type=float,
         metavar='SHARE',
         help='choose each learning rate on this share of the training images, '
-        'which is held out; by default on the validation set')
+        'which is held out; by default on the validation set',
+    )
     parser.add_argument(
         '--tune-seeds',
         type=int,
         default=1,
-        help='how many tuning runs each learning rate has')
+        help='how many tuning runs each learning rate has',
+    )
     parser.add_argument(
         '--lengths',
         type=float,
         nargs='+',
         default=[1],
-        help="of training, as multiples of the config's schedule")
+        help="of training, as multiples of the config's schedule",
+    )
     parser.add_argument('--work-dir', help='folder of the runs and the report')
     parser.add_argument(
         '--processes',
         type=int,
         default=1,
-        help="of each run, by torch's launcher: the number of GPUs")
+        help="of each run, by torch's launcher: the number of GPUs",
+    )
     parser.add_argument(
         '--at-once',
         type=int,
         default=1,
         help='how many runs side by side, each on its own GPUs, or on its '
-        'share of the cores')
+        'share of the cores',
+    )
     parser.add_argument(
-        '--rounds', type=int, default=5, help='of timing a training step')
+        '--rounds', type=int, default=5, help='of timing a training step'
+    )
     parser.add_argument(
         '--dry-run',
         action='store_true',
-        help='print the runs and the time that they will take')
+        help='print the runs and the time that they will take',
+    )
     add_cfg_options(parser)
     return parser.parse_args()
 
@@ -97,39 +107,49 @@ def check_arguments(args):
     check_norms(args.norms)
     for name in ('seeds', 'tune_seeds', 'processes', 'at_once', 'rounds'):
         if getattr(args, name) < 1:
-            raise InputError(f'--{name.replace("_", "-")} '
-                             f'{getattr(args, name)}: at least 1.')
+            raise InputError(
+                f'--{name.replace("_", "-")} {getattr(args, name)}: at least 1.'
+            )
     for lr in args.lrs:
         if not 0 < lr < math.inf:
-            raise InputError(f'--lrs {lr:g}: a learning rate is above 0, '
-                             'and finite.')
+            raise InputError(f'--lrs {lr:g}: a learning rate is above 0, and finite.')
 
 
 def main():
     args = parse_args()
     check_arguments(args)
-    environments = shares_of_machine(args.at_once, args.processes)
+    environments = divide_machine(args.at_once, args.processes)
     MMLogger.get_instance('mmengine', log_level='ERROR')
     cfg = read_config(args.config, args.cfg_options)
-    check_data(cfg, LOADERS)
+    check_data(cfg, TRAINING_LOADERS)
     check_start(cfg)
     name = osp.splitext(osp.basename(args.config))[0]
     work_dir = args.work_dir or osp.join('work_dirs', f'compare_{name}')
-    cfgs = {norm: with_norm(cfg, norm) for norm in args.norms}
-    comparison = Comparison(cfg, cfgs, args.lrs, range(args.seeds), work_dir,
-                            args.processes, args.lengths, args.tune,
-                            args.tune_seeds)
+    cfgs = {norm: replace_norm(cfg, norm) for norm in args.norms}
+    comparison = Comparison(
+        cfg,
+        cfgs,
+        args.lrs,
+        range(args.seeds),
+        work_dir,
+        args.processes,
+        args.lengths,
+        args.tune,
+        args.tune_seeds,
+    )
     if args.dry_run:
-        print_plan(comparison, costs_of(comparison, args.rounds, keep=False),
-                   args.at_once)
+        print_plan(
+            comparison, load_costs(comparison, args.rounds, keep=False), args.at_once
+        )
         return
     comparison.write()
     command = shlex.join(['python', 'tools/compare_norms.py', *sys.argv[1:]])
-    carry_out(comparison, costs_of(comparison, args.rounds), environments,
-              command)
+    run_comparison(
+        comparison, load_costs(comparison, args.rounds), environments, command
+    )
 
 
 if __name__ == '__main__':
-    interrupted_by_signals()
-    with told_to_the_user('the same command goes on from here'):
+    interrupt_on_signals()
+    with exit_with_message('the same command goes on from here'):
         main()

@@ -14,9 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-import mmpsbn.engine  # noqa: F401  First: it checks the stack.
+import mmpsbn.cli  # noqa: F401  It checks the stack, so it is first.
 
-from mmpsbn.visualization import draw_detections
+# isort: split
+from mmpsbn.datasets.visualization import draw_detections
 
 CONFIG = 'configs/demo/faster-rcnn_r18-half_fpn_psbn_digits.py'
 DATA = 'data/digits'
@@ -27,7 +28,8 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--work-dir', default='work_dirs/demo')
     parser.add_argument(
-        '--cfg-options', nargs='+', default=[], help='as in tools/train.py')
+        '--cfg-options', nargs='+', default=[], help='as in tools/train.py'
+    )
     return parser.parse_args()
 
 
@@ -35,8 +37,10 @@ def run(*command):
     print(f'\n$ python {shlex.join(map(str, command))}', flush=True)
     status = subprocess.run([sys.executable, *map(str, command)]).returncode
     if status:
-        sys.exit(f'The demo stopped: {command[0]} ended with status {status}. '
-                 'The same command goes on from here.')
+        sys.exit(
+            f'The demo stopped: {command[0]} ended with status {status}. '
+            'The same command goes on from here.'
+        )
 
 
 def main():
@@ -52,23 +56,30 @@ def main():
     run('tools/train.py', CONFIG, '--work-dir', work_dir, '--resume', *options)
     checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
     predictions = work_dir / 'predictions.pkl'
-    run('tools/test.py', CONFIG, checkpoint, '--work-dir', work_dir, '--out',
-        predictions, *options)
+    run(
+        'tools/test.py',
+        CONFIG,
+        checkpoint,
+        '--work-dir',
+        work_dir,
+        '--out',
+        predictions,
+        *options,
+    )
     with open(predictions, 'rb') as file:
         samples = pickle.load(file)[:SCENES]
     picture = work_dir / 'detections.png'
-    draw_detections(
-        samples, f'{DATA}/annotations/instances_val2017.json', str(picture))
+    draw_detections(samples, f'{DATA}/annotations/instances_val2017.json', str(picture))
     newest = max(work_dir.glob('*/*.json'), key=os.path.getmtime)
     metrics = json.loads(newest.read_text())
-    print(f'''
+    print(f"""
 psBN Faster R-CNN on digits, {(time.monotonic() - start) / 60:.1f} min
 
-  bbox mAP     {metrics["coco/bbox_mAP"]:.3f}
-  bbox mAP50   {metrics["coco/bbox_mAP_50"]:.3f}
+  bbox mAP     {metrics['coco/bbox_mAP']:.3f}
+  bbox mAP50   {metrics['coco/bbox_mAP_50']:.3f}
 
   checkpoint   {checkpoint}
-  detections   {picture}''')
+  detections   {picture}""")
 
 
 if __name__ == '__main__':

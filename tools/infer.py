@@ -8,26 +8,29 @@ import argparse
 import os
 import warnings
 
-import mmpsbn.engine  # noqa: F401  First: it checks the stack.
+import mmpsbn.cli  # noqa: F401  It checks the stack, so it is first.
 
+# isort: split
 import torch
 from mmdet.apis import DetInferencer
 from mmengine.logging import MMLogger
 from mmengine.utils import track_iter_progress
 
-from mmpsbn.engine.blame import blamed_on_config
-from mmpsbn.engine.checkpoint import check_fits, read_checkpoint
-from mmpsbn.engine.cli import add_cfg_options, told_to_the_user
-from mmpsbn.engine.config import read_config
-from mmpsbn.engine.data import check_images, list_images
-from mmpsbn.engine.whole_files import whole_folder
+from mmpsbn.checkpoints.matching import check_compatible
+from mmpsbn.checkpoints.reading import read_checkpoint
+from mmpsbn.cli.arguments import add_cfg_options
+from mmpsbn.cli.errors import exit_with_message
+from mmpsbn.config.errors import explain_config_errors
+from mmpsbn.config.images import check_images, list_images
+from mmpsbn.config.reading import read_config
 from mmpsbn.errors import InputError
+from mmpsbn.files import output_folder
 
 
 def parse_args():
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('inputs', help='an image, or a folder of images')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
@@ -36,11 +39,10 @@ def parse_args():
         '--pred-score-thr',
         type=float,
         default=0.3,
-        help='least score of a box to be drawn; all are written')
-    parser.add_argument(
-        '--batch-size', type=int, default=1, help='images at a time')
-    parser.add_argument(
-        '--device', help='such as cpu or cuda:0; a GPU if there is one')
+        help='least score of a box to be drawn; all are written',
+    )
+    parser.add_argument('--batch-size', type=int, default=1, help='images at a time')
+    parser.add_argument('--device', help='such as cpu or cuda:0; a GPU if there is one')
     add_cfg_options(parser)
     return parser.parse_args()
 
@@ -49,8 +51,9 @@ def check_device(device):
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f'--device {device} cannot be used here: '
-                         f'{str(error).splitlines()[0]}') from error
+        raise InputError(
+            f'--device {device} cannot be used here: {str(error).splitlines()[0]}'
+        ) from error
 
 
 def main():
@@ -59,41 +62,45 @@ def main():
         raise InputError(f'--batch-size {args.batch_size}: at least 1 image.')
     check_device(args.device)
     MMLogger.get_instance('mmengine', log_level='ERROR')
-    images = [args.inputs] if os.path.isfile(args.inputs) else list_images(
-        args.inputs)
+    images = [args.inputs] if os.path.isfile(args.inputs) else list_images(args.inputs)
     cfg = read_config(args.config, args.cfg_options)
     checkpoint = read_checkpoint(args.checkpoint)
     try:
         os.makedirs(args.out_dir, exist_ok=True)
     except OSError as error:
-        raise InputError(f'--out-dir {args.out_dir} cannot be made '
-                         f'({error.strerror}).') from error
+        raise InputError(
+            f'--out-dir {args.out_dir} cannot be made ({error.strerror}).'
+        ) from error
     # It names a folder for each call, and none for its visualizer.
     warnings.filterwarnings('ignore', 'Failed to add')
-    with blamed_on_config():
+    with explain_config_errors():
         inferencer = DetInferencer(
-            cfg, args.checkpoint, device=args.device, show_progress=False)
-    check_fits(inferencer.model, checkpoint, args.checkpoint)
+            cfg, args.checkpoint, device=args.device, show_progress=False
+        )
+    check_compatible(inferencer.model, checkpoint)
     batches = [
-        images[start:start + args.batch_size]
+        images[start : start + args.batch_size]
         for start in range(0, len(images), args.batch_size)
     ]
     try:
         for batch in track_iter_progress(batches):
-            with whole_folder(args.out_dir) as out:
+            with output_folder(args.out_dir) as out:
                 inferencer(
                     batch,
                     batch_size=args.batch_size,
                     pred_score_thr=args.pred_score_thr,
                     no_save_pred=False,
-                    out_dir=out)
+                    out_dir=out,
+                )
     except Exception:
         check_images(images)
         raise
-    print(f'\nimages: {len(images)}; pictures in {args.out_dir}/vis, '
-          f'predictions in {args.out_dir}/preds.')
+    print(
+        f'\nimages: {len(images)}; pictures in {args.out_dir}/vis, '
+        f'predictions in {args.out_dir}/preds.'
+    )
 
 
 if __name__ == '__main__':
-    with told_to_the_user():
+    with exit_with_message():
         main()

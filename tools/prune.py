@@ -19,19 +19,23 @@ constant, nothing is written, since tools/export_onnx.py gives the same file;
 the exit status is 0, so that a script can prune whatever it trains.
 """
 
-import argparse
 import os.path as osp
 
-import mmpsbn.engine  # noqa: F401  First: it checks the stack.
+import mmpsbn.cli  # noqa: F401  It checks the stack, so it is first.
 
+# isort: split
 from mmengine.logging import MMLogger
 
-from mmpsbn.engine.checkpoint import read_checkpoint
-from mmpsbn.engine.cli import (add_cfg_options, add_image_arguments,
-                               add_shape_argument, shape_of,
-                               told_to_the_user)
-from mmpsbn.engine.config import read_config
-from mmpsbn.engine.data import find_images
+from mmpsbn.checkpoints.reading import read_checkpoint
+from mmpsbn.cli.arguments import (
+    add_shape_argument,
+    check_replaced,
+    check_shape,
+    deployment_parser,
+)
+from mmpsbn.cli.errors import exit_with_message
+from mmpsbn.config.data import find_images
+from mmpsbn.config.reading import read_config
 from mmpsbn.errors import InputError
 from mmpsbn.prune import prune
 from mmpsbn.prune.pruned_files import FILES
@@ -41,27 +45,17 @@ OTHERS = 16
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='of the trained model')
-    parser.add_argument('checkpoint', help='of the trained model')
-    parser.add_argument('--out', required=True, help='the folder to write to')
-    add_image_arguments(parser, 'that decide', number=64)
+    parser = deployment_parser(
+        __doc__, 'the folder to write to', 'that decide', number=64
+    )
     add_shape_argument(parser)
-    parser.add_argument(
-        '--force', action='store_true', help='replace files that exist')
-    add_cfg_options(parser)
     return parser.parse_args()
 
 
 def check_arguments(args):
     if osp.exists(args.out) and not osp.isdir(args.out):
         raise InputError(f'--out {args.out} is a file; name a folder.')
-    there = [file for file in FILES if osp.exists(osp.join(args.out, file))]
-    if there and not args.force:
-        raise InputError(f'{osp.join(args.out, there[0])} exists; --force '
-                         'replaces it.')
+    check_replaced(args, *(osp.join(args.out, file) for file in FILES))
 
 
 def show_kept(kept):
@@ -77,43 +71,52 @@ def show(pruned):
         print(f'{layer:{width}}{removal.sizes[layer]:16}{len(channels):16}')
     print(f'\n{"":{width}}{"before":>16}{"after":>16}')
     for title, one, other, form in zip(
-            ('parameters', 'FLOPs of an image', 'ms in PyTorch'), before,
-            after, (',', ',', ',.1f')):
+        ('parameters', 'FLOPs of an image', 'ms in PyTorch'),
+        before,
+        after,
+        (',', ',', ',.1f'),
+    ):
         print(f'{title:{width}}{one:16{form}}{other:16{form}}')
 
 
 def main():
     args = parse_args()
     check_arguments(args)
-    shape = shape_of(args)
+    shape = check_shape(args)
     MMLogger.get_instance('mmengine', log_level='ERROR')
     cfg = read_config(args.config, args.cfg_options)
     checkpoint = read_checkpoint(args.checkpoint)
     images = find_images(cfg, args.images, args.number)
-    others = find_images(cfg, args.images,
-                         args.number + OTHERS)[args.number:]
-    pruned = prune(cfg, checkpoint, args.checkpoint, images, others, args.out,
-                   shape)
+    others = find_images(cfg, args.images, args.number + OTHERS)[args.number :]
+    pruned = prune(cfg, checkpoint, images, others, args.out, shape=shape)
     if not pruned.removal.removed:
-        print(f'No channel of {args.checkpoint} can be removed: on '
-              f'{len(images)} images, none is constant for all layers that '
-              'read it. Nothing was written.')
+        print(
+            f'No channel of {args.checkpoint} can be removed: on '
+            f'{len(images)} images, none is constant for all layers that '
+            'read it. Nothing was written.'
+        )
         show_kept(pruned.removal.kept)
         return
     show(pruned)
-    print('\nChannels removed, one of a residual stream counted once: '
-          f'{pruned.removal.removed}.')
+    print(
+        '\nChannels removed, one of a residual stream counted once: '
+        f'{pruned.removal.removed}.'
+    )
     show_kept(pruned.removal.kept)
-    for which, agreement in (('that decided', pruned.agreement),
-                             ('that had no say', pruned.elsewhere)):
+    for which, agreement in (
+        ('that decided', pruned.agreement),
+        ('that had no say', pruned.elsewhere),
+    ):
         if agreement:
-            print(f'{agreement.images} images {which}: raw outputs differ by '
-                  f'at most {agreement.difference:.1e} of the largest, '
-                  f'{agreement.same} of {agreement.detections} detections '
-                  'are the same.')
+            print(
+                f'{agreement.images} images {which}: raw outputs differ by '
+                f'at most {agreement.difference:.1e} of the largest, '
+                f'{agreement.same} of {agreement.detections} detections '
+                'are the same.'
+            )
     print(f'Files: {args.out}')
 
 
 if __name__ == '__main__':
-    with told_to_the_user():
+    with exit_with_message():
         main()

@@ -45,10 +45,9 @@ def pip(*args) -> None:
 
 def ask(code: str) -> str:
     """What ``code`` prints in the new environment."""
-    return subprocess.run([PYTHON, '-c', code],
-                          check=True,
-                          capture_output=True,
-                          text=True).stdout.strip()
+    return subprocess.run(
+        [PYTHON, '-c', code], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def pins() -> dict:
@@ -60,15 +59,20 @@ def pins() -> dict:
     lines = (STACKS / f'{STACK}.txt').read_text().splitlines()
     return {
         line.removeprefix('onedl-').split('==')[0]: line
-        for line in lines if line and line[0] != '#'
+        for line in lines
+        if line and line[0] != '#'
     }
 
 
 def fingerprint() -> str:
     """Changes when anything that the environment is made from changes."""
     digest = hashlib.sha256(sys.version.encode())
-    for path in (*sorted(REQUIREMENTS.glob('*.txt')), STACKS / f'{STACK}.txt',
-                 ROOT / 'pyproject.toml', Path(__file__)):
+    for path in (
+        *sorted(REQUIREMENTS.glob('*.txt')),
+        STACKS / f'{STACK}.txt',
+        ROOT / 'pyproject.toml',
+        Path(__file__),
+    ):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -76,64 +80,100 @@ def fingerprint() -> str:
 def check_stack() -> None:
     names = sorted(path.stem for path in STACKS.glob('*.txt'))
     if STACK not in names:
-        sys.exit(f'STACK={STACK} is not known; choose one of '
-                 f'{", ".join(names)} (the files of requirements/stacks).')
+        sys.exit(
+            f'STACK={STACK} is not known; choose one of '
+            f'{", ".join(names)} (the files of requirements/stacks).'
+        )
 
 
 def check_python() -> None:
     if not (3, 10) <= sys.version_info[:2] <= (3, 12):
-        sys.exit(f'Python {sys.version.split()[0]} is not supported; '
-                 'use 3.10, 3.11 or 3.12 (make PYTHON=python3.11 ...).')
+        sys.exit(
+            f'Python {sys.version.split()[0]} is not supported; '
+            'use 3.10, 3.11 or 3.12 (make PYTHON=python3.11 ...).'
+        )
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError:
-        sys.exit('This Python cannot make virtual environments; install '
-                 'its venv module (Debian: apt install python3-venv).')
+        sys.exit(
+            'This Python cannot make virtual environments; install '
+            'its venv module (Debian: apt install python3-venv).'
+        )
 
 
 def check_compiler() -> None:
     compiler = os.environ.get('CXX', 'c++').split()[0]
     if shutil.which(compiler) is None:
-        sys.exit(f'No C++ compiler ({compiler}) was found, and MMCV has to '
-                 'be compiled; install one (Debian: apt install g++).')
+        sys.exit(
+            f'No C++ compiler ({compiler}) was found, and MMCV has to '
+            'be compiled; install one (Debian: apt install g++).'
+        )
     header = Path(sysconfig.get_path('include')) / 'Python.h'
     if not header.is_file():
-        sys.exit(f'{header} is missing, and MMCV has to be compiled; install '
-                 'the Python headers (Debian: apt install python3-dev).')
+        sys.exit(
+            f'{header} is missing, and MMCV has to be compiled; install '
+            'the Python headers (Debian: apt install python3-dev).'
+        )
 
 
 def make_venv() -> None:
-    works = PYTHON.exists() and subprocess.run(
-        [PYTHON, '-c', f'import pip, sys; '
-         f'assert sys.version == {sys.version!r}'],
-        capture_output=True).returncode == 0
+    works = (
+        PYTHON.exists()
+        and subprocess.run(
+            [PYTHON, '-c', f'import pip, sys; assert sys.version == {sys.version!r}'],
+            capture_output=True,
+        ).returncode
+        == 0
+    )
     if not works:
         say(f'1/4 virtual environment in {VENV.name}/')
         run(sys.executable, '-m', 'venv', '--clear', VENV)
 
 
 def install_stack() -> None:
-    say('2/4 torch, MMEngine, MMDetection and what they need '
-        '(a download of about 0.4 GB, more with CUDA)')
+    say(
+        '2/4 torch, MMEngine, MMDetection and what they need '
+        '(a download of about 0.4 GB, more with CUDA)'
+    )
     stack = pins()
-    pip('install', stack.pop('torch'), stack.pop('setuptools'), '-r',
-        REQUIREMENTS / 'build.txt', '-c', REQUIREMENTS / 'base.txt')
+    pip(
+        'install',
+        stack.pop('torch'),
+        stack.pop('setuptools'),
+        '-r',
+        REQUIREMENTS / 'build.txt',
+        '-c',
+        REQUIREMENTS / 'base.txt',
+    )
     del stack['mmcv']
-    pip('install', '--no-deps', '--no-build-isolation', *stack.values(), '-r',
-        REQUIREMENTS / 'base.txt', '-r', REQUIREMENTS / 'onnx.txt', '-r',
-        REQUIREMENTS / 'prune.txt', '-r', REQUIREMENTS / 'tests.txt')
+    pip(
+        'install',
+        '--no-deps',
+        '--no-build-isolation',
+        *stack.values(),
+        '-r',
+        REQUIREMENTS / 'base.txt',
+        '-r',
+        REQUIREMENTS / 'onnx.txt',
+        '-r',
+        REQUIREMENTS / 'prune.txt',
+        '-r',
+        REQUIREMENTS / 'tests.txt',
+    )
 
 
 def install_mmcv() -> None:
     requirement = pins()['mmcv']
     # Which operators are built depends on torch, on Python, and on whether
     # a GPU is there while building.
-    key = ask('import sys, sysconfig, torch; print("-".join(['
-              f'"{requirement.replace("==", "")}", '
-              '"torch" + torch.__version__, '
-              'sys.implementation.cache_tag, sysconfig.get_platform(), '
-              '"cuda" if torch.cuda.is_available() else "cpu"]))')
+    key = ask(
+        'import sys, sysconfig, torch; print("-".join(['
+        f'"{requirement.replace("==", "")}", '
+        '"torch" + torch.__version__, '
+        'sys.implementation.cache_tag, sysconfig.get_platform(), '
+        '"cuda" if torch.cuda.is_available() else "cpu"]))'
+    )
     home = CACHE.expanduser() / key
     home.mkdir(parents=True, exist_ok=True)
     with open(home / 'lock', 'w') as lock:
@@ -146,22 +186,32 @@ def install_mmcv() -> None:
             check_compiler()
             build_mmcv(requirement, home)
     say('4/4 MMCV and this package')
-    pip('install', '-q', '--no-deps', '--force-reinstall',
-        *home.glob('*.whl'))
+    pip('install', '-q', '--no-deps', '--force-reinstall', *home.glob('*.whl'))
 
 
 def build_mmcv(requirement: str, home: Path) -> None:
     """Compile MMCV's wheel into ``home``; an interrupted build goes on."""
     jobs = os.environ.get('MAX_JOBS') or str(build_jobs())
-    say(f'3/4 compiling {requirement} with {jobs} jobs: about ten minutes '
-        'on two cores, once; the wheel is kept in ' + str(home))
+    say(
+        f'3/4 compiling {requirement} with {jobs} jobs: about ten minutes '
+        'on two cores, once; the wheel is kept in ' + str(home)
+    )
     build = home / 'build'
     source = build / requirement.replace('-', '_').replace('==', '-')
     if not (source / 'setup.py').is_file():
         shutil.rmtree(build, ignore_errors=True)
         build.mkdir()
-        pip('download', '-q', '--no-deps', '--no-binary', ':all:',
-            '--no-build-isolation', '-d', build, requirement)
+        pip(
+            'download',
+            '-q',
+            '--no-deps',
+            '--no-binary',
+            ':all:',
+            '--no-build-isolation',
+            '-d',
+            build,
+            requirement,
+        )
         unpacked = build / 'unpacked'
         shutil.unpack_archive(f'{source}.tar.gz', unpacked)
         (unpacked / source.name).rename(source)
@@ -170,19 +220,32 @@ def build_mmcv(requirement: str, home: Path) -> None:
         **compiler_flags(),
         MMCV_WITH_OPS='1',
         MAX_JOBS=jobs,
-        PATH=f'{PYTHON.parent}{os.pathsep}{os.environ["PATH"]}')
+        PATH=f'{PYTHON.parent}{os.pathsep}{os.environ["PATH"]}',
+    )
     log = home / 'build.log'
     command = [
-        str(PYTHON), '-m', 'pip', 'wheel', '-v', '--no-build-isolation',
-        '--no-deps', '-w', str(build / 'dist'), str(source)
+        str(PYTHON),
+        '-m',
+        'pip',
+        'wheel',
+        '-v',
+        '--no-build-isolation',
+        '--no-deps',
+        '-w',
+        str(build / 'dist'),
+        str(source),
     ]
-    with subprocess.Popen(
+    with (
+        subprocess.Popen(
             command,
             env=environment,
             text=True,
             errors='replace',
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT) as process, open(log, 'w') as file:
+            stderr=subprocess.STDOUT,
+        ) as process,
+        open(log, 'w') as file,
+    ):
         try:
             show_progress(process.stdout, file)
         except BaseException:
@@ -190,9 +253,11 @@ def build_mmcv(requirement: str, home: Path) -> None:
             raise
     if process.returncode:
         tail = log.read_text().splitlines()[-20:]
-        sys.exit('\n'.join(tail) + f'\nMMCV could not be compiled: the end '
-                 f'of the compiler output is above, all of it in {log}.')
-    wheel, = (build / 'dist').glob('*.whl')
+        sys.exit(
+            '\n'.join(tail) + f'\nMMCV could not be compiled: the end '
+            f'of the compiler output is above, all of it in {log}.'
+        )
+    (wheel,) = (build / 'dist').glob('*.whl')
     os.replace(wheel, home / wheel.name)
     shutil.rmtree(build)
 
@@ -203,10 +268,7 @@ def compiler_flags() -> dict:
     It takes 40 % of the compile time.
     """
     flags = f'{sysconfig.get_config_var("CFLAGS")} -g0'
-    return {
-        name: os.environ.get(name) or flags
-        for name in ('CFLAGS', 'CXXFLAGS')
-    }
+    return {name: os.environ.get(name) or flags for name in ('CFLAGS', 'CXXFLAGS')}
 
 
 def build_jobs() -> int:
@@ -259,6 +321,8 @@ if __name__ == '__main__':
     except KeyboardInterrupt:
         sys.exit('\nInterrupted. The same command goes on from here.')
     except subprocess.CalledProcessError as error:
-        sys.exit(f'{error.stderr or ""}Set-up stopped: the command '
-                 f'{" ".join(map(str, error.cmd))!r} failed. The same '
-                 'command as before goes on from here.')
+        sys.exit(
+            f'{error.stderr or ""}Set-up stopped: the command '
+            f'{" ".join(map(str, error.cmd))!r} failed. The same '
+            'command as before goes on from here.'
+        )

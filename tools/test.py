@@ -3,28 +3,32 @@
 import argparse
 import os.path as osp
 
-import mmpsbn.engine  # noqa: F401  First: it checks the stack.
+import mmpsbn.cli  # noqa: F401  It checks the stack, so it is first.
 
+# isort: split
 from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 
-from mmpsbn.engine.blame import blamed_on_config
-from mmpsbn.engine.checkpoint import check_fits, read_checkpoint
-from mmpsbn.engine.cli import add_run_arguments, told_to_the_user
-from mmpsbn.engine.config import load_config
-from mmpsbn.engine.data import blamed_on_data, check_data
+from mmpsbn.checkpoints.matching import check_compatible
+from mmpsbn.checkpoints.reading import read_checkpoint
+from mmpsbn.cli.arguments import add_run_arguments
+from mmpsbn.cli.errors import exit_with_message
+from mmpsbn.cli.runner import build_runner
+from mmpsbn.config.data import check_data
+from mmpsbn.config.data_errors import explain_data_errors
+from mmpsbn.config.errors import explain_config_errors
+from mmpsbn.config.reading import load_config
 from mmpsbn.errors import InputError
-from mmpsbn.engine.runner import build_runner
-from mmpsbn.engine.whole_files import replacing
+from mmpsbn.files import output_files
 
-LOADERS = ('test_dataloader', )
+LOADERS = ('test_dataloader',)
 
 
-class WholeDetResults(DumpDetResults):
+class AtomicDetResults(DumpDetResults):
     """Predictions in a file that is never seen half-written."""
 
     def compute_metrics(self, results: list) -> dict:
-        with replacing(self.out_file_path) as (self.out_file_path, ):
+        with output_files(self.out_file_path) as (self.out_file_path,):
             return super().compute_metrics(results)
 
 
@@ -34,13 +38,14 @@ def parse_args():
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', help='write the predictions to this .pkl')
     parser.add_argument(
-        '--show', action='store_true', help='show each image with its boxes')
+        '--show', action='store_true', help='show each image with its boxes'
+    )
     parser.add_argument(
         '--show-dir',
         help='write each image, truth beside detections, to this folder of '
-        "the run's folder in the work dir")
-    parser.add_argument(
-        '--wait-time', type=float, default=2, help='seconds for --show')
+        "the run's folder in the work dir",
+    )
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds for --show')
     add_run_arguments(parser)
     return parser.parse_args()
 
@@ -50,10 +55,9 @@ def main():
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise InputError(f'--out {args.out} must end in .pkl or .pickle.')
     if args.out:
-        with replacing(args.out):
+        with output_files(args.out):
             pass  # Says now, not after the evaluation, if it cannot be.
-    cfg = load_config(args.config, args.cfg_options, args.work_dir,
-                      args.launcher)
+    cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     checkpoint = read_checkpoint(args.checkpoint)
     check_data(cfg, LOADERS)
     cfg.load_from = args.checkpoint
@@ -61,15 +65,16 @@ def main():
         cfg = trigger_visualization_hook(cfg, args)
         # DetVisualizationHook joins a relative folder again for every batch.
         cfg.work_dir = osp.abspath(cfg.work_dir)
-    with blamed_on_config(), blamed_on_data(cfg, LOADERS):
+    with explain_config_errors(), explain_data_errors(cfg, LOADERS):
         runner = build_runner(cfg)
-        check_fits(runner.model, checkpoint, args.checkpoint)
+        check_compatible(runner.model, checkpoint)
         if args.out:
             runner.test_evaluator.metrics.append(
-                WholeDetResults(out_file_path=args.out))
+                AtomicDetResults(out_file_path=args.out)
+            )
         runner.test()
 
 
 if __name__ == '__main__':
-    with told_to_the_user():
+    with exit_with_message():
         main()

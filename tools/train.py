@@ -2,14 +2,15 @@
 
 import argparse
 
-from mmpsbn.engine.blame import blamed_on_config
-from mmpsbn.engine.checkpoint import check_fits, read_checkpoint
-from mmpsbn.engine.cli import add_run_arguments, told_to_the_user
-from mmpsbn.engine.config import check_start, load_config, set_resume
-from mmpsbn.engine.data import blamed_on_data, check_data
-from mmpsbn.engine.runner import build_runner, set_amp, set_auto_scale_lr
-
-LOADERS = ('train_dataloader', 'val_dataloader')
+from mmpsbn.checkpoints.matching import check_compatible
+from mmpsbn.cli.arguments import add_run_arguments
+from mmpsbn.cli.errors import exit_with_message
+from mmpsbn.cli.runner import build_runner, set_amp, set_auto_scale_lr
+from mmpsbn.config.data import check_data
+from mmpsbn.config.data_errors import explain_data_errors
+from mmpsbn.config.errors import explain_config_errors
+from mmpsbn.config.reading import TRAINING_LOADERS, load_config
+from mmpsbn.config.start import check_start, set_resume
 
 
 def parse_args():
@@ -19,44 +20,44 @@ def parse_args():
         '--resume',
         nargs='?',
         const='auto',
-        help='go on from this checkpoint, or from the newest in the work dir')
-    parser.add_argument(
-        '--amp', action='store_true', help='automatic mixed precision')
+        help='go on from this checkpoint, or from the newest in the work dir',
+    )
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help='scale the learning rate by the batch size')
+        help='scale the learning rate by the batch size',
+    )
     add_run_arguments(parser)
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
-    cfg = load_config(args.config, args.cfg_options, args.work_dir,
-                      args.launcher)
+    cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     if args.amp:
         set_amp(cfg)
     if args.auto_scale_lr:
         set_auto_scale_lr(cfg)
+    checkpoint, done = None, 0
     if args.resume:
-        set_resume(cfg, None if args.resume == 'auto' else args.resume)
+        checkpoint = set_resume(cfg, None if args.resume == 'auto' else args.resume)
     elif cfg.get('resume'):
-        set_resume(cfg, cfg.get('load_from'))
-    check_data(cfg, LOADERS)
+        checkpoint = set_resume(cfg, cfg.get('load_from'))
+    check_data(cfg, TRAINING_LOADERS)
     check_start(cfg)
-    with blamed_on_config(), blamed_on_data(cfg, LOADERS):
+    with explain_config_errors(), explain_data_errors(cfg, TRAINING_LOADERS):
         runner = build_runner(cfg)
-        if cfg.get('resume'):
-            checkpoint = read_checkpoint(cfg.load_from)
-            check_fits(runner.model, checkpoint, cfg.load_from)
+        if checkpoint:
+            check_compatible(runner.model, checkpoint)
+            done, checkpoint = checkpoint.meta.get('iter', 0), None
         runner.train()
-        if cfg.get('resume') and runner.val_loop and \
-                checkpoint.get('meta', {}).get('iter', 0) >= runner.max_iters:
+        if done >= runner.max_iters and runner.val_loop:
             # The last evaluation follows the last checkpoint: it may be all
             # that an interrupted run lacks.
             runner.val()
 
 
 if __name__ == '__main__':
-    with told_to_the_user('--resume goes on from the last checkpoint'):
+    with exit_with_message('--resume goes on from the last checkpoint'):
         main()

@@ -1,6 +1,7 @@
 """How the number of collapsed channels grows with a setting."""
 
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize, stats
@@ -28,12 +29,15 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return Estimate(mean, np.nan, np.nan)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * np.std(
-        values, ddof=1) / count**0.5
+    half = (
+        stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
+        * np.std(values, ddof=1)
+        / count**0.5
+    )
     return Estimate(mean, mean - half, mean + half)
 
 
-def fit_law(points: Sequence[Tuple[float, int, int]]) -> Optional[Law]:
+def fit_law(points: Sequence[tuple[float, int, int]]) -> Law | None:
     r"""The law of the greatest likelihood.
 
     .. math::
@@ -58,17 +62,19 @@ def fit_law(points: Sequence[Tuple[float, int, int]]) -> Optional[Law]:
         exponent, level = parameters
         log_rate = np.clip(level + exponent * (np.log(x) - center), -50, 5)
         rate = np.exp(log_rate)
-        return -(dead * np.log(-np.expm1(-rate)) -
-                 (channels - dead) * rate).sum()
+        return -(dead * np.log(-np.expm1(-rate)) - (channels - dead) * rate).sum()
 
     share = dead.sum() / channels.sum()
     exponent, level = optimize.minimize(
-        loss, [0., np.log(-np.log1p(-min(share, 0.99)))],
-        method='Nelder-Mead', options=dict(maxiter=2000)).x
+        loss,
+        [0.0, np.log(-np.log1p(-min(share, 0.99)))],
+        method='Nelder-Mead',
+        options=dict(maxiter=2000),
+    ).x
     return Law(exponent, float(np.exp(level - exponent * center)))
 
 
-def exponents(by_seed: Sequence[List[tuple]]) -> List[float]:
+def exponents(by_seed: Sequence[list[tuple]]) -> list[float]:
     """Of each seed's own fit; seeds that allow none are left out."""
     laws = [fit_law(points) for points in by_seed if points]
     return [law.exponent for law in laws if law]

@@ -5,7 +5,6 @@ import hashlib
 import time
 from functools import partial
 from pathlib import Path
-from typing import Dict, List, Optional
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +12,28 @@ from torch import Tensor, nn
 from benchmarks.shared.data import load
 from benchmarks.shared.networks import Classifier, Layers
 from benchmarks.shared.settings import key_of
-from benchmarks.shared.training import (AUGMENTED, BATCHES, EVALUATED,
-                                        MOMENTUM, accuracy, fit)
+from benchmarks.shared.training import (
+    AUGMENTED,
+    BATCHES,
+    EVALUATED,
+    MOMENTUM,
+    accuracy,
+    fit,
+)
 from mmpsbn.analysis import ChannelWatch
-from mmpsbn.analysis.collapse import gamma_and_shift, norm_layers
-from mmpsbn.analysis.report import LEAST_GAMMA
+from mmpsbn.analysis.collapse import LEAST_GAMMA, gamma_and_shift, norm_layers
 from mmpsbn.layers import PSBatchNorm2d
 
 from .experiments import Settings
 
-DEPTHS = dict(
-    digits=dict(conv=4, resnet=7), cifar10=dict(conv=4, resnet=19))
+DEPTHS = dict(digits=dict(conv=4, resnet=7), cifar10=dict(conv=4, resnet=19))
 CHECKS = 10  # Of the channels, in equal distances; and one at the start.
 PATH_POINTS = 40  # Of them where paths are recorded.
 
 
-def train(settings: Settings, root: Optional[str], weights: Path,
-          keep: bool, device: str = 'cpu') -> dict:
+def train(
+    settings: Settings, root: str | None, weights: Path, keep: bool, device: str = 'cpu'
+) -> dict:
     """Train a classifier on one thread.
 
     Equal settings give equal results on one machine's CPU.
@@ -56,8 +60,7 @@ def train(settings: Settings, root: Optional[str], weights: Path,
     torch.manual_seed(settings.seed)
     start = time.process_time()
     data = load(settings.data, root, settings.half).to(device)
-    net = classifier(settings, data.train_images.shape[1],
-                     data.classes).to(device)
+    net = classifier(settings, data.train_images.shape[1], data.classes).to(device)
     if settings.start:
         _load(net, settings, weights)
     batch = BATCHES[settings.data]
@@ -66,9 +69,15 @@ def train(settings: Settings, root: Optional[str], weights: Path,
     due = {round(steps * index / times) for index in range(1, times + 1)}
     checks = Checks(net, data.train_images, settings.paths)
     checks.take(0)
-    loss = fit(net, data, _optimizer(net, settings), settings.epochs, batch,
-               settings.data in AUGMENTED,
-               lambda step: step in due and checks.take(step))
+    loss = fit(
+        net,
+        data,
+        _optimizer(net, settings),
+        settings.epochs,
+        batch,
+        settings.data in AUGMENTED,
+        lambda step: step in due and checks.take(step),
+    )
     if keep:
         torch.save(net.state_dict(), weights / file_of(settings))
     return dict(
@@ -78,17 +87,27 @@ def train(settings: Settings, root: Optional[str], weights: Path,
         seconds=round(time.process_time() - start, 2),
         small_gamma=sum(
             int((gamma_and_shift(layer)[0].abs() < LEAST_GAMMA).sum())
-            for _, layer in norm_layers(net)),
-        **checks.found)
+            for _, layer in norm_layers(net)
+        ),
+        **checks.found,
+    )
 
 
 def classifier(settings: Settings, channels: int, classes: int) -> Classifier:
     """The network of a training, as it starts from nothing."""
-    layers = Layers(partial(PSBatchNorm2d, alpha=settings.alpha)
-                    if settings.alpha else nn.BatchNorm2d)
+    layers = Layers(
+        partial(PSBatchNorm2d, alpha=settings.alpha)
+        if settings.alpha
+        else nn.BatchNorm2d
+    )
     net = Classifier(
-        settings.network, DEPTHS[settings.data][settings.network], channels,
-        classes, layers, settings.slope)
+        settings.network,
+        DEPTHS[settings.data][settings.network],
+        channels,
+        classes,
+        layers,
+        settings.slope,
+    )
     for _, layer in norm_layers(net):
         nn.init.constant_(layer.weight, settings.gamma)
     return net
@@ -99,11 +118,10 @@ class Checks:
 
     def __init__(self, net: nn.Module, images: Tensor, paths: bool) -> None:
         self.net, self.images, self.paths = net, images, paths
-        self.found: Dict[str, object] = dict(
-            steps=[], dead=[], died=[], came_back=[])
+        self.found: dict[str, object] = dict(steps=[], dead=[], died=[], came_back=[])
         if paths:
             self.found.update(gamma=[], shift=[], dead_channels=[])
-        self._ever: Optional[Tensor] = None
+        self._ever: Tensor | None = None
 
     def take(self, step: int) -> None:
         # Normalized by these images, as in training: running statistics lag
@@ -120,22 +138,24 @@ class Checks:
         ever = dead if self._ever is None else self._ever | dead
         self._ever = ever
         for name, value in dict(
-                steps=step, dead=int(dead.sum()), died=int(ever.sum()),
-                came_back=int((ever & ~dead).sum())).items():
+            steps=step,
+            dead=int(dead.sum()),
+            died=int(ever.sum()),
+            came_back=int((ever & ~dead).sum()),
+        ).items():
             self.found[name].append(value)
         self.found['channels'] = len(dead)
         self.found['sums'] = [
             sum(int(channels.sum()) for _, channels in sums),
-            sum(len(channels) for _, channels in sums)
+            sum(len(channels) for _, channels in sums),
         ]
         if self.paths:
-            pairs = [gamma_and_shift(net.get_submodule(name))
-                     for name, _ in single]
+            pairs = [gamma_and_shift(net.get_submodule(name)) for name, _ in single]
             for name, part in zip(('gamma', 'shift'), zip(*pairs)):
                 self.found[name].append(
-                    [round(value, 5) for value in torch.cat(part).tolist()])
-            self.found['dead_channels'].append(
-                dead.nonzero().flatten().tolist())
+                    [round(value, 5) for value in torch.cat(part).tolist()]
+                )
+            self.found['dead_channels'].append(dead.nonzero().flatten().tolist())
 
 
 def file_of(settings: Settings) -> str:
@@ -154,11 +174,11 @@ def _load(net: nn.Module, settings: Settings, weights: Path) -> None:
 def _optimizer(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     norms = [p for _, layer in norm_layers(net) for p in layer.parameters()]
     others = set(net.parameters()) - set(norms)
-    groups: List[dict] = [
+    groups: list[dict] = [
         dict(params=[p for p in net.parameters() if p in others]),
-        dict(params=norms,
-             weight_decay=settings.weight_decay * settings.norm_decay)
+        dict(params=norms, weight_decay=settings.weight_decay * settings.norm_decay),
     ]
     more = dict(momentum=MOMENTUM) if settings.optimizer == 'SGD' else {}
     return getattr(torch.optim, settings.optimizer)(
-        groups, settings.lr, weight_decay=settings.weight_decay, **more)
+        groups, settings.lr, weight_decay=settings.weight_decay, **more
+    )

@@ -5,20 +5,18 @@ those of different images apart, as BN does.
 """
 
 import copy
-from typing import Dict, List, Optional
 
 import torch
 from torch import Tensor, nn
 
 MEASURES = {
     'channels': 'mean |correlation| of two channels',
-    'images': 'mean cosine of two images'
+    'images': 'mean cosine of two images',
 }
 
 
 @torch.no_grad()
-def correlations(net: nn.Module,
-                 images: Tensor) -> Dict[str, List[Optional[float]]]:
+def correlations(net: nn.Module, images: Tensor) -> dict[str, list[float | None]]:
     """Of what enters each ReLU, normalized by these images as in training.
 
     Args:
@@ -33,11 +31,12 @@ def correlations(net: nn.Module,
 
     def look(module, inputs):
         x = inputs[0].double()
-        for name, measure in (('channels', between_channels),
-                              ('images', between_images)):
+        for name, measure in (
+            ('channels', between_channels),
+            ('images', between_images),
+        ):
             value = measure(x) if x.isfinite().all() else None
-            found[name].append(
-                None if value is None else round(value.item(), 5))
+            found[name].append(None if value is None else round(value.item(), 5))
 
     for module in net.modules():
         if isinstance(module, nn.ReLU):
@@ -46,7 +45,7 @@ def correlations(net: nn.Module,
     return found
 
 
-def between_channels(x: Tensor) -> Optional[Tensor]:
+def between_channels(x: Tensor) -> Tensor | None:
     """Mean absolute correlation of two channels over images and positions.
 
     Channels that are constant have none, and are left out.

@@ -3,7 +3,7 @@
 Variants that several experiments share are trained once.
 """
 
-from typing import Dict, NamedTuple
+from typing import NamedTuple
 
 from benchmarks.shared.settings import Experiment, grid
 from benchmarks.shared.training import BATCHES
@@ -30,33 +30,40 @@ def settings(seed: int, base: dict, variant: dict) -> Settings:
 ABLATION = ('BN', 'none', 'weight mean', 'last BN', 'MimicNorm')
 LRS = (0.01, 0.05, 0.2, 0.8)
 
-EXPERIMENTS: Dict[str, Experiment] = {
-    'ablation':
-    Experiment(
+EXPERIMENTS: dict[str, Experiment] = {
+    'ablation': Experiment(
         'Which of the two operations trains what',
-        grid(network=('conv', ), depth=(4, 16, 32), lr=LRS, norm=ABLATION) +
-        grid(network=('resnet', ), depth=(7, 19), lr=LRS, norm=ABLATION),
-        'lr', ('network', 'depth')),
-    'micro-batch':
-    Experiment(
+        grid(network=('conv',), depth=(4, 16, 32), lr=LRS, norm=ABLATION)
+        + grid(network=('resnet',), depth=(7, 19), lr=LRS, norm=ABLATION),
+        'lr',
+        ('network', 'depth'),
+    ),
+    'micro-batch': Experiment(
         'Micro-batches',
         grid(batch=(1, 2, 4, 8, 32), norm=('BN', 'GN', 'MimicNorm')),
-        'batch'),
-    'correlation':
-    Experiment(
+        'batch',
+    ),
+    'correlation': Experiment(
         'Correlation through depth',
-        grid(network=('conv', ), depth=(16, ), lr=(0.05, ),
-             norm=('BN', 'none', 'weight mean', 'MimicNorm')), 'layer'),
+        grid(
+            network=('conv',),
+            depth=(16,),
+            lr=(0.05,),
+            norm=('BN', 'none', 'weight mean', 'MimicNorm'),
+        ),
+        'layer',
+    ),
 }
 # Sized for two cores, and shown like the experiments of the same names.
-CIFAR10: Dict[str, Experiment] = {
-    'ablation':
-    EXPERIMENTS['ablation']._replace(
+CIFAR10: dict[str, Experiment] = {
+    'ablation': EXPERIMENTS['ablation']._replace(
         variants=[
             dict(variant, batch=BATCHES['cifar10'])
-            for depth in (dict(network=('conv', ), depth=(16, )),
-                          dict(network=('resnet', ), depth=(19, )))
-            for variant in grid(lr=(0.05, 0.1, 0.2, 0.4), norm=ABLATION,
-                                **depth)
-        ]),
+            for depth in (
+                dict(network=('conv',), depth=(16,)),
+                dict(network=('resnet',), depth=(19,)),
+            )
+            for variant in grid(lr=(0.05, 0.1, 0.2, 0.4), norm=ABLATION, **depth)
+        ]
+    )
 }

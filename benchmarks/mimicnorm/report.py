@@ -1,14 +1,14 @@
 """Tables of what was found, beside their figures."""
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, List, Sequence
 
 from benchmarks.shared import settings as shared
-from benchmarks.shared.settings import panel_of, rows_of, varied
+from benchmarks.shared.settings import make_rows, panel_of, varied
 from benchmarks.shared.tables import heading, value_of
 from mmpsbn.compare.tables import markdown, mean_and_spread
-from mmpsbn.engine.whole_files import write_whole
+from mmpsbn.files import write_atomically
 
 from .correlation import MEASURES
 from .experiments import EXPERIMENTS, Settings
@@ -24,17 +24,19 @@ class Row(shared.Row):
     @property
     def at_chance(self) -> int:
         """Seeds that learned nothing, and have not diverged."""
-        return sum(not result['diverged']
-                   and result['accuracy'] < LEARNED * result['chance']
-                   for result in self.results)
+        return sum(
+            not result['diverged'] and result['accuracy'] < LEARNED * result['chance']
+            for result in self.results
+        )
 
     @property
     def trained(self) -> int:
         return len(self.results) - self.diverged - self.at_chance
 
 
-def write_report(jobs: Dict[str, List[Settings]], results: Dict[str, dict],
-                 out: Path, versions: str) -> Path:
+def write_report(
+    jobs: dict[str, list[Settings]], results: dict[str, dict], out: Path, versions: str
+) -> Path:
     """Write ``report.md`` and figures.
 
     Args:
@@ -49,7 +51,7 @@ def write_report(jobs: Dict[str, List[Settings]], results: Dict[str, dict],
     every = list(dict.fromkeys(job for own in jobs.values() for job in own))
     parts = [heading('MimicNorm', every, results, versions)]
     for name, own in jobs.items():
-        experiment, rows = EXPERIMENTS[name], rows_of(own, results, Row)
+        experiment, rows = EXPERIMENTS[name], make_rows(own, results, Row)
         figure = str(out / f'{name}.png')
         parts.append(f'## {experiment.title}')
         if experiment.x == 'layer':
@@ -62,14 +64,14 @@ def write_report(jobs: Dict[str, List[Settings]], results: Dict[str, dict],
             draw_accuracies(rows, experiment.x, experiment.panels, figure)
         parts.append(f'![{experiment.title}]({name}.png)')
     text = '\n\n'.join(parts) + '\n'
-    write_whole(out / 'report.md', text.encode())
+    write_atomically(out / 'report.md', text.encode())
     return out / 'report.md'
 
 
 def summary(rows: Sequence[Row], x: str, panels: Sequence[str]) -> str:
     """How many seeds trained at each value of ``x``, and the best of them."""
     values = sorted({getattr(row.settings, x) for row in rows})
-    lines: Dict[tuple, List[Row]] = {}
+    lines: dict[tuple, list[Row]] = {}
     for row in rows:
         key = (*panel_of(row.settings, panels), row.settings.norm)
         lines.setdefault(key, []).append(row)
@@ -77,15 +79,25 @@ def summary(rows: Sequence[Row], x: str, panels: Sequence[str]) -> str:
     for key, own in lines.items():
         best = max(own, key=lambda row: statistics.mean(row.accuracies))
         trained = {getattr(row.settings, x): row.trained for row in own}
-        cells.append([
-            *map(value_of, key), *(str(trained[value]) for value in values),
-            *mean_and_spread(best.accuracies, 2),
-            value_of(getattr(best.settings, x))
-        ])
-    return markdown([
-        *panels, 'norm', *(f'trained, {x} {value:g}' for value in values),
-        'best, %', 'spread', f'at {x}'
-    ], cells)
+        cells.append(
+            [
+                *map(value_of, key),
+                *(str(trained[value]) for value in values),
+                *mean_and_spread(best.accuracies, 2),
+                value_of(getattr(best.settings, x)),
+            ]
+        )
+    return markdown(
+        [
+            *panels,
+            'norm',
+            *(f'trained, {x} {value:g}' for value in values),
+            'best, %',
+            'spread',
+            f'at {x}',
+        ],
+        cells,
+    )
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -93,26 +105,43 @@ def table(rows: Sequence[Row]) -> str:
     told = varied(rows, ('seed', 'norm'))
     return markdown(
         [*told, 'norm', 'accuracy, %', 'spread', 'diverged', 'at chance'],
-        [[
-            *(value_of(getattr(row.settings, name)) for name in told),
-            row.settings.norm, *mean_and_spread(row.accuracies, 2),
-            str(row.diverged), str(row.at_chance)
-        ] for row in rows])
+        [
+            [
+                *(value_of(getattr(row.settings, name)) for name in told),
+                row.settings.norm,
+                *mean_and_spread(row.accuracies, 2),
+                str(row.diverged),
+                str(row.at_chance),
+            ]
+            for row in rows
+        ],
+    )
 
 
-def correlation_tables(rows: Sequence[Row]) -> List[str]:
+def correlation_tables(rows: Sequence[Row]) -> list[str]:
     """For every measure its means over the seeds, layer by layer."""
     first, parts = rows[0].settings, []
     parts.append(f'{first.network} of depth {first.depth}, lr {first.lr:g}:')
     for measure, label in MEASURES.items():
-        columns = [by_layer(row, moment, measure) for moment in MOMENTS
-                   for row in rows]
-        head = ['ReLU', *(f'{row.settings.norm}, {words}'
-                          for words in MOMENTS.values() for row in rows)]
+        columns = [by_layer(row, moment, measure) for moment in MOMENTS for row in rows]
+        head = [
+            'ReLU',
+            *(
+                f'{row.settings.norm}, {words}'
+                for words in MOMENTS.values()
+                for row in rows
+            ),
+        ]
         layers = max(map(len, columns))
-        lines = [[
-            str(layer + 1), *(mean_and_spread(
-                column[layer] if column else [], 3)[0] for column in columns)
-        ] for layer in range(layers)]
+        lines = [
+            [
+                str(layer + 1),
+                *(
+                    mean_and_spread(column[layer] if column else [], 3)[0]
+                    for column in columns
+                ),
+            ]
+            for layer in range(layers)
+        ]
         parts += [f'{label[0].upper()}{label[1:]}:', markdown(head, lines)]
     return parts

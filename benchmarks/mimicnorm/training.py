@@ -1,14 +1,19 @@
 """One training, from its settings to its result."""
 
 import time
-from typing import Optional
 
 import torch
 
 from benchmarks.shared.data import Data, load
 from benchmarks.shared.networks import Classifier
-from benchmarks.shared.training import (AUGMENTED, BATCHES, EVALUATED,
-                                        MOMENTUM, accuracy, fit)
+from benchmarks.shared.training import (
+    AUGMENTED,
+    BATCHES,
+    EVALUATED,
+    MOMENTUM,
+    accuracy,
+    fit,
+)
 
 from .correlation import correlations
 from .experiments import Settings
@@ -17,8 +22,7 @@ from .norms import NORMS
 WEIGHT_DECAY = 5e-4  # On CIFAR the paper's.
 
 
-def train(settings: Settings, root: Optional[str],
-          device: str = 'cpu') -> dict:
+def train(settings: Settings, root: str | None, device: str = 'cpu') -> dict:
     """Train a classifier on one thread.
 
     Equal settings give equal results on one machine's CPU.
@@ -44,11 +48,19 @@ def train(settings: Settings, root: Optional[str],
     optimizer = torch.optim.SGD(
         net.parameters(),
         settings.lr * settings.batch / BATCHES[settings.data],
-        momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+        momentum=MOMENTUM,
+        weight_decay=WEIGHT_DECAY,
+    )
     # The same batches for every norm.
     torch.manual_seed(settings.seed)
-    loss = fit(net, data, optimizer, settings.epochs, settings.batch,
-               settings.data in AUGMENTED)
+    loss = fit(
+        net,
+        data,
+        optimizer,
+        settings.epochs,
+        settings.batch,
+        settings.data in AUGMENTED,
+    )
     return dict(
         accuracy=accuracy(net, data),
         chance=1 / data.classes,
@@ -56,11 +68,16 @@ def train(settings: Settings, root: Optional[str],
         diverged=loss is None,
         before=before,
         after=None if loss is None else correlations(net, images),
-        seconds=round(time.process_time() - start, 2))
+        seconds=round(time.process_time() - start, 2),
+    )
 
 
 def classifier(settings: Settings, data: Data) -> Classifier:
     """The network of a training, as it starts."""
-    return Classifier(settings.network, settings.depth,
-                      data.train_images.shape[1], data.classes,
-                      NORMS[settings.norm])
+    return Classifier(
+        settings.network,
+        settings.depth,
+        data.train_images.shape[1],
+        data.classes,
+        NORMS[settings.norm],
+    )

@@ -14,14 +14,13 @@ import argparse
 import os
 from pathlib import Path
 
-import mmpsbn.engine  # noqa: F401  First: it checks the stack.
-
 from mmengine.logging import MMLogger
 
-from mmpsbn.compare.runs import shares_of_machine
-from mmpsbn.compare.session import check_failures, costs_of, train
-from mmpsbn.engine.cli import (add_cfg_options, interrupted_by_signals,
-                               told_to_the_user)
+import mmpsbn.cli  # noqa: F401  First: it checks the stack.
+from mmpsbn.cli.arguments import add_cfg_options
+from mmpsbn.cli.errors import exit_with_message, interrupt_on_signals
+from mmpsbn.compare.runs import divide_machine
+from mmpsbn.compare.session import check_failures, load_costs, train
 
 from .report import README, write_report
 from .results import Results
@@ -34,23 +33,32 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog='python -m benchmarks.real_images',
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
-        '--data', help="folder of NEU-DET in COCO2017's layout; without it, "
-        'nothing is trained')
+        '--data',
+        help="folder of NEU-DET in COCO2017's layout; without it, nothing is trained",
+    )
+    parser.add_argument('--studies', nargs='+', choices=STUDIES, default=list(STUDIES))
+    parser.add_argument('--seeds', type=int, default=SEEDS, help='final runs of each')
     parser.add_argument(
-        '--studies', nargs='+', choices=STUDIES, default=list(STUDIES))
+        '--at-once',
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help='how many runs in parallel',
+    )
     parser.add_argument(
-        '--seeds', type=int, default=SEEDS, help='final runs of each')
+        '--work-dir',
+        type=Path,
+        default=Path('work_dirs/real_images'),
+        help='folder of the runs',
+    )
     parser.add_argument(
-        '--at-once', type=int, default=len(os.sched_getaffinity(0)),
-        help='how many runs in parallel')
-    parser.add_argument(
-        '--work-dir', type=Path, default=Path('work_dirs/real_images'),
-        help='folder of the runs')
-    parser.add_argument(
-        '--results', type=Path, default=FOLDER,
-        help='folder of the CSV files and the figures')
+        '--results',
+        type=Path,
+        default=FOLDER,
+        help='folder of the CSV files and the figures',
+    )
     add_cfg_options(parser)
     args = parser.parse_args()
     if min(args.seeds, args.at_once) < 1:
@@ -61,17 +69,21 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     MMLogger.get_instance('mmengine', log_level='ERROR')
-    results = {name: Results(args.results / f'{name}.csv')
-               for name in STUDIES}
+    results = {name: Results(args.results / f'{name}.csv') for name in STUDIES}
     failures = []
     if args.data:
-        environments = shares_of_machine(args.at_once, 1)
+        environments = divide_machine(args.at_once, 1)
         for name in args.studies:
             for comparison in comparisons(
-                    STUDIES[name], results[name], args.data,
-                    args.work_dir / name, args.seeds, args.cfg_options):
+                STUDIES[name],
+                results[name],
+                args.data,
+                args.work_dir / name,
+                args.seeds,
+                args.cfg_options,
+            ):
                 comparison.write()
-                train(comparison, costs_of(comparison, 3), environments)
+                train(comparison, load_costs(comparison, 3), environments)
                 failures.append(comparison)
     page = args.results / README.name
     if page.exists():
@@ -82,6 +94,6 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    interrupted_by_signals()
-    with told_to_the_user('the same command resumes from here'):
+    interrupt_on_signals()
+    with exit_with_message('the same command resumes from here'):
         main()

@@ -13,24 +13,28 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Dict
 from xml.etree import ElementTree
-
-import mmpsbn.engine  # noqa: F401  First: it checks the stack.
 
 import mmcv
 
-from mmpsbn.engine.cli import told_to_the_user
-from mmpsbn.engine.whole_files import whole_folder
+import mmpsbn.cli  # noqa: F401  First: it checks the stack.
+from mmpsbn.cli.errors import exit_with_message
 from mmpsbn.errors import InputError
+from mmpsbn.files import output_folder
 
-CLASSES = ('crazing', 'inclusion', 'patches', 'pitted_surface',
-           'rolled-in_scale', 'scratches')
+CLASSES = (
+    'crazing',
+    'inclusion',
+    'patches',
+    'pitted_surface',
+    'rolled-in_scale',
+    'scratches',
+)
 NAME = re.compile(rf'({"|".join(CLASSES)})_(\d+)')
 IMAGES = 300  # Of each class.
 
 
-def convert(source: Path, out: Path) -> Dict[str, int]:
+def convert(source: Path, out: Path) -> dict[str, int]:
     """Write images and annotations in COCO2017's layout.
 
     Args:
@@ -45,8 +49,10 @@ def convert(source: Path, out: Path) -> Dict[str, int]:
             then.
     """
     if not source.is_dir():
-        raise InputError(f'{source} is not a folder. Give the folder with the '
-                         'images and XML files of NEU-DET.')
+        raise InputError(
+            f'{source} is not a folder. Give the folder with the '
+            'images and XML files of NEU-DET.'
+        )
     images = {path.stem: path for path in sorted(source.rglob('*.jpg'))}
     boxes = {path.stem: path for path in sorted(source.rglob('*.xml'))}
     if not images or set(images) != set(boxes):
@@ -54,45 +60,56 @@ def convert(source: Path, out: Path) -> Dict[str, int]:
         raise InputError(
             f'{source} has {len(images)} images (.jpg) and {len(boxes)} '
             'annotation files (.xml); each image needs one of the same name'
-            + (f', unlike {", ".join(alone)}' if alone else '') +
-            '. Download NEU-DET again.')
-    parts: Dict[str, Dict[int, Path]] = dict(train2017={}, val2017={})
+            + (f', unlike {", ".join(alone)}' if alone else '')
+            + '. Download NEU-DET again.'
+        )
+    parts: dict[str, dict[int, Path]] = dict(train2017={}, val2017={})
     for name, path in images.items():
         match = NAME.fullmatch(name)
         if match is None:
-            raise InputError(f'{path} is not an image of NEU-DET: their names '
-                             'are like scratches_12.jpg.')
+            raise InputError(
+                f'{path} is not an image of NEU-DET: their names '
+                'are like scratches_12.jpg.'
+            )
         number = int(match[2])
         part = 'train2017' if number % 5 else 'val2017'
         parts[part][IMAGES * CLASSES.index(match[1]) + number] = path
-    with whole_folder(str(out)) as folder:
+    with output_folder(str(out)) as folder:
         (Path(folder) / 'annotations').mkdir()
         for part, paths in parts.items():
             (Path(folder) / part).mkdir()
             for path in paths.values():
                 shutil.copy(path, Path(folder) / part)
-            (Path(folder) / 'annotations' / f'instances_{part}.json'
-             ).write_text(json.dumps(_annotations(paths, boxes)))
+            (Path(folder) / 'annotations' / f'instances_{part}.json').write_text(
+                json.dumps(_annotations(paths, boxes))
+            )
     return {part: len(paths) for part, paths in parts.items()}
 
 
-def _annotations(paths: Dict[int, Path], boxes: Dict[str, Path]) -> dict:
+def _annotations(paths: dict[int, Path], boxes: dict[str, Path]) -> dict:
     images, annotations = [], []
     for number, path in sorted(paths.items()):
         height, width = mmcv.imread(str(path)).shape[:2]
-        images.append(dict(id=number, file_name=path.name, height=height,
-                           width=width))
+        images.append(dict(id=number, file_name=path.name, height=height, width=width))
         for name, corners in _objects(boxes[path.stem]):
             left, top, right, bottom = corners
-            annotations.append(dict(
-                id=len(annotations) + 1, image_id=number,
-                category_id=CLASSES.index(name) + 1, iscrowd=0,
-                bbox=[left, top, right - left, bottom - top],
-                area=(right - left) * (bottom - top)))
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=number,
+                    category_id=CLASSES.index(name) + 1,
+                    iscrowd=0,
+                    bbox=[left, top, right - left, bottom - top],
+                    area=(right - left) * (bottom - top),
+                )
+            )
     return dict(
-        images=images, annotations=annotations,
-        categories=[dict(id=number, name=name)
-                    for number, name in enumerate(CLASSES, 1)])
+        images=images,
+        annotations=annotations,
+        categories=[
+            dict(id=number, name=name) for number, name in enumerate(CLASSES, 1)
+        ],
+    )
 
 
 def _objects(file: Path):
@@ -102,18 +119,25 @@ def _objects(file: Path):
             name = item.findtext('name')
             if name not in CLASSES:
                 raise ValueError(f'the class {name} is not one of NEU-DET')
-            yield name, [float(item.findtext(f'bndbox/{corner}'))
-                         for corner in ('xmin', 'ymin', 'xmax', 'ymax')]
+            yield (
+                name,
+                [
+                    float(item.findtext(f'bndbox/{corner}'))
+                    for corner in ('xmin', 'ymin', 'xmax', 'ymax')
+                ],
+            )
     except (ElementTree.ParseError, ValueError, TypeError) as error:
-        raise InputError(f'{file} is not an annotation file of NEU-DET: '
-                         f'{error}. Download it again.') from error
+        raise InputError(
+            f'{file} is not an annotation file of NEU-DET: {error}. Download it again.'
+        ) from error
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog='python -m benchmarks.real_images.neu_det',
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('source', type=Path)
     parser.add_argument('out', type=Path)
     args = parser.parse_args()
@@ -122,5 +146,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    with told_to_the_user():
+    with exit_with_message():
         main()

@@ -1,28 +1,34 @@
 """Tables and figures of the studies, from their CSV files alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, Sequence
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from mmpsbn.analysis.figures import COLOURS, STYLE
+from mmpsbn.analysis.style import COLORS, STYLE
 from mmpsbn.compare.figures import draw_lrs
-from mmpsbn.compare.report import (DIFFERENCES, Row, best_rows,
-                                   difference_table, differences, table,
-                                   verdict)
-from mmpsbn.compare.tables import in_digits, markdown, times
-from mmpsbn.engine.whole_files import write_whole
+from mmpsbn.compare.report import (
+    DIFFERENCES,
+    Row,
+    best_rows,
+    difference_table,
+    differences,
+    table,
+    verdict,
+)
+from mmpsbn.compare.tables import format_lr, markdown, times
+from mmpsbn.files import write_atomically
+
 from .results import Results
 from .studies import STUDIES, Study, number_of_runs
 
 BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
-COMPARED = ('MimicNorm', )  # With the others, next to the baseline.
+COMPARED = ('MimicNorm',)  # With the others, next to the baseline.
 README = Path(__file__).resolve().parent / 'README.md'
 
 
-def write_report(results: Dict[str, Results], page: Path,
-                 figures: Path) -> None:
+def write_report(results: dict[str, Results], page: Path, figures: Path) -> None:
     """Write the tables between the marks of a page, and the figures.
 
     Args:
@@ -31,31 +37,42 @@ def write_report(results: Dict[str, Results], page: Path,
         figures (Path): The folder of the figures.
     """
     figures.mkdir(parents=True, exist_ok=True)
-    finals = {name: rows for name, rows in (
-        (name, results[name].finals(STUDIES[name].norms))
-        for name in results) if rows}
-    text = [_section(STUDIES[name], results[name], rows, name)
-            for name, rows in finals.items()]
+    finals = {
+        name: rows
+        for name, rows in (
+            (name, results[name].finals(STUDIES[name].norms)) for name in results
+        )
+        if rows
+    }
+    text = [
+        _section(STUDIES[name], results[name], rows, name)
+        for name, rows in finals.items()
+    ]
     for name in finals:
         tuning = results[name].tuning(STUDIES[name].norms)
         lengths = list(dict.fromkeys(row.length for row in tuning))
         if tuning:
-            draw_lrs({
-                f'{times(length)} the schedule' * (len(lengths) > 1):
-                [row for row in tuning if row.length == length]
-                for length in lengths
-            }, str(figures / f'lrs-{name}.png'))
+            draw_lrs(
+                {
+                    f'{times(length)} the schedule' * (len(lengths) > 1): [
+                        row for row in tuning if row.length == length
+                    ]
+                    for length in lengths
+                },
+                str(figures / f'lrs-{name}.png'),
+            )
     draw_differences(
         {STUDIES[name].title: rows for name, rows in finals.items()},
-        figures / 'differences.png')
+        figures / 'differences.png',
+    )
     before, rest = page.read_text().split(BEGIN)
     after = rest.split(END)[1]
-    write_whole(page, (before + BEGIN + '\n\n' + '\n'.join(text) + END +
-                       after).encode())
+    write_atomically(
+        page, (before + BEGIN + '\n\n' + '\n'.join(text) + END + after).encode()
+    )
 
 
-def _section(study: Study, results: Results, rows: Sequence[Row],
-             name: str) -> str:
+def _section(study: Study, results: Results, rows: Sequence[Row], name: str) -> str:
     baseline = next(iter(study.norms.values()))[0]
     tuning = results.tuning(study.norms)
     own = results.all()
@@ -65,9 +82,11 @@ def _section(study: Study, results: Results, rows: Sequence[Row],
     others = ''.join(
         f'Compared with {norm}, which the protocol did not plan:\n\n'
         f'{difference_table(rows, norm)}'
-        for norm in COMPARED if any(row.norm == norm for row in rows))
+        for norm in COMPARED
+        if any(row.norm == norm for row in rows)
+    )
     state = f' {missing} runs are missing.' if missing > 0 else ''
-    return f'''### {study.title}
+    return f"""### {study.title}
 
 {verdict(rows, baseline, tuning)}
 
@@ -82,7 +101,7 @@ mAP on the held-out training images, from which the learning rates were chosen:
 {len(own)} runs with {hours:.1f} hours in total (some in parallel), on:
 {devices}.{state}
 
-'''
+"""
 
 
 def tuning_table(rows: Sequence[Row]) -> str:
@@ -93,17 +112,19 @@ def tuning_table(rows: Sequence[Row]) -> str:
     for norm, length in chosen:
         cells = []
         for lr in lrs:
-            found = [row for row in rows
-                     if (row.norm, row.length, row.lr) == (norm, length, lr)]
+            found = [
+                row
+                for row in rows
+                if (row.norm, row.length, row.lr) == (norm, length, lr)
+            ]
             cell = f'{found[0].mean:.3f}' if found else '-'
             best = chosen[norm, length] == lr
             cells.append(f'**{cell}**' if best else cell)
         lines.append([norm, times(length), *cells])
-    return markdown(['Norm', 'schedule', *(f'lr {in_digits(lr)}'
-                                           for lr in lrs)], lines)
+    return markdown(['Norm', 'schedule', *(f'lr {format_lr(lr)}' for lr in lrs)], lines)
 
 
-def draw_differences(studies: Dict[str, Sequence[Row]], out: Path) -> None:
+def draw_differences(studies: dict[str, Sequence[Row]], out: Path) -> None:
     """Draw each normalization's difference to the baseline, with intervals.
 
     Args:
@@ -112,38 +133,53 @@ def draw_differences(studies: Dict[str, Sequence[Row]], out: Path) -> None:
         out (Path): The PNG to write.
     """
     found = {
-        title: sorted((one for one in differences(rows, rows[0].norm)
-                       if one.p is not None),
-                      key=lambda one: -one.row.length)
+        title: sorted(
+            (one for one in differences(rows, rows[0].norm) if one.p is not None),
+            key=lambda one: -one.row.length,
+        )
         for title, rows in studies.items()
     }
     found = {title: own for title, own in found.items() if own}
     if not found:
         return
-    norms = list(dict.fromkeys(
-        row.norm for rows in studies.values() for row in rows))
+    norms = list(dict.fromkeys(row.norm for rows in studies.values() for row in rows))
     heights = [len(own) for own in found.values()]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.5, 0.8 + 0.8 * len(found) +
-                                 0.24 * sum(heights)), layout='constrained')
-        axes = figure.subplots(len(found), 1, sharex=True, squeeze=False,
-                               height_ratios=heights)
+        figure = Figure(
+            figsize=(6.5, 0.8 + 0.8 * len(found) + 0.24 * sum(heights)),
+            layout='constrained',
+        )
+        axes = figure.subplots(
+            len(found), 1, sharex=True, squeeze=False, height_ratios=heights
+        )
         for axis, (title, own) in zip(axes[:, 0], found.items()):
             for place, one in enumerate(own):
-                colour = COLOURS[norms.index(one.row.norm) % len(COLOURS)]
-                axis.plot([one.paired.low, one.paired.high], [place] * 2,
-                          color=colour, lw=2)
-                axis.plot([one.paired.mean], [place], 'o', color=colour,
-                          ms=5, mfc=colour if one.significant else 'white')
+                colour = COLORS[norms.index(one.row.norm) % len(COLORS)]
+                axis.plot(
+                    [one.paired.low, one.paired.high], [place] * 2, color=colour, lw=2
+                )
+                axis.plot(
+                    [one.paired.mean],
+                    [place],
+                    'o',
+                    color=colour,
+                    ms=5,
+                    mfc=colour if one.significant else 'white',
+                )
             axis.axvline(0, color='black', lw=0.8)
             lengths = len({one.row.length for one in own}) > 1
-            axis.set_yticks(range(len(own)), [
-                one.row.norm + f', {times(one.row.length)} schedule' * lengths
-                for one in own])
+            axis.set_yticks(
+                range(len(own)),
+                [
+                    one.row.norm + f', {times(one.row.length)} schedule' * lengths
+                    for one in own
+                ],
+            )
             axis.set_ylim(len(own) - 0.5, -0.5)
             axis.set_title(title, fontsize=9, loc='left')
             axis.grid(axis='x', lw=0.4)
         axes[-1, 0].set_xlabel(
             f'mAP minus that of {norms[0]}: mean and 95 % confidence '
-            'interval\n(filled circle: significant difference)')
+            'interval\n(filled circle: significant difference)'
+        )
         figure.savefig(out, dpi=150)

@@ -2,16 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
 
-from mmpsbn.compare import Comparison, with_norm
-from mmpsbn.compare.runs import LOADERS, Run
-from mmpsbn.engine.config import read_config
-from mmpsbn.engine.data import check_data
-from mmpsbn.engine.filter_collapse_hook import shares
+from mmpsbn.compare import Comparison, replace_norm
+from mmpsbn.compare.runs import Run
+from mmpsbn.config.data import check_data
+from mmpsbn.config.reading import TRAINING_LOADERS, read_config
+from mmpsbn.hooks.filter_collapse_hook import shares
+
 from .results import Results
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'real_images'
@@ -28,9 +29,9 @@ class Study(NamedTuple):
 
     title: str
     config: str
-    lrs: Tuple[float, ...]
+    lrs: tuple[float, ...]
     """The learning rates to choose from, with steps of at most 2.5."""
-    norms: Dict[float, Tuple[str, ...]] = FINETUNED
+    norms: dict[float, tuple[str, ...]] = FINETUNED
     """The normalizations for each length, as a multiple of the config's
     schedule. The first one is the baseline."""
     settings: dict = {}
@@ -41,16 +42,20 @@ STUDIES = {
     'faster-rcnn': Study(
         'Faster R-CNN on EfficientNet-Lite0 from ImageNet',
         'faster-rcnn_efficientnet-lite0_fpn_bn_neu-det.py',
-        (0.004, 0.01, 0.025, 0.06, 0.15)),
+        (0.004, 0.01, 0.025, 0.06, 0.15),
+    ),
     'retinanet': Study(
         'RetinaNet on EfficientNet-Lite0 from ImageNet',
         'retinanet_efficientnet-lite0_fpn_bn_neu-det.py',
-        (0.004, 0.01, 0.02, 0.04)),
+        (0.004, 0.01, 0.02, 0.04),
+    ),
     'scratch': Study(
         'Faster R-CNN on a half-width ResNet-18 from random weights',
         'faster-rcnn_r18-half_fpn_bn_neu-det.py',
-        (0.01, 0.025, 0.06, 0.15), {1: ('BN', 'psBN', 'MimicNorm')},
-        {'train_cfg.max_epochs': 6, 'param_scheduler.1.T_max': 6}),
+        (0.01, 0.025, 0.06, 0.15),
+        {1: ('BN', 'psBN', 'MimicNorm')},
+        {'train_cfg.max_epochs': 6, 'param_scheduler.1.T_max': 6},
+    ),
 }
 
 
@@ -68,31 +73,46 @@ class RecordedComparison(Comparison):
     def __init__(self, results: Results, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.results = results
-        self._device = (torch.cuda.get_device_name()
-                        if torch.cuda.is_available() else 'CPU')
+        self._device = (
+            torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
+        )
 
-    def result(self, run: Run) -> Optional[dict]:
+    def result(self, run: Run) -> dict | None:
         row = self.results.get(run)
         if row is None:
             return None
-        return dict(metrics=dict(zip(self.scores, (row.mAP, row.mAP50))),
-                    seconds=row.seconds, diverged=row.diverged)
+        return dict(
+            metrics=dict(zip(self.scores, (row.mAP, row.mAP50))),
+            seconds=row.seconds,
+            diverged=row.diverged,
+        )
 
     def run(self, run: Run, *args, **kwargs) -> bool:
         ended = super().run(run, *args, **kwargs)
         if ended:
             result, history = super().result(run), self.history(run)
             self.results.add(
-                run, *(result['metrics'].get(name, 0.)
-                       for name in self.scores),
-                *(shares(history[at]).get('dead', 0.) if history else None
-                  for at in (0, -1)),
-                result['diverged'], result['seconds'], self._device)
+                run,
+                *(result['metrics'].get(name, 0.0) for name in self.scores),
+                *(
+                    shares(history[at]).get('dead', 0.0) if history else None
+                    for at in (0, -1)
+                ),
+                result['diverged'],
+                result['seconds'],
+                self._device,
+            )
         return ended
 
 
-def comparisons(study: Study, results: Results, data: str, work_dir: Path,
-                seeds: int = SEEDS, cfg_options: Optional[dict] = None):
+def comparisons(
+    study: Study,
+    results: Results,
+    data: str,
+    work_dir: Path,
+    seeds: int = SEEDS,
+    cfg_options: dict | None = None,
+):
     """Iterate over the comparisons of a study, one for each length.
 
     Args:
@@ -109,13 +129,18 @@ def comparisons(study: Study, results: Results, data: str, work_dir: Path,
     cfg = study_config(study, data, cfg_options)
     for length, norms in study.norms.items():
         yield RecordedComparison(
-            results, cfg, {norm: with_norm(cfg, norm) for norm in norms},
-            study.lrs, range(seeds), work_dir / f'x{length:g}',
-            lengths=[length], tune=HELD_OUT)
+            results,
+            cfg,
+            {norm: replace_norm(cfg, norm) for norm in norms},
+            study.lrs,
+            range(seeds),
+            work_dir / f'x{length:g}',
+            lengths=[length],
+            tune=HELD_OUT,
+        )
 
 
-def study_config(study: Study, data: str,
-                 cfg_options: Optional[dict] = None) -> Config:
+def study_config(study: Study, data: str, cfg_options: dict | None = None) -> Config:
     """Read the config of a study, evaluated once at the end of training.
 
     Raises:
@@ -123,13 +148,13 @@ def study_config(study: Study, data: str,
     """
     os.environ['MMDET_DATASETS'] = os.path.join(data, '')
     cfg = read_config(
-        str(CONFIGS / study.config), {**study.settings, **(cfg_options or {})})
-    check_data(cfg, LOADERS)
+        str(CONFIGS / study.config), {**study.settings, **(cfg_options or {})}
+    )
+    check_data(cfg, TRAINING_LOADERS)
     cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs
     return cfg
 
 
 def number_of_runs(study: Study, seeds: int = SEEDS) -> int:
     """Count the runs of a study, tuning runs and final ones."""
-    return sum(len(norms) * (len(study.lrs) + seeds)
-               for norms in study.norms.values())
+    return sum(len(norms) * (len(study.lrs) + seeds) for norms in study.norms.values())

@@ -17,7 +17,6 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Dict
 
 import torch
 
@@ -37,26 +36,37 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog='python -m benchmarks.rounds',
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--data', choices=DATA, help='without it, nothing is trained')
+    parser.add_argument('--data-root', help="folder of CIFAR-10's binary version")
     parser.add_argument(
-        '--data', choices=DATA, help='without it, nothing is trained')
-    parser.add_argument(
-        '--data-root', help="folder of CIFAR-10's binary version")
-    parser.add_argument(
-        '--networks', nargs='+', choices=('plain', 'residual'),
-        default=['plain', 'residual'])
+        '--networks',
+        nargs='+',
+        choices=('plain', 'residual'),
+        default=['plain', 'residual'],
+    )
     parser.add_argument('--seeds', type=int, default=SEEDS, help='how many')
     parser.add_argument('--rounds', type=int, default=ROUNDS, help='how many')
     parser.add_argument('--device', default='cpu')
     parser.add_argument(
-        '--processes', type=int, default=len(os.sched_getaffinity(0)),
-        help='the number of runs in parallel, with one thread each')
+        '--processes',
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help='the number of runs in parallel, with one thread each',
+    )
     parser.add_argument(
-        '--work-dir', type=Path, default=Path('work_dirs/rounds'),
-        help='folder of the checkpoints')
+        '--work-dir',
+        type=Path,
+        default=Path('work_dirs/rounds'),
+        help='folder of the checkpoints',
+    )
     parser.add_argument(
-        '--results', type=Path, default=FOLDER,
-        help='folder of the CSV files and the figures')
+        '--results',
+        type=Path,
+        default=FOLDER,
+        help='folder of the CSV files and the figures',
+    )
     args = parser.parse_args()
     if min(args.seeds, args.rounds, args.processes) < 1:
         parser.error('--seeds, --rounds and --processes must be at least 1')
@@ -67,51 +77,60 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def train_missing(results: Dict[str, Results],
-                  args: argparse.Namespace) -> None:
+def train_missing(results: dict[str, Results], args: argparse.Namespace) -> None:
     """Train the runs that have no rows yet, and add their rows."""
     images(args.data, args.data_root, args.device)  # Raises if missing.
-    jobs = [(own.study, run) for own in results.values()
-            if own.study.data == args.data
-            and own.study.network in args.networks
-            for run in own.missing(args.seeds, args.rounds)]
-    print(f'{len(jobs)} runs are missing, {args.processes} in parallel',
-          flush=True)
-    function = partial(train, rounds=args.rounds, work_dir=args.work_dir,
-                       root=args.data_root, device=args.device)
+    jobs = [
+        (own.study, run)
+        for own in results.values()
+        if own.study.data == args.data and own.study.network in args.networks
+        for run in own.missing(args.seeds, args.rounds)
+    ]
+    print(f'{len(jobs)} runs are missing, {args.processes} in parallel', flush=True)
+    function = partial(
+        train,
+        rounds=args.rounds,
+        work_dir=args.work_dir,
+        root=args.data_root,
+        device=args.device,
+    )
     begin = time.monotonic()
     for done, (job, result) in enumerate(
-            in_processes([(function, jobs)], args.processes), 1):
+        in_processes([(function, jobs)], args.processes), 1
+    ):
         study, run = job
         results[study.name].add(run, result)
         checkpoint_of(job, args.work_dir).unlink(missing_ok=True)
         left = (time.monotonic() - begin) * (len(jobs) / done - 1)
         last = result[0][-1]
-        print(f'{done}/{len(jobs)}: {study.name}, {run.method}, lr '
-              f'{run.lr:g}, weight decay {run.weight_decay:g}, seed '
-              f'{run.seed}: accuracy {last.accuracy:.3f}, '
-              f'{100 * last.dead:.0f} % dead; {left / 60:.0f} min left',
-              flush=True)
+        print(
+            f'{done}/{len(jobs)}: {study.name}, {run.method}, lr '
+            f'{run.lr:g}, weight decay {run.weight_decay:g}, seed '
+            f'{run.seed}: accuracy {last.accuracy:.3f}, '
+            f'{100 * last.dead:.0f} % dead; {left / 60:.0f} min left',
+            flush=True,
+        )
 
 
 def main() -> None:
     args = parse_args()
     try:
-        results = {study.name: Results(args.results, study)
-                   for study in STUDIES}
+        results = {study.name: Results(args.results, study) for study in STUDIES}
         if args.data:
             train_missing(results, args)
         # The report needs the whole of mmpsbn, and training does not.
         from .report import write_report
+
         print(f'Report: {write_report(list(results.values()), args.results)}')
     except InputError as error:
         sys.exit(f'error: {error}')
     except OSError as error:
-        sys.exit(f'error: {error.filename} cannot be read or written: '
-                 f'{error.strerror}')
+        sys.exit(f'error: {error.filename} cannot be read or written: {error.strerror}')
     except KeyboardInterrupt:
-        print('Interrupted. The same command resumes from the last '
-              'checkpoints.', file=sys.stderr)
+        print(
+            'Interrupted. The same command resumes from the last checkpoints.',
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

@@ -1,23 +1,29 @@
 """Figures of the studies, as PNG files."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from mmpsbn.analysis.figures import COLOURS, STYLE
+from mmpsbn.analysis.style import COLORS, STYLE
 from mmpsbn.compare.intervals import margin
 
 from .recovery import COLLAPSED, Death
 from .studies import METHODS, SCRATCH
 
-PANELS = {'accuracy': 'accuracy minus\nthat from scratch',
-          'dead': 'dead channels, %', 'rank': 'effective rank'}
-METHOD_COLORS = dict(zip((*METHODS, SCRATCH), (
-    COLOURS[0], COLOURS[5], COLOURS[2], COLOURS[3], COLOURS[4], COLOURS[1],
-    COLOURS[7])))
+PANELS = {
+    'accuracy': 'accuracy minus\nthat from scratch',
+    'dead': 'dead channels, %',
+    'rank': 'effective rank',
+}
+METHOD_COLORS = dict(
+    zip(
+        (*METHODS, SCRATCH),
+        (COLORS[0], COLORS[5], COLORS[2], COLORS[3], COLORS[4], COLORS[1], COLORS[7]),
+    )
+)
 
 
 def draw_rounds(series, decay: float, window: int, out: Path) -> bool:
@@ -34,16 +40,19 @@ def draw_rounds(series, decay: float, window: int, out: Path) -> bool:
     Returns:
         bool: Whether there was anything to draw.
     """
-    settings = [setting for setting in series.study.methods
-                if setting.weight_decay == decay and series.methods(setting)]
+    settings = [
+        setting
+        for setting in series.study.methods
+        if setting.weight_decay == decay and series.methods(setting)
+    ]
     ends = range(window, series.end + 1, window)
     if not settings or not ends:
         return False
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.6 + 2.6 * len(settings), 6.2),
-                        layout='constrained')
-        axes = figure.subplots(len(PANELS), len(settings), sharex=True,
-                               sharey='row', squeeze=False)
+        figure = Figure(figsize=(1.6 + 2.6 * len(settings), 6.2), layout='constrained')
+        axes = figure.subplots(
+            len(PANELS), len(settings), sharex=True, sharey='row', squeeze=False
+        )
         handles = {}
         for column, setting in zip(axes.T, settings):
             column[0].set_title(f'learning rate {setting.lr:g}', fontsize=9)
@@ -56,20 +65,29 @@ def draw_rounds(series, decay: float, window: int, out: Path) -> bool:
                     if relative and method == SCRATCH:
                         continue
                     values = [
-                        (100 if measure == 'dead' else 1) * np.array(
-                            series.window(setting, method, measure, end,
-                                          SCRATCH if relative else None))
-                        for end in ends]
-                    handles[method] = _line(axis, ends, values,
-                                            METHOD_COLORS[method])
+                        (100 if measure == 'dead' else 1)
+                        * np.array(
+                            series.window(
+                                setting,
+                                method,
+                                measure,
+                                end,
+                                SCRATCH if relative else None,
+                            )
+                        )
+                        for end in ends
+                    ]
+                    handles[method] = _line(axis, ends, values, METHOD_COLORS[method])
         for axis, label in zip(axes[:, 0], PANELS.values()):
             axis.set_ylabel(label)
         names = [method for method in METHOD_COLORS if method in handles]
         figure.legend(
             [handles[method] for method in names],
-            ['from scratch' if method == SCRATCH else method
-             for method in names],
-            loc='outside lower center', ncols=4, frameon=False)
+            ['from scratch' if method == SCRATCH else method for method in names],
+            loc='outside lower center',
+            ncols=4,
+            frameon=False,
+        )
         figure.savefig(out, dpi=150)
     return True
 
@@ -79,8 +97,7 @@ def _line(axis, ends, values, color):
     at = [end for end, _ in shown]
     mean = np.array([own.mean() for _, own in shown])
     half = np.array([margin(own) if len(own) > 1 else 0 for _, own in shown])
-    axis.fill_between(at, mean - half, mean + half, color=color, alpha=0.15,
-                      lw=0)
+    axis.fill_between(at, mean - half, mean + half, color=color, alpha=0.15, lw=0)
     return axis.plot(at, mean, '.-', color=color, lw=1.4, ms=4)[0]
 
 
@@ -94,38 +111,64 @@ def draw_recoveries(deaths: Sequence[Death], out: Path) -> bool:
     Returns:
         bool: Whether there was anything to draw.
     """
-    recovered = np.array([
-        (death.predicted - death.died, death.recovered - death.died,
-         death.simulated - death.died, death.collapsed)
-        for death in deaths if death.recovered]).reshape(-1, 4)
+    recovered = np.array(
+        [
+            (
+                death.predicted - death.died,
+                death.recovered - death.died,
+                death.simulated - death.died,
+                death.collapsed,
+            )
+            for death in deaths
+            if death.recovered
+        ]
+    ).reshape(-1, 4)
     if not len(recovered):
         return False
     top = recovered[:, :2].max() * 1.5
     slope = recovered[:, 2].sum() / recovered[:, 0].sum()
-    jitter = np.random.default_rng(0).uniform(0.85, 1.18,
-                                              (len(recovered), 2))
+    jitter = np.random.default_rng(0).uniform(0.85, 1.18, (len(recovered), 2))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 3.9), layout='constrained')
         axes = figure.subplots(1, 2, sharex=True, sharey=True)
         for axis, kind, sign in zip(axes, (1, 0), ('<', '≥')):
             own = recovered[:, 3] == kind
             predicted, observed = (recovered[own, :2] * jitter[own]).T
-            axis.plot(predicted, observed, '.', color=COLOURS[0], ms=4,
-                      alpha=0.25, mew=0)
+            axis.plot(
+                predicted, observed, '.', color=COLORS[0], ms=4, alpha=0.25, mew=0
+            )
             for factor, style, label in (
-                    (1, '-', 'formula'),
-                    (slope, '--', 'simulated, with the start of momentum')):
-                axis.plot([0.8, top], [0.8 * factor, top * factor], style,
-                          color='black', lw=0.8, label=label)
-            axis.set(xscale='log', yscale='log', xlim=(0.8, top),
-                     ylim=(0.8, top), xlabel='predicted rounds')
-            axis.set_title(f'|gamma / beta| {sign} {COLLAPSED:g} at death '
-                           f'({own.sum()} channels)', fontsize=9)
+                (1, '-', 'formula'),
+                (slope, '--', 'simulated, with the start of momentum'),
+            ):
+                axis.plot(
+                    [0.8, top],
+                    [0.8 * factor, top * factor],
+                    style,
+                    color='black',
+                    lw=0.8,
+                    label=label,
+                )
+            axis.set(
+                xscale='log',
+                yscale='log',
+                xlim=(0.8, top),
+                ylim=(0.8, top),
+                xlabel='predicted rounds',
+            )
+            axis.set_title(
+                f'|gamma / beta| {sign} {COLLAPSED:g} at death ({own.sum()} channels)',
+                fontsize=9,
+            )
             axis.xaxis.set_major_formatter('{x:g}')
             axis.yaxis.set_major_formatter('{x:g}')
             axis.grid(lw=0.4)
-        figure.legend(*axes[0].get_legend_handles_labels(), ncols=2,
-                      loc='outside lower center', frameon=False)
+        figure.legend(
+            *axes[0].get_legend_handles_labels(),
+            ncols=2,
+            loc='outside lower center',
+            frameon=False,
+        )
         axes[0].set_ylabel('observed rounds')
         figure.savefig(out, dpi=150)
     return True

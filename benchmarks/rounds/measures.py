@@ -1,7 +1,7 @@
 """What is measured of a network at the end of a round."""
 
 import copy
-from typing import Dict, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from .networks import Network
 class Seen(NamedTuple):
     """What a network computes from the training images of a round."""
 
-    dead: Dict[str, Tensor]
+    dead: dict[str, Tensor]
     """For each ReLU a bool for each channel: whether its output is 0 at every
     position of every image."""
     features: Tensor
@@ -54,13 +54,17 @@ def effective_rank(features: Tensor) -> float:
     """
     values = torch.linalg.svdvals(features.double())
     if not values.sum():
-        return 0.
+        return 0.0
     shares = values / values.sum()
     return float(torch.special.entr(shares).sum().exp())
 
 
 def weight_norm(net: Network) -> float:
     """Compute the L2 norm of the weights of all convolutions together."""
-    return float(sum(module.weight.detach().square().sum()
-                     for module in net.body.modules()
-                     if isinstance(module, nn.Conv2d)).sqrt())
+    return float(
+        sum(
+            module.weight.detach().square().sum()
+            for module in net.body.modules()
+            if isinstance(module, nn.Conv2d)
+        ).sqrt()
+    )

@@ -2,7 +2,6 @@
 
 import math
 from collections import OrderedDict
-from typing import List, Tuple
 
 import numpy as np
 import torch
@@ -19,17 +18,28 @@ GROUPS = 8
 class ConvUnit(nn.Sequential):
     """A convolution and its norm layer, with or without a ReLU."""
 
-    def __init__(self, method: str, inputs: int, outputs: int, stride: int,
-                 kernel: int = 3, relu: bool = True) -> None:
+    def __init__(
+        self,
+        method: str,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        kernel: int = 3,
+        relu: bool = True,
+    ) -> None:
         shape = inputs, outputs, kernel, stride, kernel // 2
         if method == 'MimicNorm':
             conv, norm = MimicConv(*shape), MimicNorm(outputs)
         else:
             conv = nn.Conv2d(*shape, bias=False)
             nn.init.kaiming_normal_(conv.weight)
-            norm = (nn.GroupNorm(GROUPS, outputs) if method == 'GN' else
-                    PSBatchNorm2d(outputs) if method == 'psBN' else
-                    nn.BatchNorm2d(outputs))
+            norm = (
+                nn.GroupNorm(GROUPS, outputs)
+                if method == 'GN'
+                else PSBatchNorm2d(outputs)
+                if method == 'psBN'
+                else nn.BatchNorm2d(outputs)
+            )
         super().__init__(OrderedDict(conv=conv, norm=norm))
         if relu:
             self.relu = nn.ReLU()
@@ -38,13 +48,17 @@ class ConvUnit(nn.Sequential):
 class Block(nn.Module):
     """A residual block of two convolutions, the number-th of its network."""
 
-    def __init__(self, method: str, inputs: int, outputs: int, stride: int,
-                 number: int) -> None:
+    def __init__(
+        self, method: str, inputs: int, outputs: int, stride: int, number: int
+    ) -> None:
         super().__init__()
         self.first = ConvUnit(method, inputs, outputs, stride)
         self.second = ConvUnit(method, outputs, outputs, 1, relu=False)
-        self.shortcut = nn.Identity() if inputs == outputs else ConvUnit(
-            method, inputs, outputs, stride, kernel=1, relu=False)
+        self.shortcut = (
+            nn.Identity()
+            if inputs == outputs
+            else ConvUnit(method, inputs, outputs, stride, kernel=1, relu=False)
+        )
         self.relu = nn.ReLU()
         if method == 'MimicNorm':
             self.second.conv.set_scale(CENTERING_GAIN**2 / number)
@@ -68,14 +82,13 @@ class Network(nn.Module):
         super().__init__()
         self.body = nn.Sequential()
         #: Units whose output only one layer reads, with this layer.
-        self.read_once: List[Tuple[ConvUnit, nn.Module]] = []
+        self.read_once: list[tuple[ConvUnit, nn.Module]] = []
         if network == 'plain':
             width = channels
             for outputs, stride in PLAIN:
                 self.body.append(ConvUnit(method, width, outputs, stride))
                 width = outputs
-            self.read_once += zip(self.body, [unit.conv
-                                              for unit in self.body[1:]])
+            self.read_once += zip(self.body, [unit.conv for unit in self.body[1:]])
         else:
             self.body.append(ConvUnit(method, channels, STEM, 1))
             width = STEM
@@ -84,8 +97,7 @@ class Network(nn.Module):
                 self.body.append(block)
                 self.read_once.append((block.first, block.second.conv))
                 width = outputs
-        self.fc = (LastBNLinear if method == 'MimicNorm' else nn.Linear)(
-            width, 2)
+        self.fc = (LastBNLinear if method == 'MimicNorm' else nn.Linear)(width, 2)
         if network == 'plain':
             self.read_once.append((self.body[-1], self.fc))
 
@@ -104,8 +116,7 @@ class Network(nn.Module):
         self.fc.reset_parameters()
         nn.init.zeros_(self.fc.bias)
         if isinstance(self.fc, LastBNLinear):
-            nn.init.normal_(self.fc.weight, 0,
-                            math.sqrt(2 / self.fc.in_features))
+            nn.init.normal_(self.fc.weight, 0, math.sqrt(2 / self.fc.in_features))
         else:
             nn.init.zeros_(self.fc.weight)
 
@@ -116,8 +127,9 @@ def seed_torch(seed: int, number: int) -> None:
     torch.manual_seed(int(state[0]))
 
 
-def new_network(network: str, method: str, channels: int, seed: int,
-                number: int) -> Network:
+def new_network(
+    network: str, method: str, channels: int, seed: int, number: int
+) -> Network:
     """Build a network with initial weights that depend on seed and round.
 
     Args:
@@ -128,8 +140,7 @@ def new_network(network: str, method: str, channels: int, seed: int,
         number (int): The round from which the network is trained.
     """
     seed_torch(seed, number)
-    return Network(network, method, channels).to(
-        memory_format=torch.channels_last)
+    return Network(network, method, channels).to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()

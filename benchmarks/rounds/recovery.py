@@ -5,7 +5,7 @@ channel reopens when abs(beta) is less than alpha.
 """
 
 import math
-from typing import Dict, List, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,8 +56,14 @@ def predicted_rounds(beta: float, decay: float, alpha: float = ALPHA) -> int:
     return math.floor(math.log(abs(beta) / alpha) / decay) + 1
 
 
-def follow(net: Network, dead: Dict[str, Tensor], number: int, decay: float,
-           simulated_decay: float, deaths: List[Death]) -> None:
+def follow(
+    net: Network,
+    dead: dict[str, Tensor],
+    number: int,
+    decay: float,
+    simulated_decay: float,
+    deaths: list[Death],
+) -> None:
     """Add the deaths and recoveries of a round to a list.
 
     Args:
@@ -68,23 +74,33 @@ def follow(net: Network, dead: Dict[str, Tensor], number: int, decay: float,
         simulated_decay (float): D of one round by simulation.
         deaths (list[Death]): All earlier ones; it is extended.
     """
-    units = [(net.get_submodule(name.rpartition('.')[0]), mask)
-             for name, mask in dead.items()]
-    units = [(unit, mask) for unit, mask in units
-             if isinstance(unit, ConvUnit)]
+    units = [
+        (net.get_submodule(name.rpartition('.')[0]), mask)
+        for name, mask in dead.items()
+    ]
+    units = [(unit, mask) for unit, mask in units if isinstance(unit, ConvUnit)]
     masks = torch.cat([mask for _, mask in units]).tolist()
     gammas = torch.cat([unit.norm.weight for unit, _ in units]).tolist()
-    betas = torch.cat([unit.norm.bias - unit.norm.alpha
-                       for unit, _ in units]).tolist()
-    open_deaths = {death.channel: place for place, death in enumerate(deaths)
-                   if not death.recovered}
+    betas = torch.cat([unit.norm.bias - unit.norm.alpha for unit, _ in units]).tolist()
+    open_deaths = {
+        death.channel: place
+        for place, death in enumerate(deaths)
+        if not death.recovered
+    }
     for channel, is_dead in enumerate(masks):
         place = open_deaths.get(channel)
         if is_dead and place is None:
-            deaths.append(Death(
-                channel, number, round(gammas[channel], 5),
-                round(betas[channel], 5),
-                *(number + predicted_rounds(betas[channel], one)
-                  for one in (decay, simulated_decay))))
+            deaths.append(
+                Death(
+                    channel,
+                    number,
+                    round(gammas[channel], 5),
+                    round(betas[channel], 5),
+                    *(
+                        number + predicted_rounds(betas[channel], one)
+                        for one in (decay, simulated_decay)
+                    ),
+                )
+            )
         elif not is_dead and place is not None:
             deaths[place] = deaths[place]._replace(recovered=number)

@@ -1,7 +1,5 @@
 """Known remedies for a loss of plasticity, applied to BN after each round."""
 
-from typing import Dict
-
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +9,7 @@ SHRINK = 0.6
 
 
 @torch.no_grad()
-def reset_dead_units(net: Network, dead: Dict[str, Tensor]) -> None:
+def reset_dead_units(net: Network, dead: dict[str, Tensor]) -> None:
     """Reset dead units as ReDo does, without a change of the function.
 
     A unit gets new incoming weights, outgoing weights of 0, and the initial
@@ -24,15 +22,17 @@ def reset_dead_units(net: Network, dead: Dict[str, Tensor]) -> None:
         dead (dict): What :func:`~benchmarks.rounds.measures.look` returns.
     """
     masks = {id(net.get_submodule(name)): mask for name, mask in dead.items()}
-    found = [(unit, reader, masks[id(unit.relu)])
-             for unit, reader in net.read_once]
+    found = [(unit, reader, masks[id(unit.relu)]) for unit, reader in net.read_once]
     for unit, _, mask in found:
         fresh = torch.empty_like(unit.conv.weight)
         nn.init.kaiming_normal_(fresh)
         unit.conv.weight[mask] = fresh[mask]
-        for values, initial in ((unit.norm.weight, 1), (unit.norm.bias, 0),
-                                (unit.norm.running_mean, 0),
-                                (unit.norm.running_var, 1)):
+        for values, initial in (
+            (unit.norm.weight, 1),
+            (unit.norm.bias, 0),
+            (unit.norm.running_mean, 0),
+            (unit.norm.running_var, 1),
+        ):
             values[mask] = initial
     for _, reader, mask in found:
         reader.weight[:, mask] = 0

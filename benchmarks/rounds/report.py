@@ -1,14 +1,15 @@
 """Tables and figures of the studies, from their CSV files alone."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from mmpsbn.compare.intervals import ALPHA, Paired, holm, margin, paired
-from mmpsbn.compare.tables import in_interval, in_p, markdown
-from mmpsbn.files import write_whole
+from mmpsbn.compare.tables import format_interval, format_p, markdown
+from mmpsbn.files import write_atomically
 
 from .figures import draw_recoveries, draw_rounds
 from .recovery import COLLAPSED, Death
@@ -21,7 +22,7 @@ WAITS = ((1, 1), (2, 3), (4, 10), (11, 30), (31, math.inf))
 TITLES = {
     'cifar10-plain': 'CIFAR-10, plain network',
     'cifar10-residual': 'CIFAR-10, residual network',
-    'digits-plain': 'Digits, plain network'
+    'digits-plain': 'Digits, plain network',
 }
 
 
@@ -41,23 +42,33 @@ class Series:
 
     def __init__(self, results: Results) -> None:
         self.study = results.study
-        self._values: Dict[Run, Dict[int, NamedTuple]] = {
+        self._values: dict[Run, dict[int, NamedTuple]] = {
             run: {row.round: row for row in rows}
-            for run, rows in results.rounds.items()}
-        self.end = max((round for rows in self._values.values()
-                        for round in rows), default=0)
+            for run, rows in results.rounds.items()
+        }
+        self.end = max(
+            (round for rows in self._values.values() for round in rows), default=0
+        )
 
-    def methods(self, setting: Setting) -> List[str]:
+    def methods(self, setting: Setting) -> list[str]:
         """List the methods of a setting that have runs, in their order."""
-        return [method for method in (SCRATCH, *METHODS)
-                if self.seeds(setting, method)]
+        return [method for method in (SCRATCH, *METHODS) if self.seeds(setting, method)]
 
-    def seeds(self, setting: Setting, method: str) -> List[int]:
-        return sorted(run.seed for run in self._values
-                      if (run.method, run[1:3]) == (method, setting))
+    def seeds(self, setting: Setting, method: str) -> list[int]:
+        return sorted(
+            run.seed
+            for run in self._values
+            if (run.method, run[1:3]) == (method, setting)
+        )
 
-    def window(self, setting: Setting, method: str, measure: str, end: int,
-               baseline: Optional[str] = None) -> List[float]:
+    def window(
+        self,
+        setting: Setting,
+        method: str,
+        measure: str,
+        end: int,
+        baseline: str | None = None,
+    ) -> list[float]:
         """Average a measure over the last rounds up to ``end``.
 
         Args:
@@ -77,10 +88,11 @@ class Series:
             own = self._values[Run(method, *setting, seed)]
             other = self._values.get(Run(baseline, *setting, seed), {})
             values = [
-                getattr(own[at], measure) -
-                (getattr(other[at], measure) if baseline else 0)
+                getattr(own[at], measure)
+                - (getattr(other[at], measure) if baseline else 0)
                 for at in range(end - WINDOW + 1, end + 1)
-                if at in own and (at in other or not baseline)]
+                if at in own and (at in other or not baseline)
+            ]
             if values and not np.isnan(values).all():
                 found.append(float(np.nanmean(values)))
         return found
@@ -106,7 +118,7 @@ def write_report(results: Sequence[Results], folder: Path) -> Path:
         text = f'{before}{BEGIN}\n\n{text}\n{END}{rest.split(END)[1]}'
     else:
         page = folder / 'report.md'
-    write_whole(page, text.encode())
+    write_atomically(page, text.encode())
     return page
 
 
@@ -116,67 +128,79 @@ def _section(results: Results, folder: Path) -> str:
     parts = [f'### {TITLES[name]}\n']
     missing = len(results.missing(SEEDS, ROUNDS))
     if missing:
-        parts.append(f'{missing} of {len(study.runs(SEEDS))} runs are '
-                     f'missing.\n')
+        parts.append(f'{missing} of {len(study.runs(SEEDS))} runs are missing.\n')
     found = comparisons(series)
     if found:
         parts += [verdict(found) + '\n', _differences(found) + '\n']
-    for decay in dict.fromkeys(setting.weight_decay
-                               for setting in study.methods):
+    for decay in dict.fromkeys(setting.weight_decay for setting in study.methods):
         figure = f'{name}-{decay:g}.png'
         if draw_rounds(series, decay, WINDOW, folder / figure):
-            parts.append(f'![Accuracy, dead channels and effective rank over '
-                         f'the rounds, weight decay {decay:g}]({figure})\n')
+            parts.append(
+                f'![Accuracy, dead channels and effective rank over '
+                f'the rounds, weight decay {decay:g}]({figure})\n'
+            )
     for setting in study.methods:
         if series.methods(setting):
-            parts += [f'Learning rate {setting.lr:g}, weight decay '
-                      f'{setting.weight_decay:g}:\n',
-                      _measures(series, setting) + '\n']
+            parts += [
+                f'Learning rate {setting.lr:g}, weight decay '
+                f'{setting.weight_decay:g}:\n',
+                _measures(series, setting) + '\n',
+            ]
     deaths = [death for own in results.deaths.values() for death in own]
     if deaths:
         parts += [_recoveries(deaths, series.end) + '\n']
         if draw_recoveries(deaths, folder / f'{name}-recovery.png'):
-            parts.append('![Predicted and observed rounds until a channel '
-                         f'recovers]({name}-recovery.png)\n')
+            parts.append(
+                '![Predicted and observed rounds until a channel '
+                f'recovers]({name}-recovery.png)\n'
+            )
     return '\n'.join(parts)
 
 
-def comparisons(series: Series) -> List[Comparison]:
+def comparisons(series: Series) -> list[Comparison]:
     """Compare psBN with BN in all settings and windows of a study."""
     found = []
     for setting in series.study.methods:
         for end in AT:
             differences = series.window(setting, 'psBN', 'accuracy', end, 'BN')
             if len(differences) > 1:
-                found.append((setting, end, paired(
-                    differences, np.zeros_like(differences))))
-    return [Comparison(*one, p) for one, p in zip(
-        found, holm([one[-1].p for one in found]))]
+                found.append(
+                    (setting, end, paired(differences, np.zeros_like(differences)))
+                )
+    return [
+        Comparison(*one, p) for one, p in zip(found, holm([one[-1].p for one in found]))
+    ]
 
 
 def verdict(found: Sequence[Comparison]) -> str:
     """Say in how many windows psBN is better, and where it is worse."""
     significant = [one for one in found if one.p < ALPHA]
     worse = [one for one in significant if one.paired.mean < 0]
-    text = (f'psBN is significantly more accurate than BN in '
-            f'{len(significant) - len(worse)} of {len(found)} comparisons, '
-            f'and significantly less accurate in {len(worse)}')
+    text = (
+        f'psBN is significantly more accurate than BN in '
+        f'{len(significant) - len(worse)} of {len(found)} comparisons, '
+        f'and significantly less accurate in {len(worse)}'
+    )
     if worse:
         text += ': ' + '; '.join(
-            f'{_in_words(one)} ({one.paired.mean:+.3f})' for one in worse)
-    lower = [one for one in found
-             if one.paired.mean < 0 and one not in worse]
+            f'{_in_words(one)} ({one.paired.mean:+.3f})' for one in worse
+        )
+    lower = [one for one in found if one.paired.mean < 0 and one not in worse]
     if lower:
         least = min(lower, key=lambda one: one.paired.mean)
-        text += (f'. In {len(lower)} further comparisons its mean is lower '
-                 f'without being significantly different, by '
-                 f'{-least.paired.mean:.3f} at most ({_in_words(least)})')
+        text += (
+            f'. In {len(lower)} further comparisons its mean is lower '
+            f'without being significantly different, by '
+            f'{-least.paired.mean:.3f} at most ({_in_words(least)})'
+        )
     return text + '.'
 
 
 def _in_words(one: Comparison) -> str:
-    return (f'learning rate {one.setting.lr:g}, weight decay '
-            f'{one.setting.weight_decay:g}, {_rounds(one.end)}')
+    return (
+        f'learning rate {one.setting.lr:g}, weight decay '
+        f'{one.setting.weight_decay:g}, {_rounds(one.end)}'
+    )
 
 
 def _rounds(end: int) -> str:
@@ -185,12 +209,28 @@ def _rounds(end: int) -> str:
 
 def _differences(found: Sequence[Comparison]) -> str:
     return markdown(
-        ['Learning rate', 'weight decay', 'rounds', 'psBN minus BN',
-         '95 % CI', 'p (Holm)', 'seeds'],
-        [[f'{one.setting.lr:g}', f'{one.setting.weight_decay:g}',
-          _rounds(one.end)[len('rounds '):], f'{one.paired.mean:+.3f}',
-          in_interval(one.paired.low, one.paired.high), in_p(one.p),
-          str(one.paired.seeds)] for one in found])
+        [
+            'Learning rate',
+            'weight decay',
+            'rounds',
+            'psBN minus BN',
+            '95 % CI',
+            'p (Holm)',
+            'seeds',
+        ],
+        [
+            [
+                f'{one.setting.lr:g}',
+                f'{one.setting.weight_decay:g}',
+                _rounds(one.end)[len('rounds ') :],
+                f'{one.paired.mean:+.3f}',
+                format_interval(one.paired.low, one.paired.high),
+                format_p(one.p),
+                str(one.paired.seeds),
+            ]
+            for one in found
+        ],
+    )
 
 
 def _measures(series: Series, setting: Setting) -> str:
@@ -198,26 +238,43 @@ def _measures(series: Series, setting: Setting) -> str:
     lines = []
     for method in series.methods(setting):
 
-        def means(measure, factor=1., digits=1):
-            values = [series.window(setting, method, measure, end)
-                      for end in ends]
+        def means(measure, factor=1.0, digits=1):
+            values = [series.window(setting, method, measure, end) for end in ends]
             return ' / '.join(
-                f'{factor * np.mean(own):.{digits}f}' if own else '-'
-                for own in values)
+                f'{factor * np.mean(own):.{digits}f}' if own else '-' for own in values
+            )
 
         cells = []
         for end in ends:
-            own = series.window(setting, method, 'accuracy', end,
-                                None if method == SCRATCH else SCRATCH)
+            own = series.window(
+                setting, method, 'accuracy', end, None if method == SCRATCH else SCRATCH
+            )
             sign = '' if method == SCRATCH else '+'
-            cells.append(f'{np.mean(own):{sign}.3f}' + (
-                f' ± {margin(own):.3f}' if len(own) > 1 else '')
-                if own else '-')
-        lines.append([
-            'from scratch (accuracy)' if method == SCRATCH else method,
-            *cells, means('dead', 100.), means('rank'), means('norm')])
-    return markdown(['Method', *(_rounds(end) for end in ends),
-                     'dead, %', 'effective rank', 'weight norm'], lines)
+            cells.append(
+                f'{np.mean(own):{sign}.3f}'
+                + (f' ± {margin(own):.3f}' if len(own) > 1 else '')
+                if own
+                else '-'
+            )
+        lines.append(
+            [
+                'from scratch (accuracy)' if method == SCRATCH else method,
+                *cells,
+                means('dead', 100.0),
+                means('rank'),
+                means('norm'),
+            ]
+        )
+    return markdown(
+        [
+            'Method',
+            *(_rounds(end) for end in ends),
+            'dead, %',
+            'effective rank',
+            'weight norm',
+        ],
+        lines,
+    )
 
 
 def _recoveries(deaths: Sequence[Death], last: int) -> str:
@@ -225,29 +282,55 @@ def _recoveries(deaths: Sequence[Death], last: int) -> str:
     lines = []
     for collapsed in (True, False):
         for least, most in WAITS:
-            own = [death for death in deaths
-                   if death.collapsed == collapsed
-                   and least <= death.predicted - death.died <= most]
+            own = [
+                death
+                for death in deaths
+                if death.collapsed == collapsed
+                and least <= death.predicted - death.died <= most
+            ]
             # The others can recover after the last round.
             due = [death for death in own if death.predicted <= last]
             back = [death for death in due if death.recovered]
             errors, simulated = (
-                np.array([death.recovered - getattr(death, name)
-                          for death in back])
-                for name in ('predicted', 'simulated'))
+                np.array([death.recovered - getattr(death, name) for death in back])
+                for name in ('predicted', 'simulated')
+            )
             if due:
-                span = (f'{least}' if least == most else
-                        f'{least} or more' if most == math.inf else
-                        f'{least} to {most}')
-                shares = [(errors < -1).sum(), (abs(errors) <= 1).sum(),
-                          (errors > 1).sum(), len(due) - len(back),
-                          (abs(simulated) <= 1).sum()]
-                lines.append([
-                    f'{"<" if collapsed else ">="} {COLLAPSED}', span,
-                    str(len(due)),
-                    *(f'{100 * share / len(due):.0f}' for share in shares)])
-    return ('Channels of psBN that died and were predicted to recover within '
-            f'the {last} rounds:\n\n') + markdown(
-        ['abs(gamma / beta) at death', 'predicted rounds', 'channels',
-         'earlier, %', 'predicted ± 1 round, %', 'later, %',
-         'not recovered, %', 'simulated ± 1 round, %'], lines)
+                span = (
+                    f'{least}'
+                    if least == most
+                    else f'{least} or more'
+                    if most == math.inf
+                    else f'{least} to {most}'
+                )
+                shares = [
+                    (errors < -1).sum(),
+                    (abs(errors) <= 1).sum(),
+                    (errors > 1).sum(),
+                    len(due) - len(back),
+                    (abs(simulated) <= 1).sum(),
+                ]
+                lines.append(
+                    [
+                        f'{"<" if collapsed else ">="} {COLLAPSED}',
+                        span,
+                        str(len(due)),
+                        *(f'{100 * share / len(due):.0f}' for share in shares),
+                    ]
+                )
+    return (
+        'Channels of psBN that died and were predicted to recover within '
+        f'the {last} rounds:\n\n'
+    ) + markdown(
+        [
+            'abs(gamma / beta) at death',
+            'predicted rounds',
+            'channels',
+            'earlier, %',
+            'predicted ± 1 round, %',
+            'later, %',
+            'not recovered, %',
+            'simulated ± 1 round, %',
+        ],
+        lines,
+    )

@@ -1,6 +1,6 @@
 """The runs of each study: methods, learning rates, weight decays, seeds."""
 
-from typing import Dict, List, NamedTuple, Tuple
+from typing import NamedTuple
 
 METHODS = ('BN', 'psBN', 'GN', 'MimicNorm', 'BN+ReDo', 'BN+S&P')
 SCRATCH = 'scratch'
@@ -30,20 +30,23 @@ class Study(NamedTuple):
 
     data: str
     network: str
-    methods: Dict[Setting, Tuple[str, ...]]
+    methods: dict[Setting, tuple[str, ...]]
 
     @property
     def name(self) -> str:
         return f'{self.data}-{self.network}'
 
-    def runs(self, seeds: int) -> List[Run]:
+    def runs(self, seeds: int) -> list[Run]:
         """List all runs, setting by setting, the highest rates first."""
-        return [Run(method, *setting, seed)
-                for setting, methods in sorted(self.methods.items())[::-1]
-                for seed in range(seeds) for method in (SCRATCH, *methods)]
+        return [
+            Run(method, *setting, seed)
+            for setting, methods in sorted(self.methods.items())[::-1]
+            for seed in range(seeds)
+            for method in (SCRATCH, *methods)
+        ]
 
 
-def rounds_of(method: str, rounds: int) -> List[int]:
+def rounds_of(method: str, rounds: int) -> list[int]:
     """List the rounds in which a method is trained."""
     every = SCRATCH_EVERY if method == SCRATCH else 1
     return list(range(every, rounds + 1, every))
@@ -52,17 +55,26 @@ def rounds_of(method: str, rounds: int) -> List[int]:
 LRS, DECAYS = (0.2, 0.4, 0.8), (5e-4, 1e-4)
 HIGHEST = Setting(LRS[-1], DECAYS[0])
 STUDIES = [
-    Study('cifar10', 'plain', {
-        **{Setting(lr, DECAYS[0]): METHODS for lr in LRS},
-        **{Setting(lr, DECAYS[1]): NORMS for lr in LRS}
-    }),
-    Study('cifar10', 'residual', {
-        **{Setting(lr, DECAYS[0]): NORMS for lr in LRS[:-1]},
-        HIGHEST: METHODS,
-        Setting(LRS[-1], DECAYS[1]): NORMS
-    }),
-    Study('digits', 'plain', {
-        **{Setting(lr, DECAYS[0]): NORMS for lr in LRS[:-1]},
-        HIGHEST: METHODS
-    }),
+    Study(
+        'cifar10',
+        'plain',
+        {
+            **{Setting(lr, DECAYS[0]): METHODS for lr in LRS},
+            **{Setting(lr, DECAYS[1]): NORMS for lr in LRS},
+        },
+    ),
+    Study(
+        'cifar10',
+        'residual',
+        {
+            **{Setting(lr, DECAYS[0]): NORMS for lr in LRS[:-1]},
+            HIGHEST: METHODS,
+            Setting(LRS[-1], DECAYS[1]): NORMS,
+        },
+    ),
+    Study(
+        'digits',
+        'plain',
+        {**{Setting(lr, DECAYS[0]): NORMS for lr in LRS[:-1]}, HIGHEST: METHODS},
+    ),
 ]

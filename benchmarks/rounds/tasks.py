@@ -4,7 +4,7 @@ They depend on the seed and the round alone, so all methods see the same ones.
 """
 
 from functools import lru_cache
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class Task(NamedTuple):
 
 
 @lru_cache(maxsize=1)
-def images(name: str, root: Optional[str], device: str) -> Data:
+def images(name: str, root: str | None, device: str) -> Data:
     """Load all images. Those of CIFAR-10 are reduced to 16 x 16.
 
     Args:
@@ -45,8 +45,10 @@ def images(name: str, root: Optional[str], device: str) -> Data:
     data = load(name, root, None)
     load.cache_clear()  # The full size of CIFAR-10 takes 0.7 GB.
     if name == 'cifar10':
-        data = data._replace(train_images=F.avg_pool2d(data.train_images, 2),
-                             test_images=F.avg_pool2d(data.test_images, 2))
+        data = data._replace(
+            train_images=F.avg_pool2d(data.train_images, 2),
+            test_images=F.avg_pool2d(data.test_images, 2),
+        )
     return data.to(device)
 
 
@@ -63,18 +65,27 @@ def task_of(name: str, data: Data, seed: int, number: int) -> Task:
     classes = random.choice(data.classes, 2, replace=False)
     parts = []
     for all_images, labels, most in (
-            (data.train_images, data.train_labels, TRAINING),
-            (data.test_images, data.test_labels, TEST)):
+        (data.train_images, data.train_labels, TRAINING),
+        (data.test_images, data.test_labels, TEST),
+    ):
         of_class = labels.cpu().numpy()
-        own = [random.permutation(np.flatnonzero(of_class == label))[:most]
-               for label in classes]
+        own = [
+            random.permutation(np.flatnonzero(of_class == label))[:most]
+            for label in classes
+        ]
         chosen = torch.from_numpy(np.concatenate(own)).to(labels.device)
         # This memory format takes a quarter less time on a CPU.
-        parts += [all_images[chosen].contiguous(
-            memory_format=torch.channels_last), (
-                labels[chosen] == int(classes[1])).long()]
+        parts += [
+            all_images[chosen].contiguous(memory_format=torch.channels_last),
+            (labels[chosen] == int(classes[1])).long(),
+        ]
     count = len(parts[1])
-    batches = [random.permutation(count)[:count // BATCH * BATCH]
-               for _ in range(EPOCHS[name])]
-    return Task(*parts, torch.from_numpy(np.concatenate(batches)).view(
-        -1, BATCH).to(data.train_labels.device))
+    batches = [
+        random.permutation(count)[: count // BATCH * BATCH] for _ in range(EPOCHS[name])
+    ]
+    return Task(
+        *parts,
+        torch.from_numpy(np.concatenate(batches))
+        .view(-1, BATCH)
+        .to(data.train_labels.device),
+    )

@@ -4,13 +4,13 @@ import io
 import math
 import pickle
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 from mmpsbn.errors import InputError
-from mmpsbn.files import write_whole
+from mmpsbn.files import write_atomically
 
 from .measures import effective_rank, look, weight_norm
 from .networks import Network, accuracy, new_network, seed_torch
@@ -42,20 +42,20 @@ class Round(NamedTuple):
     """Channels that are alive and were dead at the end of the last round."""
 
 
-Result = Tuple[List[Round], List[Death]]
+Result = tuple[list[Round], list[Death]]
 
 
-def learning_rates(lr: float, steps: int) -> List[float]:
+def learning_rates(lr: float, steps: int) -> list[float]:
     """List the learning rate of each step: a warm-up, then a cosine to 0."""
-    return [lr * min(1, (step + 1) / WARM_UP) *
-            (1 + math.cos(math.pi * step / steps)) / 2
-            for step in range(steps)]
+    return [
+        lr * min(1, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
+        for step in range(steps)
+    ]
 
 
 def decay_of(run: Run, steps: int) -> float:
     """Compute D of one round, see docs/methods.md."""
-    return run.weight_decay / (1 - MOMENTUM) * sum(
-        learning_rates(run.lr, steps))
+    return run.weight_decay / (1 - MOMENTUM) * sum(learning_rates(run.lr, steps))
 
 
 def simulated_decay_of(run: Run, steps: int) -> float:
@@ -64,7 +64,7 @@ def simulated_decay_of(run: Run, steps: int) -> float:
     It is about 10 % below the formula, because the momentum of each round
     starts at 0.
     """
-    beta, momentum = 1., 0.
+    beta, momentum = 1.0, 0.0
     for lr in learning_rates(run.lr, steps):
         momentum = MOMENTUM * momentum + run.weight_decay * beta
         beta -= lr * momentum
@@ -78,13 +78,14 @@ def fit(net: Network, task: Task, run: Run) -> bool:
         bool: Whether the loss was finite in all steps.
     """
     net.train()
-    optimizer = torch.optim.SGD(net.parameters(), run.lr, momentum=MOMENTUM,
-                                weight_decay=run.weight_decay)
-    for lr, chosen in zip(learning_rates(run.lr, len(task.batches)),
-                          task.batches):
+    optimizer = torch.optim.SGD(
+        net.parameters(), run.lr, momentum=MOMENTUM, weight_decay=run.weight_decay
+    )
+    for lr, chosen in zip(learning_rates(run.lr, len(task.batches)), task.batches):
         optimizer.param_groups[0]['lr'] = lr
-        loss = F.cross_entropy(net(task.train_images[chosen]),
-                               task.train_labels[chosen])
+        loss = F.cross_entropy(
+            net(task.train_images[chosen]), task.train_labels[chosen]
+        )
         if not loss.isfinite():
             return False
         optimizer.zero_grad()
@@ -93,8 +94,13 @@ def fit(net: Network, task: Task, run: Run) -> bool:
     return True
 
 
-def train(job: Tuple[Study, Run], rounds: int, work_dir: Path,
-          root: Optional[str] = None, device: str = 'cpu') -> Result:
+def train(
+    job: tuple[Study, Run],
+    rounds: int,
+    work_dir: Path,
+    root: str | None = None,
+    device: str = 'cpu',
+) -> Result:
     """Train a run on one thread, from its last checkpoint if it has one.
 
     On a CPU the same run gives the same result, also with interruptions.
@@ -114,13 +120,13 @@ def train(job: Tuple[Study, Run], rounds: int, work_dir: Path,
     data = images(study.data, root, device)
 
     def new(number: int) -> Network:
-        return new_network(study.network, run.method,
-                           data.train_images.shape[1], run.seed,
-                           number).to(device)
+        return new_network(
+            study.network, run.method, data.train_images.shape[1], run.seed, number
+        ).to(device)
 
     net, file = new(1), checkpoint_of(job, work_dir)
-    history: List[Round] = []
-    deaths: List[Death] = []
+    history: list[Round] = []
+    deaths: list[Death] = []
     dead = {}
     if file.exists():
         state = _read(file, device)
@@ -128,7 +134,7 @@ def train(job: Tuple[Study, Run], rounds: int, work_dir: Path,
         history = [Round(*values) for values in state['history']]
         deaths = [Death(*values) for values in state['deaths']]
         dead = state['dead']
-    for number in rounds_of(run.method, rounds)[len(history):]:
+    for number in rounds_of(run.method, rounds)[len(history) :]:
         if run.method == SCRATCH:
             net = new(number)
         elif history and math.isnan(history[-1].dead):
@@ -144,8 +150,9 @@ def train(job: Tuple[Study, Run], rounds: int, work_dir: Path,
         history.append(_round(net, task, number, seen, dead))
         dead = {} if run.method == SCRATCH else seen.dead
         if run.method == 'psBN':
-            decays = (of(run, len(task.batches))
-                      for of in (decay_of, simulated_decay_of))
+            decays = (
+                of(run, len(task.batches)) for of in (decay_of, simulated_decay_of)
+            )
             follow(net, dead, number, *decays, deaths)
         elif run.method == 'BN+ReDo':
             reset_dead_units(net, dead)
@@ -154,14 +161,20 @@ def train(job: Tuple[Study, Run], rounds: int, work_dir: Path,
         if len(history) % CHECKPOINT_EVERY == 0:
             file.parent.mkdir(parents=True, exist_ok=True)
             content = io.BytesIO()
-            torch.save(dict(net=net.state_dict(), dead=dead,
-                            history=[list(one) for one in history],
-                            deaths=[list(one) for one in deaths]), content)
-            write_whole(file, content.getvalue())
+            torch.save(
+                dict(
+                    net=net.state_dict(),
+                    dead=dead,
+                    history=[list(one) for one in history],
+                    deaths=[list(one) for one in deaths],
+                ),
+                content,
+            )
+            write_atomically(file, content.getvalue())
     return history, deaths
 
 
-def checkpoint_of(job: Tuple[Study, Run], work_dir: Path) -> Path:
+def checkpoint_of(job: tuple[Study, Run], work_dir: Path) -> Path:
     """Name the file of a run's last checkpoint."""
     study, run = job
     return work_dir / study.name / ('-'.join(map(str, run)) + '.pth')
@@ -171,18 +184,24 @@ def _read(file: Path, device: str) -> dict:
     try:
         return torch.load(file, device, weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f'{file} is not a checkpoint of a run: {error}. '
-                         'Delete it; the run then starts over.') from error
+        raise InputError(
+            f'{file} is not a checkpoint of a run: {error}. '
+            'Delete it; the run then starts over.'
+        ) from error
 
 
 def _round(net, task, number, seen, dead) -> Round:
     now = torch.cat([*seen.dead.values()])
     before = torch.cat([*dead.values()]) if dead else torch.zeros_like(now)
     return Round(
-        number, round(accuracy(net, task.test_images, task.test_labels), 4),
+        number,
+        round(accuracy(net, task.test_images, task.test_labels), 4),
         round(float(now.double().mean()), 4),
-        round(effective_rank(seen.features), 2), round(weight_norm(net), 2),
-        int((now & ~before).sum()), int((before & ~now).sum()))
+        round(effective_rank(seen.features), 2),
+        round(weight_norm(net), 2),
+        int((now & ~before).sum()),
+        int((before & ~now).sum()),
+    )
 
 
 def _lost(number: int) -> Round:

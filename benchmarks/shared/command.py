@@ -2,8 +2,8 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, Dict
 
 import torch
 
@@ -16,9 +16,15 @@ from .settings import Experiment
 QUICK = dict(seeds=2, epochs=5)
 
 
-def run(name: str, about: str, experiments: Dict[str, Dict[str, Experiment]],
-        make: Callable, epochs: Dict[str, int], train: Callable,
-        report: Callable) -> None:
+def run(
+    name: str,
+    about: str,
+    experiments: dict[str, dict[str, Experiment]],
+    make: Callable,
+    epochs: dict[str, int],
+    train: Callable,
+    report: Callable,
+) -> None:
     """The one command.
 
     Args:
@@ -39,13 +45,20 @@ def run(name: str, about: str, experiments: Dict[str, Dict[str, Experiment]],
         raise SystemExit(str(error)) from None
     jobs = {
         name: experiments[args.data][name].jobs(
-            make, args.seeds, data=args.data, epochs=args.epochs)
+            make, args.seeds, data=args.data, epochs=args.epochs
+        )
         for name in args.experiments
     }
     args.out.mkdir(parents=True, exist_ok=True)
     results = read_results(args.out / RESULTS)
-    train([job for own in jobs.values() for job in own], results, args.out,
-          args.data_root, args.processes, args.device)
+    train(
+        [job for own in jobs.values() for job in own],
+        results,
+        args.out,
+        args.data_root,
+        args.processes,
+        args.device,
+    )
     print(report(jobs, results, args.out, f'torch {torch.__version__}'))
 
 
@@ -53,24 +66,32 @@ def _parse(name, about, experiments, epochs) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=f'python -m benchmarks.{name}',
         description=about,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
-        '--experiments', nargs='+', metavar='NAME',
-        help='; '.join(f'of {data}: {", ".join(own)}'
-                       for data, own in experiments.items()))
+        '--experiments',
+        nargs='+',
+        metavar='NAME',
+        help='; '.join(
+            f'of {data}: {", ".join(own)}' for data, own in experiments.items()
+        ),
+    )
     parser.add_argument('--seeds', type=int, default=5, help='how many')
     parser.add_argument('--epochs', type=int)
     parser.add_argument(
-        '--quick', action='store_true',
-        help='{seeds} seeds and {epochs} epochs'.format(**QUICK))
+        '--quick',
+        action='store_true',
+        help='{seeds} seeds and {epochs} epochs'.format(**QUICK),
+    )
     parser.add_argument('--data', choices=DATA, default='digits')
-    parser.add_argument(
-        '--data-root', help="folder of CIFAR-10's binary version")
+    parser.add_argument('--data-root', help="folder of CIFAR-10's binary version")
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--processes', type=int, default=os.cpu_count())
     parser.add_argument(
-        '--out', type=Path, help=f'by default work_dirs/{name}, and '
-        f'work_dirs/{name}-quick with --quick')
+        '--out',
+        type=Path,
+        help=f'by default work_dirs/{name}, and work_dirs/{name}-quick with --quick',
+    )
     args = parser.parse_args()
     if args.quick:
         vars(args).update(QUICK)
@@ -83,9 +104,9 @@ def _parse(name, about, experiments, epochs) -> argparse.Namespace:
         parser.error(
             f'--experiments {", ".join(sorted(unknown))}: there is no such '
             f'experiment on {args.data}. Choose from '
-            f'{", ".join(experiments[args.data])}.')
+            f'{", ".join(experiments[args.data])}.'
+        )
     if min(args.seeds, args.epochs, args.processes) < 1:
         parser.error('--seeds, --epochs and --processes are at least 1.')
-    args.out = args.out or Path('work_dirs') / (
-        f'{name}-quick' if args.quick else name)
+    args.out = args.out or Path('work_dirs') / (f'{name}-quick' if args.quick else name)
     return args

@@ -6,7 +6,7 @@ version is pickles, and a pickle can run code.
 
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class Data(NamedTuple):
 
 
 @lru_cache(maxsize=4)
-def load(name: str, root: Optional[str], half: Optional[int]) -> Data:
+def load(name: str, root: str | None, half: int | None) -> Data:
     """The images of all classes, or of one half of them.
 
     Args:
@@ -54,28 +54,33 @@ def load(name: str, root: Optional[str], half: Optional[int]) -> Data:
     images = train[0]
     mean = images.mean((0, 2, 3), keepdim=True)
     std = images.std((0, 2, 3), keepdim=True)
-    return Data((images - mean) / std, train[1], (test[0] - mean) / std,
-                test[1], CLASSES if half is None else CLASSES // 2)
+    return Data(
+        (images - mean) / std,
+        train[1],
+        (test[0] - mean) / std,
+        test[1],
+        CLASSES if half is None else CLASSES // 2,
+    )
 
 
-def digits() -> Tuple[Tuple[Tensor, Tensor], ...]:
+def digits() -> tuple[tuple[Tensor, Tensor], ...]:
     """1198 training and 599 test images of 8 x 8, the same in every run."""
     found = load_digits()
     images = torch.tensor(found.images[:, None] / 16, dtype=torch.float32)
     labels = torch.tensor(found.target)
     train, test = train_test_split(
-        np.arange(len(labels)), test_size=1 / 3, random_state=0,
-        stratify=found.target)
+        np.arange(len(labels)), test_size=1 / 3, random_state=0, stratify=found.target
+    )
     return (images[train], labels[train]), (images[test], labels[test])
 
 
-def cifar10(root: Optional[str]) -> Tuple[Tuple[Tensor, Tensor], ...]:
+def cifar10(root: str | None) -> tuple[tuple[Tensor, Tensor], ...]:
     """Training and test images of 3 x 32 x 32."""
     batches = [f'data_batch_{number}.bin' for number in range(1, 6)]
     return _read(root, *batches), _read(root, 'test_batch.bin')
 
 
-def _read(root: Optional[str], *names: str) -> Tuple[Tensor, Tensor]:
+def _read(root: str | None, *names: str) -> tuple[Tensor, Tensor]:
     records = []
     for name in names:
         file = Path(root or '.') / name
@@ -84,21 +89,22 @@ def _read(root: Optional[str], *names: str) -> Tuple[Tensor, Tensor]:
                 f'CIFAR-10 has not been found: --data-root is {root} and has '
                 f'no {name}; name the folder with the files of the binary '
                 'version (cifar-10-binary.tar.gz), not those of the Python '
-                'version, which are pickles.')
+                'version, which are pickles.'
+            )
         read = np.fromfile(file, np.uint8)
-        if not read.size or read.size % RECORD or \
-                read[::RECORD].max() >= CLASSES:
+        if not read.size or read.size % RECORD or read[::RECORD].max() >= CLASSES:
             raise InputError(
                 f'{file} ({read.size} bytes) is not a whole file of '
                 f"CIFAR-10's binary version, which has records of {RECORD} "
-                'bytes that begin with a label from 0 to 9; fetch it again.')
+                'bytes that begin with a label from 0 to 9; fetch it again.'
+            )
         records.append(read.reshape(-1, RECORD))
     read = torch.from_numpy(np.concatenate(records))
     images = read[:, 1:].reshape(-1, 3, SIDE, SIDE)
     return images.float() / 255, read[:, 0].long()
 
 
-def _half(images: Tensor, labels: Tensor, half: int) -> Tuple[Tensor, Tensor]:
+def _half(images: Tensor, labels: Tensor, half: int) -> tuple[Tensor, Tensor]:
     first = half * (CLASSES // 2)
     mine = (labels >= first) & (labels < first + CLASSES // 2)
     return images[mine], labels[mine] - first

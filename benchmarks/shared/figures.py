@@ -1,25 +1,27 @@
 """Figures of variants over a setting, as PNG files."""
 
-from typing import Callable, Dict, List, Sequence, Tuple
+from collections.abc import Callable, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from mmpsbn.analysis.figures import STYLE
+from mmpsbn.analysis.style import STYLE
 
 from .settings import Row, panel_of
 
 
-def draw_variants(rows: Sequence[Row],
-                  x: str,
-                  panels: Sequence[str],
-                  measures: Dict[str, Callable[[Row], List[float]]],
-                  series_of: Callable[[Row], str],
-                  styles: Dict[str, Tuple[str, str]],
-                  names: Dict[str, str],
-                  out: str,
-                  tick: Callable[[float], str] = '{:g}'.format) -> None:
+def draw_variants(
+    rows: Sequence[Row],
+    x: str,
+    panels: Sequence[str],
+    measures: dict[str, Callable[[Row], list[float]]],
+    series_of: Callable[[Row], str],
+    styles: dict[str, tuple[str, str]],
+    names: dict[str, str],
+    out: str,
+    tick: Callable[[float], str] = '{:g}'.format,
+) -> None:
     """Measures over a setting: seeds as points, their mean and range.
 
     Args:
@@ -34,57 +36,83 @@ def draw_variants(rows: Sequence[Row],
         out (str): The PNG to write.
         tick (callable): What is written at a value of ``x``.
     """
-    columns = list(
-        dict.fromkeys(panel_of(row.settings, panels) for row in rows))
+    columns = list(dict.fromkeys(panel_of(row.settings, panels) for row in rows))
     with matplotlib.rc_context(STYLE):
         figure = Figure(
             figsize=(max(4.5, 3.2 * len(columns)), 2.5 * len(measures)),
-            layout='constrained')
-        axes = figure.subplots(len(measures), len(columns), sharex='col',
-                               sharey='row', squeeze=False)
+            layout='constrained',
+        )
+        axes = figure.subplots(
+            len(measures), len(columns), sharex='col', sharey='row', squeeze=False
+        )
         for column, values in enumerate(columns):
-            own = [row for row in rows
-                   if panel_of(row.settings, panels) == values]
+            own = [row for row in rows if panel_of(row.settings, panels) == values]
             for axis, of in zip(axes[:, column], measures.values()):
                 places = _places(axis, own, x, tick)
                 for name in dict.fromkeys(map(series_of, own)):
-                    draw_series(axis, [
-                        (places[getattr(row.settings, x)], of(row))
-                        for row in own if series_of(row) == name
-                    ], name, *styles[name])
+                    draw_series(
+                        axis,
+                        [
+                            (places[getattr(row.settings, x)], of(row))
+                            for row in own
+                            if series_of(row) == name
+                        ],
+                        name,
+                        *styles[name],
+                    )
             axes[0, column].set_title(
-                ', '.join(value if isinstance(value, str) else
-                          f'{names.get(name, name)} {value:g}'
-                          for name, value in zip(panels, values)),
-                fontsize=9)
+                ', '.join(
+                    value
+                    if isinstance(value, str)
+                    else f'{names.get(name, name)} {value:g}'
+                    for name, value in zip(panels, values)
+                ),
+                fontsize=9,
+            )
             axes[-1, column].set_xlabel(names.get(x, x))
         for axis, label in zip(axes[:, 0], measures):
             axis.set_ylabel(label)
         handles, labels = axes[0, 0].get_legend_handles_labels()
         if len(labels) > 1:
-            figure.legend(handles, labels, loc='outside upper right',
-                          ncols=len(labels), frameon=False)
+            figure.legend(
+                handles,
+                labels,
+                loc='outside upper right',
+                ncols=len(labels),
+                frameon=False,
+            )
         figure.savefig(out, dpi=150)
 
 
-def draw_series(axis, points: Sequence[Tuple[float, List[float]]], label: str,
-                colour: str, marker: str) -> None:
+def draw_series(
+    axis,
+    points: Sequence[tuple[float, list[float]]],
+    label: str,
+    colour: str,
+    marker: str,
+) -> None:
     """A line of means with the range and the values of the seeds."""
     points = [(place, values) for place, values in points if values]
     at = [place for place, _ in points]
-    axis.plot(at, [np.mean(values) for _, values in points], color=colour,
-              label=label)
-    axis.fill_between(at, [min(values) for _, values in points],
-                      [max(values) for _, values in points], color=colour,
-                      alpha=0.15, lw=0)
+    axis.plot(at, [np.mean(values) for _, values in points], color=colour, label=label)
+    axis.fill_between(
+        at,
+        [min(values) for _, values in points],
+        [max(values) for _, values in points],
+        color=colour,
+        alpha=0.15,
+        lw=0,
+    )
     for place, values in points:
-        axis.plot([place] * len(values), values, marker, color=colour, ms=3,
-                  alpha=0.6, mew=0)
+        axis.plot(
+            [place] * len(values), values, marker, color=colour, ms=3, alpha=0.6, mew=0
+        )
     axis.grid(lw=0.4)
 
 
-def by_logarithm(axis, values: Sequence[float],
-                 tick: Callable[[float], str] = '{:g}'.format) -> None:
+def by_logarithm(
+    axis, values: Sequence[float], tick: Callable[[float], str] = '{:g}'.format
+) -> None:
     """A tick at each value, written where there is room for it."""
     labels, last = [], 0
     for value in values:

@@ -6,8 +6,9 @@ of basic blocks with 16, 32 and 64 channels. Both end with the mean over
 positions and a linear layer. Their depth is the number of 3 x 3 convolutions.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -55,8 +56,7 @@ class BasicBlock(nn.Module):
         stride (int): Of the first convolution and the shortcut.
     """
 
-    def __init__(self, layers: Layers, inputs: int, outputs: int,
-                 stride: int) -> None:
+    def __init__(self, layers: Layers, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = layers.conv(inputs, outputs, 3, stride, 1)
         self.bn1 = layers.norm(outputs)
@@ -66,7 +66,8 @@ class BasicBlock(nn.Module):
         self.downsample = None
         if stride > 1 or inputs != outputs:
             self.downsample = nn.Sequential(
-                layers.conv(inputs, outputs, 1, stride), layers.norm(outputs))
+                layers.conv(inputs, outputs, 1, stride), layers.norm(outputs)
+            )
 
     def forward(self, input: Tensor) -> Tensor:
         branch = self.relu(self.bn1(self.conv1(input)))
@@ -93,13 +94,15 @@ class Classifier(nn.Module):
             ReLU, which is 0.
     """
 
-    def __init__(self,
-                 network: str,
-                 depth: int,
-                 channels: int,
-                 classes: int,
-                 layers: Layers,
-                 slope: float = 0.) -> None:
+    def __init__(
+        self,
+        network: str,
+        depth: int,
+        channels: int,
+        classes: int,
+        layers: Layers,
+        slope: float = 0.0,
+    ) -> None:
         super().__init__()
         self.body, width = nn.Sequential(), channels
 
@@ -111,16 +114,20 @@ class Classifier(nn.Module):
 
         if network == 'conv':
             for index in range(depth):
-                add(WIDTH, 2 if index == 1 else 1,
-                    SplitLeakyReLU(slope) if slope else nn.ReLU(inplace=True))
+                add(
+                    WIDTH,
+                    2 if index == 1 else 1,
+                    SplitLeakyReLU(slope) if slope else nn.ReLU(inplace=True),
+                )
                 width = WIDTH
         else:
             add(STAGES[0][0], 1, nn.ReLU(inplace=True))
             width = STAGES[0][0]
             for outputs, stride in STAGES:
                 for number in range(depth // (2 * len(STAGES))):
-                    self.body.append(BasicBlock(
-                        layers, width, outputs, 1 if number else stride))
+                    self.body.append(
+                        BasicBlock(layers, width, outputs, 1 if number else stride)
+                    )
                     width = outputs
         self.fc = layers.linear(width, classes)
         for module in self.body.modules():

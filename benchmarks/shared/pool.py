@@ -6,38 +6,41 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
-from typing import (Callable, Dict, Iterator, NamedTuple, Sequence,
-                    Tuple)
+from typing import NamedTuple
 
-from mmpsbn.files import write_whole
+from mmpsbn.files import write_atomically
 
 from .settings import key_of, tree_of
 
 RESULTS = 'results.jsonl'
 
 
-def read_results(file: Path) -> Dict[str, dict]:
+def read_results(file: Path) -> dict[str, dict]:
     """Results by the key of their settings.
 
     A line that a kill has cut short is taken out.
     """
     text = file.read_text() if file.exists() else ''
-    whole = text[:text.rfind('\n') + 1]
+    whole = text[: text.rfind('\n') + 1]
     if whole != text:
-        write_whole(file, whole.encode())
+        write_atomically(file, whole.encode())
     lines = [json.loads(line) for line in whole.splitlines()]
     return {
-        json.dumps(line['settings'], sort_keys=True): line['result']
-        for line in lines
+        json.dumps(line['settings'], sort_keys=True): line['result'] for line in lines
     }
 
 
-def train_all(waves: Sequence[Tuple[Callable, Sequence[NamedTuple]]],
-              results: Dict[str, dict], file: Path, processes: int,
-              told: Callable[[NamedTuple, dict], str]) -> None:
+def train_all(
+    waves: Sequence[tuple[Callable, Sequence[NamedTuple]]],
+    results: dict[str, dict],
+    file: Path,
+    processes: int,
+    told: Callable[[NamedTuple, dict], str],
+) -> None:
     """Run trainings, and add a line to the file as each one ends.
 
     Args:
@@ -57,19 +60,22 @@ def train_all(waves: Sequence[Tuple[Callable, Sequence[NamedTuple]]],
     begin, done = time.monotonic(), 0
     with open(file, 'a') as lines:
         for job, result in in_processes(waves, processes):
-            lines.write(json.dumps(
-                dict(settings=tree_of(job), result=result)) + '\n')
+            lines.write(json.dumps(dict(settings=tree_of(job), result=result)) + '\n')
             lines.flush()
             results[key_of(job)] = result
             done += 1
             left = (time.monotonic() - begin) * (count / done - 1)
-            print(f'{done}/{count}: {told(job, result)}, '
-                  f'{result["seconds"]:.0f} s; {left / 60:.1f} min '
-                  'left', flush=True)
+            print(
+                f'{done}/{count}: {told(job, result)}, '
+                f'{result["seconds"]:.0f} s; {left / 60:.1f} min '
+                'left',
+                flush=True,
+            )
 
 
-def in_processes(waves: Sequence[Tuple[Callable, Sequence]],
-                 processes: int) -> Iterator[tuple]:
+def in_processes(
+    waves: Sequence[tuple[Callable, Sequence]], processes: int
+) -> Iterator[tuple]:
     """Iterate over jobs and their results in the order in which they end.
 
     After an error or Ctrl-C, the jobs that have not ended are stopped. The
@@ -80,8 +86,8 @@ def in_processes(waves: Sequence[Tuple[Callable, Sequence]],
         processes (int): The number of jobs that run in parallel.
     """
     with ProcessPoolExecutor(
-            processes, multiprocessing.get_context('spawn'),
-            _end_with_parent) as pool:
+        processes, multiprocessing.get_context('spawn'), _end_with_parent
+    ) as pool:
         try:
             for function, jobs in waves:
                 with _blocking_interrupts():
@@ -107,6 +113,7 @@ def _blocking_interrupts() -> Iterator[None]:
 
 def _end_with_parent() -> None:
     """End a worker if its parent is killed."""
+
     def watch():
         multiprocessing.parent_process().join()
         os._exit(1)

@@ -5,8 +5,9 @@ from.
 """
 
 import json
+from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
+from typing import NamedTuple
 
 
 class Experiment(NamedTuple):
@@ -20,7 +21,7 @@ class Experiment(NamedTuple):
     panels: Sequence[str] = ()
     """Settings with a panel for each value."""
 
-    def jobs(self, make: Callable, seeds: int, **base) -> List[NamedTuple]:
+    def jobs(self, make: Callable, seeds: int, **base) -> list[NamedTuple]:
         """Every variant with every seed, seed by seed.
 
         Args:
@@ -29,7 +30,8 @@ class Experiment(NamedTuple):
             base: Settings of all variants that have no others.
         """
         return [
-            make(seed, base, variant) for seed in range(seeds)
+            make(seed, base, variant)
+            for seed in range(seeds)
             for variant in self.variants
         ]
 
@@ -39,10 +41,10 @@ class Row(NamedTuple):
 
     settings: NamedTuple
     """Of the first seed."""
-    results: List[dict]
+    results: list[dict]
 
     @property
-    def accuracies(self) -> List[float]:
+    def accuracies(self) -> list[float]:
         return [100 * result['accuracy'] for result in self.results]
 
     @property
@@ -50,7 +52,7 @@ class Row(NamedTuple):
         return sum(result['diverged'] for result in self.results)
 
 
-def grid(**axes: Sequence) -> List[dict]:
+def grid(**axes: Sequence) -> list[dict]:
     """Every combination of the values."""
     return [dict(zip(axes, values)) for values in product(*axes.values())]
 
@@ -68,10 +70,11 @@ def key_of(settings: NamedTuple) -> str:
     return json.dumps(tree_of(settings), sort_keys=True)
 
 
-def rows_of(jobs: Sequence[NamedTuple], results: Dict[str, dict],
-            row: Callable = Row) -> List[Row]:
+def make_rows(
+    jobs: Sequence[NamedTuple], results: dict[str, dict], row: Callable = Row
+) -> list[Row]:
     """Variants in their order, with the results of all seeds."""
-    rows: Dict[str, Row] = {}
+    rows: dict[str, Row] = {}
     for job in jobs:
         variant = _of_first_seed(job)
         own = rows.setdefault(key_of(variant), row(variant, []))
@@ -85,21 +88,24 @@ def _of_first_seed(settings: NamedTuple) -> NamedTuple:
     return settings._replace(seed=0, **more)
 
 
-def varied(rows: Sequence[Row], without: Sequence[str]) -> List[str]:
+def varied(rows: Sequence[Row], without: Sequence[str]) -> list[str]:
     """Names of the settings that differ between the rows."""
     return [
-        name for name in rows[0].settings._fields if name not in without
+        name
+        for name in rows[0].settings._fields
+        if name not in without
         and len({getattr(row.settings, name) for row in rows}) > 1
     ]
 
 
-def in_words(settings: NamedTuple, without: Sequence[str] = ()) -> str:
+def format_duration(settings: NamedTuple, without: Sequence[str] = ()) -> str:
     """The settings that are not the defaults."""
     return ', '.join(
-        f'{name} {value}' for name, value in settings._asdict().items()
-        if name not in without
-        and value != settings._field_defaults.get(name))
+        f'{name} {value}'
+        for name, value in settings._asdict().items()
+        if name not in without and value != settings._field_defaults.get(name)
+    )
 
 
-def panel_of(settings: NamedTuple, panels: Sequence[str]) -> Tuple:
+def panel_of(settings: NamedTuple, panels: Sequence[str]) -> tuple:
     return tuple(getattr(settings, name) for name in panels)

@@ -1,7 +1,7 @@
 """The training loop, and the accuracy that it reaches."""
 
 import math
-from typing import Callable, Optional
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,15 @@ AUGMENTED = frozenset(['cifar10'])  # Data sets that are augmented.
 PADDING = 4  # Of random crops.
 
 
-def fit(net: nn.Module,
-        data: Data,
-        optimizer: torch.optim.Optimizer,
-        epochs: int,
-        batch: int,
-        augment: bool = False,
-        after_step: Callable[[int], None] = lambda step: None
-        ) -> Optional[float]:
+def fit(
+    net: nn.Module,
+    data: Data,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    batch: int,
+    augment: bool = False,
+    after_step: Callable[[int], None] = lambda step: None,
+) -> float | None:
     """Train by cross entropy, with new random batches in each epoch.
 
     The lr rises for an epoch and goes to 0 by a cosine.
@@ -45,8 +46,11 @@ def fit(net: nn.Module,
     per_epoch = len(data.train_labels) // batch
     steps = epochs * per_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1, (step + 1) / per_epoch) *
-        (1 + math.cos(math.pi * step / steps)) / 2)
+        optimizer,
+        lambda step: (
+            min(1, (step + 1) / per_epoch) * (1 + math.cos(math.pi * step / steps)) / 2
+        ),
+    )
     for step in range(steps):
         if step % per_epoch == 0:
             order = torch.randperm(len(data.train_labels))
@@ -85,8 +89,7 @@ def flipped_and_cropped(images: Tensor) -> Tensor:
     images = images.flip(3).where(flip.to(images.device), images)
     padded = F.pad(images, [PADDING] * 4)
     every = torch.arange(number, device=images.device)[:, None, None]
-    return padded[every, :, rows[:, :, None],
-                  columns[:, None, :]].permute(0, 3, 1, 2)
+    return padded[every, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
@@ -94,7 +97,9 @@ def accuracy(net: nn.Module, data: Data) -> float:
     """The share of the test images that is classified rightly."""
     net.eval()
     right = sum(
-        int((net(images).argmax(1) == labels).sum()) for images, labels in zip(
-            data.test_images.split(EVALUATED),
-            data.test_labels.split(EVALUATED)))
+        int((net(images).argmax(1) == labels).sum())
+        for images, labels in zip(
+            data.test_images.split(EVALUATED), data.test_labels.split(EVALUATED)
+        )
+    )
     return right / len(data.test_labels)

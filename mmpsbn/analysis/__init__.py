@@ -1,7 +1,11 @@
-from .collapse import ChannelWatch, positive_probability
-from .memory import saved_bytes
-from .timing import ratios, turns
+from mmpsbn.analysis.collapse import ChannelWatch, positive_probability
+from mmpsbn.analysis.memory import saved_bytes
+from mmpsbn.analysis.timing import ratios, time_alternately
 
 __all__ = [
-    'ChannelWatch', 'positive_probability', 'ratios', 'saved_bytes', 'turns'
+    'ChannelWatch',
+    'positive_probability',
+    'ratios',
+    'saved_bytes',
+    'time_alternately',
 ]

@@ -6,7 +6,8 @@ not above 0, so that the ReLU after the norm layer gives 0 for every input and
 no gradient comes back.
 """
 
-from typing import Dict, Iterator, NamedTuple, Optional, Tuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Outputs(NamedTuple):
     """Whether a residual sum stands between the norm layer and the ReLU."""
 
 
-def norm_layers(model: nn.Module) -> Iterator[Tuple[str, nn.Module]]:
+def norm_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Names and modules of BN and its like, psBN, GN and MimicNorm."""
     for name, module in model.named_modules():
         if isinstance(module, NORM_TYPES) and channels_of(module):
@@ -81,15 +82,14 @@ class ChannelWatch(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.layers = dict(norm_layers(model))
-        self._alive: Dict[str, Tensor] = {}
-        self._after_sum: Dict[str, bool] = {}
+        self._alive: dict[str, Tensor] = {}
+        self._after_sum: dict[str, bool] = {}
         self._origins = WeakIdKeyDictionary()
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> 'ChannelWatch':
         for name, layer in self.layers.items():
-            self._handles.append(
-                layer.register_forward_hook(self._listener(name)))
+            self._handles.append(layer.register_forward_hook(self._listener(name)))
         return super().__enter__()
 
     def __exit__(self, *error) -> None:
@@ -113,7 +113,7 @@ class ChannelWatch(TorchFunctionMode):
         return result
 
     @property
-    def outputs(self) -> Dict[str, Outputs]:
+    def outputs(self) -> dict[str, Outputs]:
         """Of every norm layer that a ReLU was seen to follow."""
         return {
             name: Outputs(~alive, self._after_sum[name])
@@ -129,9 +129,12 @@ class ChannelWatch(TorchFunctionMode):
 
     def _add(self, summands: list, result: Tensor) -> None:
         for summand in summands:
-            if isinstance(summand, Tensor) and summand in self._origins and \
-                    summand.dim() == result.dim() and \
-                    summand.shape[1] == result.shape[1]:
+            if (
+                isinstance(summand, Tensor)
+                and summand in self._origins
+                and summand.dim() == result.dim()
+                and summand.shape[1] == result.shape[1]
+            ):
                 layer = self._origins[summand].layer
                 self._origins[result] = Origin(layer, True)
                 return
@@ -141,12 +144,11 @@ class ChannelWatch(TorchFunctionMode):
         if not output.numel():
             return
         alive = (output.detach() > 0).transpose(0, 1).flatten(1).any(1)
-        self._alive[origin.layer] = self._alive.get(origin.layer,
-                                                    alive) | alive
+        self._alive[origin.layer] = self._alive.get(origin.layer, alive) | alive
         self._after_sum[origin.layer] = origin.summed
 
 
-def positive_probability(norm: nn.Module) -> Optional[Tensor]:
+def positive_probability(norm: nn.Module) -> Tensor | None:
     """How often a channel is above 0, by gamma and the shift alone.
 
     P(gamma * x_hat + shift > 0) = Phi(shift / |gamma|) for a normal x_hat,
@@ -163,17 +165,17 @@ def positive_probability(norm: nn.Module) -> Optional[Tensor]:
     if gamma is None:
         return None
     return torch.special.ndtr(shift / gamma.abs()).where(
-        gamma != 0, (shift > 0).to(gamma))
+        gamma != 0, (shift > 0).to(gamma)
+    )
 
 
-def gamma_and_shift(norm: nn.Module) -> Tuple[Optional[Tensor], ...]:
+def gamma_and_shift(norm: nn.Module) -> tuple[Tensor | None, ...]:
     """Scale and applied bias in float64, None for a layer without them."""
     gamma = getattr(norm, 'weight', None)
     shift = getattr(norm, 'bias', None)
     if gamma is None or shift is None:
         return None, None
-    return (gamma.detach().double(),
-            torch.as_tensor(shift).detach().double())
+    return (gamma.detach().double(), torch.as_tensor(shift).detach().double())
 
 
 def _first(args, kwargs):
@@ -181,5 +183,8 @@ def _first(args, kwargs):
 
 
 def _from_zero(args, kwargs) -> bool:
-    least = args[1] if len(args) > 1 else kwargs.get('min_val', -1.)
+    least = args[1] if len(args) > 1 else kwargs.get('min_val', -1.0)
     return least == 0
+
+
+LEAST_GAMMA = 1e-3  # A smaller gamma is called vanished.

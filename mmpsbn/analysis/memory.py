@@ -1,6 +1,6 @@
 """Memory that training takes, counted exactly and on any hardware."""
 
-from typing import Callable, Iterable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks

@@ -1,9 +1,10 @@
 """Dead channels of one model across successive trainings (rounds)."""
 
 import csv
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from .report import Layer
+from mmpsbn.analysis.report import Layer
 
 # What judges a channel, and the attribute of Layer that has the result.
 PARAMETERS, IMAGES = 'parameters', 'images'
@@ -16,62 +17,78 @@ class Change(NamedTuple):
     channels: int
     """Channels that a ReLU follows, without a sum before it."""
     dead: int
-    newly_dead: Optional[int]
+    newly_dead: int | None
     """As ``recovered``, None in the first round. Both count the layers that
     could be judged in both rounds."""
-    recovered: Optional[int]
+    recovered: int | None
 
 
-def changes(rounds: Sequence[Sequence[Layer]], judge: str) -> List[Change]:
+def changes(rounds: Sequence[Sequence[Layer]], judge: str) -> list[Change]:
     """Compare each round with the one before it.
 
     Args:
         rounds (list[list[Layer]]): The layers of each checkpoint, in order.
         judge (str): PARAMETERS or IMAGES.
     """
-    found: List[Change] = []
-    before: Dict[str, set] = {}
+    found: list[Change] = []
+    before: dict[str, set] = {}
     for layers in rounds:
-        own = [layer for layer in layers
-               if layer.judged and not layer.after_sum and
-               (judge == IMAGES or layer.gamma)]
-        dead = {layer.name: set(getattr(layer, JUDGES[judge]))
-                for layer in own}
+        own = [
+            layer
+            for layer in layers
+            if layer.judged and not layer.after_sum and (judge == IMAGES or layer.gamma)
+        ]
+        dead = {layer.name: set(getattr(layer, JUDGES[judge])) for layer in own}
         pairs = [(before[name], dead[name]) for name in dead if name in before]
-        found.append(Change(
-            sum(layer.channels for layer in own),
-            sum(map(len, dead.values())),
-            sum(len(now - then) for then, now in pairs) if found else None,
-            sum(len(then - now) for then, now in pairs) if found else None))
+        found.append(
+            Change(
+                sum(layer.channels for layer in own),
+                sum(map(len, dead.values())),
+                sum(len(now - then) for then, now in pairs) if found else None,
+                sum(len(then - now) for then, now in pairs) if found else None,
+            )
+        )
         before = dead
     return found
 
 
-def rounds_table(names: Sequence[str],
-                 by: Dict[str, List[Change]]) -> List[List[str]]:
+def rounds_table(names: Sequence[str], by: dict[str, list[Change]]) -> list[list[str]]:
     """Rows for each round, the first one a head.
 
     Args:
         names (list[str]): Those of the checkpoints.
         by (dict): For each judge what :func:`changes` returns.
     """
-    rows = [['round', 'channels', *(
-        title for judge in by
-        for title in (f'dead by {judge}', 'newly dead', 'recovered'))]]
+    rows = [
+        [
+            'round',
+            'channels',
+            *(
+                title
+                for judge in by
+                for title in (f'dead by {judge}', 'newly dead', 'recovered')
+            ),
+        ]
+    ]
     for index, name in enumerate(names):
-        row = [f'{index + 1} {name}',
-               str(max(judged[index].channels for judged in by.values()))]
+        row = [
+            f'{index + 1} {name}',
+            str(max(judged[index].channels for judged in by.values())),
+        ]
         for judged in by.values():
             channels, dead, newly, recovered = judged[index]
-            row += [f'{dead} ({dead / channels:.1%})' if channels else '-',
-                    *('-' if number is None else str(number)
-                      for number in (newly, recovered))]
+            row += [
+                f'{dead} ({dead / channels:.1%})' if channels else '-',
+                *(
+                    '-' if number is None else str(number)
+                    for number in (newly, recovered)
+                ),
+            ]
         rows.append(row)
     return rows
 
 
-def write_rounds(names: Sequence[str], by: Dict[str, List[Change]],
-                 out: str) -> None:
+def write_rounds(names: Sequence[str], by: dict[str, list[Change]], out: str) -> None:
     """Write a CSV file with one line for each round and judge."""
     with open(out, 'w', newline='') as file:
         writer = csv.writer(file)

@@ -3,14 +3,15 @@
 import random
 import statistics
 import time
-from typing import Callable, Dict, Hashable, List
+from collections.abc import Callable, Hashable
 
 import torch
 
 
-def turns(actions: Dict[Hashable, Callable],
-          rounds: int) -> Dict[Hashable, List[float]]:
-    """Seconds that actions take, by turns, in each of some rounds.
+def time_alternately(
+    actions: dict[Hashable, Callable], rounds: int
+) -> dict[Hashable, list[float]]:
+    """Seconds that actions take, by time_alternately, in each of some rounds.
 
     Each round has its own random order of the actions. A first round is not
     counted.
@@ -40,7 +41,7 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def ratios(seconds: Dict[Hashable, List[float]]) -> Dict[Hashable, float]:
+def ratios(seconds: dict[Hashable, list[float]]) -> dict[Hashable, float]:
     """Of each action's seconds over the first one's, the median of rounds."""
     first = next(iter(seconds.values()))
     return {

@@ -2,9 +2,10 @@
 
 import copy
 import statistics
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -15,11 +16,10 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
-from mmpsbn.analysis import saved_bytes, turns
-from mmpsbn.convert.conversion import build
-from mmpsbn.engine.blame import blamed_on_config
-from mmpsbn.engine.norm_check_hook import (LevelWatch, find_idle_norms,
-                                           shared_in_words)
+from mmpsbn.analysis import saved_bytes, time_alternately
+from mmpsbn.config.errors import explain_config_errors
+from mmpsbn.detectors.build import build_model
+from mmpsbn.hooks.norm_check_hook import LevelWatch, describe_shared, find_idle_norms
 
 
 class Cost(NamedTuple):
@@ -33,7 +33,7 @@ class Cost(NamedTuple):
     """Seconds of a prediction for the batch."""
     saved: float
     """MiB that autograd keeps of a forward for its backward."""
-    peak: Optional[float]
+    peak: float | None
     """MiB that the allocator of a GPU held at most in a step."""
     batch: int
     """Images of the batch."""
@@ -43,28 +43,30 @@ class Cost(NamedTuple):
     """Why its layers have no effect, see find_idle_norms."""
 
 
-def warnings_of(costs: Dict[str, Cost]) -> List[str]:
+def list_warnings(costs: dict[str, Cost]) -> list[str]:
     """What makes some normalizations worse than they are."""
     return [
-        f'{norm}: {warning}' for norm, cost in costs.items() for warning in [
-            *([shared_in_words(cost.shared)] if cost.shared else []),
-            *(f'{reason}.' for reason in cost.idle)
+        f'{norm}: {warning}'
+        for norm, cost in costs.items()
+        for warning in [
+            *([describe_shared(cost.shared)] if cost.shared else []),
+            *(f'{reason}.' for reason in cost.idle),
         ]
     ]
 
 
-def measure_costs(cfgs: Dict[str, Config], rounds: int) -> Dict[str, Cost]:
+def measure_costs(cfgs: dict[str, Config], rounds: int) -> dict[str, Cost]:
     """Measure the detectors of some configs on the same training batch.
 
     Args:
         cfgs (dict): For each normalization its config.
-        rounds (int): Of timing, in which all take turns.
+        rounds (int): Of timing, in which all take time_alternately.
     """
     device = get_device()
     batch = _training_batch(next(iter(cfgs.values())))
     steps, predictions, saved, peak, shared, idle = {}, {}, {}, {}, {}, {}
     for norm, cfg in cfgs.items():
-        model = build(cfg, cfg.model).to(device)
+        model = build_model(cfg).to(device)
         steps[norm], predictions[norm], loss = _actions(model, batch)
         idle[norm] = _idle_norms(cfg, model)
         watch = LevelWatch(model)
@@ -74,36 +76,40 @@ def measure_costs(cfgs: Dict[str, Config], rounds: int) -> Dict[str, Cost]:
             torch.cuda.reset_peak_memory_stats()
             steps[norm]()
             peak[norm] = torch.cuda.max_memory_allocated() / 2**20
-    step, inference = turns(steps, rounds), turns(predictions, 1)
+    step, inference = time_alternately(steps, rounds), time_alternately(predictions, 1)
     first = step[next(iter(cfgs))]
     return {
         norm: Cost(
             statistics.median(step[norm]),
             statistics.median(a / b for a, b in zip(step[norm], first)),
-            statistics.median(inference[norm]), saved[norm], peak.get(norm),
-            len(batch['inputs']), shared[norm], idle[norm])
+            statistics.median(inference[norm]),
+            saved[norm],
+            peak.get(norm),
+            len(batch['inputs']),
+            shared[norm],
+            idle[norm],
+        )
         for norm in cfgs
     }
 
 
 def _training_batch(cfg: Config) -> dict:
-    loader = dict(
-        cfg.train_dataloader, num_workers=0, persistent_workers=False)
+    loader = dict(cfg.train_dataloader, num_workers=0, persistent_workers=False)
     # pycocotools prints what it does.
-    with redirect_stdout(StringIO()), DefaultScope.overwrite_default_scope(
-            cfg.get('default_scope', 'mmdet')):
-        with blamed_on_config():
+    with (
+        redirect_stdout(StringIO()),
+        DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')),
+    ):
+        with explain_config_errors():
             loader = Runner.build_dataloader(loader, seed=0)
         return next(iter(loader))
 
 
-@blamed_on_config()
-def _idle_norms(cfg: Config, model: nn.Module) -> List[str]:
+@explain_config_errors()
+def _idle_norms(cfg: Config, model: nn.Module) -> list[str]:
     """Say why norm layers have no effect with the config's optimizer."""
-    with DefaultScope.overwrite_default_scope(
-            cfg.get('default_scope', 'mmdet')):
-        optim_wrapper = build_optim_wrapper(
-            model, copy.deepcopy(cfg.optim_wrapper))
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):
+        optim_wrapper = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
     return find_idle_norms(model.train(), optim_wrapper)
 
 

@@ -2,17 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import List, Set
 
 import numpy as np
 from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 
-from mmpsbn.engine.config import dicts_in
-from mmpsbn.engine.data import (DataFiles, blame_annotations, data_files,
-                                read_annotations)
-from mmpsbn.engine.whole_files import write_whole
+from mmpsbn.config.annotations import check_annotations, read_annotations
+from mmpsbn.config.data import DataFiles, data_files
+from mmpsbn.config.model import dicts_in
 from mmpsbn.errors import InputError
+from mmpsbn.files import write_atomically
 
 TRIES = 100  # Random splits, of which the first with all classes is taken.
 FILES = ('tuning_train.json', 'tuning_held_out.json')
@@ -39,13 +38,13 @@ class HeldOut:
             raise InputError(
                 f'--tune {share:g} is not supported: it is the share of the '
                 'training images that are held out, between 0 and 1. Try '
-                '--tune 0.2.')
+                '--tune 0.2.'
+            )
         self.share = share
         files = _training_files(cfg, share)
-        blame_annotations(files)
+        check_annotations(files)
         self._content = read_annotations(files.annotations)
-        held_out = _choose(self._content, _classes(files), share,
-                           files.annotations)
+        held_out = _choose(self._content, _classes(files), share, files.annotations)
         every = {image['id'] for image in self._content['images']}
         self._parts = every - held_out, held_out
 
@@ -59,18 +58,22 @@ class HeldOut:
         for name, images in zip(FILES, self._parts):
             part = dict(
                 self._content,
-                images=[image for image in self._content['images']
-                        if image['id'] in images],
-                annotations=[box for box in self._content['annotations']
-                             if box['image_id'] in images])
-            write_whole(folder / name, json.dumps(part).encode())
+                images=[
+                    image for image in self._content['images'] if image['id'] in images
+                ],
+                annotations=[
+                    box
+                    for box in self._content['annotations']
+                    if box['image_id'] in images
+                ],
+            )
+            write_atomically(folder / name, json.dumps(part).encode())
 
     def use(self, cfg: Config, folder: Path) -> None:
         """Let a config train on one part and evaluate on the other."""
         train = _training_files(cfg, self.share).dataset
-        test = next(data_files(cfg, ('val_dataloader', ))).dataset
-        train['ann_file'], held_out = (
-            str((folder / name).resolve()) for name in FILES)
+        test = next(data_files(cfg, ('val_dataloader',))).dataset
+        train['ann_file'], held_out = (str((folder / name).resolve()) for name in FILES)
         test['ann_file'] = held_out
         for key in ('data_root', 'data_prefix'):
             test.pop(key, None)
@@ -84,43 +87,55 @@ class HeldOut:
 def _training_files(cfg: Config, share: float) -> DataFiles:
     """Find the training set, which both loaders have one of, like COCO's."""
     for loader in ('val_dataloader', 'train_dataloader'):
-        found = list(data_files(cfg, (loader, )))
-        if len(found) != 1 or getattr(
-                found[0].kind, 'load_data_list',
-                None) is not CocoDataset.load_data_list:
-            kinds = ', '.join(str(files.dataset.get('type'))
-                              for files in found) or 'no local data set'
+        found = list(data_files(cfg, (loader,)))
+        if (
+            len(found) != 1
+            or getattr(found[0].kind, 'load_data_list', None)
+            is not CocoDataset.load_data_list
+        ):
+            kinds = (
+                ', '.join(str(files.dataset.get('type')) for files in found)
+                or 'no local data set'
+            )
             raise InputError(
                 f"--tune {share:g} needs one data set in COCO's layout in "
                 f'{loader}, because it writes a part of its annotations; the '
                 f'config has {kinds}. Convert the data set to CocoDataset, or '
-                'leave --tune out.')
+                'leave --tune out.'
+            )
     return found[0]
 
 
-def _classes(files: DataFiles) -> Set[str]:
-    return set((files.dataset.get('metainfo') or {}).get(
-        'classes', files.kind.METAINFO['classes']))
+def _classes(files: DataFiles) -> set[str]:
+    return set(
+        (files.dataset.get('metainfo') or {}).get(
+            'classes', files.kind.METAINFO['classes']
+        )
+    )
 
 
-def _choose(content: dict, classes: Set[str], share: float,
-            file: str) -> Set[int]:
+def _choose(content: dict, classes: set[str], share: float, file: str) -> set[int]:
     """Choose the ids of the images to hold out."""
-    names = {item['id']: item['name'] for item in content['categories']
-             if item['name'] in classes}
+    names = {
+        item['id']: item['name']
+        for item in content['categories']
+        if item['name'] in classes
+    }
     having = {}
     for box in content['annotations']:
         if box['category_id'] in names and not box.get('iscrowd'):
-            having.setdefault(names[box['category_id']],
-                              set()).add(box['image_id'])
+            having.setdefault(names[box['category_id']], set()).add(box['image_id'])
     images = [image['id'] for image in content['images']]
     number = round(share * len(images))
     least = list(having)
     for seed in range(TRIES):
         order = np.random.default_rng(seed).permutation(len(images))
         held_out = {images[at] for at in order[:number]}
-        lacking = [name for name, own in having.items()
-                   if own <= held_out or not own & held_out]
+        lacking = [
+            name
+            for name, own in having.items()
+            if own <= held_out or not own & held_out
+        ]
         if not lacking:
             return held_out
         least = min(least, lacking, key=len)
@@ -128,10 +143,12 @@ def _choose(content: dict, classes: Set[str], share: float,
         f'--tune {share:g} holds out {number} of the {len(images)} images of '
         f'{file}, and leaves {_listed(least)} without an image in one of the '
         f'two parts, in the best of {TRIES} random splits. Choose another '
-        'share, or leave --tune out.')
+        'share, or leave --tune out.'
+    )
 
 
-def _listed(classes: List[str]) -> str:
+def _listed(classes: list[str]) -> str:
     shown = ', '.join(sorted(classes)[:5])
     return f'the class{"es" * (len(classes) > 1)} {shown}' + (
-        ', ...' if len(classes) > 5 else '')
+        ', ...' if len(classes) > 5 else ''
+    )

@@ -3,20 +3,18 @@
 import hashlib
 import io
 from pathlib import Path
-from typing import Dict
 
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from mmpsbn.convert.conversion import build
-from mmpsbn.engine.checkpoint import read_checkpoint, state_of
-from mmpsbn.engine.whole_files import write_whole
+from mmpsbn.checkpoints.reading import read_checkpoint
+from mmpsbn.detectors.build import build_model
+from mmpsbn.files import write_atomically
 from mmpsbn.layers import NORM_TYPES, MimicConv
 
 
-def write_initial(reference: Config, cfg: Config, seed: int,
-                  folder: Path) -> Path:
+def write_initial(reference: Config, cfg: Config, seed: int, folder: Path) -> Path:
     """Write a checkpoint with the weights that a run shares with others.
 
     A detector with BN is initialized from the seed. Its weights hold wherever
@@ -34,30 +32,38 @@ def write_initial(reference: Config, cfg: Config, seed: int,
     Returns:
         Path: Of the file.
     """
-    own = _weights(build(cfg, cfg.model))
+    own = _weights(build_model(cfg))
     start = cfg.get('load_from')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        source = build(reference, reference.model)
+        source = build_model(reference)
         weights = _weights(source)
-        keys = sorted(key for key, value in weights.items()
-                      if key in own and own[key].shape == value.shape)
+        keys = sorted(
+            key
+            for key, value in weights.items()
+            if key in own and own[key].shape == value.shape
+        )
         digest = hashlib.sha256(f'{start}\n{keys}'.encode()).hexdigest()
         out = folder / f'initial_seed{seed}_{digest[:8]}.pth'
         if out.exists():
             return out
         source.init_weights()
-    state = state_of(read_checkpoint(start)) if start else {}
-    state = {**state, **{
-        key: weights[key] for key in keys if key not in state
-        or state[key].shape != weights[key].shape}}
+    state = read_checkpoint(start).state_dict if start else {}
+    state = {
+        **state,
+        **{
+            key: weights[key]
+            for key in keys
+            if key not in state or state[key].shape != weights[key].shape
+        },
+    }
     buffer = io.BytesIO()
     torch.save(dict(state_dict=state), buffer)
-    write_whole(out, buffer.getvalue())
+    write_atomically(out, buffer.getvalue())
     return out
 
 
-def _weights(model: nn.Module) -> Dict[str, Tensor]:
+def _weights(model: nn.Module) -> dict[str, Tensor]:
     """Collect the parameters of layers that runs share."""
     return {
         f'{name}.{key}' if name else key: value.detach()

@@ -3,7 +3,8 @@
 The statistics are those of scipy, which is imported when they are needed.
 """
 
-from typing import List, NamedTuple, Optional, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,11 +22,11 @@ class Paired(NamedTuple):
     """
 
     seeds: int
-    mean: Optional[float] = None
-    low: Optional[float] = None
+    mean: float | None = None
+    low: float | None = None
     """The lower end of the 95 % confidence interval (Student's t)."""
-    high: Optional[float] = None
-    p: Optional[float] = None
+    high: float | None = None
+    p: float | None = None
     """The p value of the paired t test."""
 
 
@@ -57,8 +58,7 @@ def margin(values):
         A number, or one for each column.
     """
     stats = scipy_stats()
-    return stats.sem(values, axis=0) * stats.t.ppf(
-        (1 + LEVEL) / 2, len(values) - 1)
+    return stats.sem(values, axis=0) * stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)
 
 
 def paired(scores: Sequence[float], baseline: Sequence[float]) -> Paired:
@@ -71,17 +71,18 @@ def paired(scores: Sequence[float], baseline: Sequence[float]) -> Paired:
     if number < 2:
         return Paired(number, mean)
     if not differences.any():  # The test statistic would be 0 / 0.
-        return Paired(number, 0., 0., 0., 1.)
+        return Paired(number, 0.0, 0.0, 0.0, 1.0)
     test = scipy_stats().ttest_rel(scores, baseline)
     low, high = test.confidence_interval(LEVEL)
     return Paired(number, mean, float(low), float(high), float(test.pvalue))
 
 
-def holm(values: Sequence[float]) -> List[float]:
+def holm(values: Sequence[float]) -> list[float]:
     """Correct the p values of a family of tests (Holm's step-down method)."""
     values = np.asarray(values, float)
     order = np.argsort(values)
     corrected = np.empty_like(values)
-    corrected[order] = np.minimum(1, np.maximum.accumulate(
-        values[order] * np.arange(len(values), 0, -1)))
+    corrected[order] = np.minimum(
+        1, np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    )
     return corrected.tolist()

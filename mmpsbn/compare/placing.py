@@ -4,18 +4,17 @@ import copy
 import inspect
 import math
 from collections import Counter
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
-from typing import Callable, Dict, Iterator, List
 
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from mmpsbn.convert.conversion import build
-from mmpsbn.convert.stock_config import (mimicnorm_parts, stock_model,
-                                         type_of)
-from mmpsbn.engine.blame import blamed_on_config
-from mmpsbn.engine.config import dicts_in
+from mmpsbn.config.errors import explain_config_errors
+from mmpsbn.config.model import dicts_in, mimicnorm_parts, type_of
+from mmpsbn.convert.stock_config import stock_model
+from mmpsbn.detectors.build import build_model
 from mmpsbn.errors import InputError
 from mmpsbn.layers import NORM_TYPES, MimicNorm
 from mmpsbn.layers.last_bn import LastBN
@@ -31,13 +30,14 @@ LAST_BN_HEADS = {
 }
 A_LAST_BN_EXISTS = (
     f'A last BN exists for {", ".join(LAST_BN_HEADS)} and for the box heads '
-    'of RoI heads that take cls_predictor_cfg.')
+    'of RoI heads that take cls_predictor_cfg.'
+)
 LAST_BN_LINEAR = dict(type='LastBNLinear')
 MISSING = inspect.Parameter.empty
 
 
-@blamed_on_config()
-def with_norm(cfg: Config, norm: str) -> Config:
+@explain_config_errors()
+def replace_norm(cfg: Config, norm: str) -> Config:
     """Place a normalization wherever a config has one.
 
     The places are the parts of the model whose ``norm_cfg`` is set, by the
@@ -67,8 +67,10 @@ def with_norm(cfg: Config, norm: str) -> Config:
     cfg = copy.deepcopy(cfg)
     cfg.model = stock_model(cfg.model)
     if cfg.model.get('backbone') is None:
-        raise InputError('the model of the config has no backbone, and so no '
-                         'place that is known for a normalization.')
+        raise InputError(
+            'the model of the config has no backbone, and so no '
+            'place that is known for a normalization.'
+        )
     for node in dicts_in(cfg.model):
         default = _default(cfg, node, 'norm_cfg')
         if isinstance(default, dict):
@@ -80,7 +82,8 @@ def with_norm(cfg: Config, norm: str) -> Config:
             f'{norm} has no place in the model of the config: its backbone '
             f'{type_of(cfg.model.backbone)} and its other parts have no batch '
             'norm that their norm_cfg could replace. Choose a detector with '
-            'batch norm, such as one with a ResNet.')
+            'batch norm, such as one with a ResNet.'
+        )
     NORMS[norm](cfg)
     cfg.setdefault('custom_imports', dict(imports=[]))
     if 'mmpsbn' not in cfg.custom_imports.imports:
@@ -99,12 +102,14 @@ def check_norms(norms) -> None:
             folded = {name.lower(): name for name in NORMS}
             near = get_close_matches(norm.lower(), folded, n=3, cutoff=0.5)
             names = [folded[name] for name in near] or list(NORMS)
-            raise InputError(f'{norm} is no normalization of this comparison; '
-                             f'did you mean {" or ".join(names)}?')
+            raise InputError(
+                f'{norm} is no normalization of this comparison; '
+                f'did you mean {" or ".join(names)}?'
+            )
 
 
-def placing_remarks(cfg: Config, cfgs: Dict[str, Config]) -> List[str]:
-    """Describe what :func:`with_norm` could not place, and what it changed.
+def placing_remarks(cfg: Config, cfgs: dict[str, Config]) -> list[str]:
+    """Describe what :func:`replace_norm` could not place, and what it changed.
 
     Args:
         cfg (Config): The config of a detector.
@@ -115,46 +120,55 @@ def placing_remarks(cfg: Config, cfgs: Dict[str, Config]) -> List[str]:
             detector has no layer that a normalization replaces.
     """
     # psBN marks the layers that a comparison replaces.
-    model = build(cfg, with_norm(cfg, 'psBN').model).train()
+    model = build_model(cfg, replace_norm(cfg, 'psBN').model).train()
     kept = _other_norms(model, PostShift)
     remarks = []
     if kept:
-        remarks.append(f'These norm layers are the same in every run: '
-                       f'{_in_words(kept)}. A comparison replaces batch norm '
-                       'that a norm_cfg sets.')
-    layers = [layer for layer in model.modules()
-              if isinstance(layer, PostShift)]
+        remarks.append(
+            f'These norm layers are the same in every run: '
+            f'{_in_words(kept)}. A comparison replaces batch norm '
+            'that a norm_cfg sets.'
+        )
+    layers = [layer for layer in model.modules() if isinstance(layer, PostShift)]
     if not layers:
         raise InputError(
             'the detector has no norm layer to replace: no part of its model '
             'builds the norm layers that its norm_cfg names. Choose a '
-            'detector with batch norm, such as one with a ResNet.')
+            'detector with batch norm, such as one with a ResNet.'
+        )
     if not any(layer.training for layer in layers):
-        remarks.append('The detector holds every norm layer that a comparison '
-                       'replaces in evaluation mode, so no run trains one.')
+        remarks.append(
+            'The detector holds every norm layer that a comparison '
+            'replaces in evaluation mode, so no run trains one.'
+        )
     for norm, placed in cfgs.items():
         body, last_bn = mimicnorm_parts(placed.model)
         if not (body or last_bn):
             continue
         try:
-            model = build(placed, placed.model)
+            model = build_model(placed)
         except InputError as error:
-            raise InputError(f'{norm} does not fit the detector: {error} '
-                             f'Leave {norm} out of --norms.') from error
+            raise InputError(
+                f'{norm} does not fit the detector: {error} '
+                f'Leave {norm} out of --norms.'
+            ) from error
         beside = _other_norms(model, MimicNorm) - kept
         if body and beside:
-            remarks.append(f'{norm} has BN in {_in_words(beside)}, because '
-                           'these parts take no conv_cfg.')
+            remarks.append(
+                f'{norm} has BN in {_in_words(beside)}, because '
+                'these parts take no conv_cfg.'
+            )
         heads = _heads_without_last_bn(model)
         if heads and norm != 'MimicBody':
             remarks.append(
                 f'{norm} is without its last BN in {", ".join(heads)}, so '
                 'its mAP there is not that of the whole method. '
-                f'{A_LAST_BN_EXISTS}')
+                f'{A_LAST_BN_EXISTS}'
+            )
     return remarks + config_differences(cfgs)
 
 
-def config_differences(cfgs: Dict[str, Config]) -> List[str]:
+def config_differences(cfgs: dict[str, Config]) -> list[str]:
     """Describe where configs differ in more than their norm layers.
 
     The convolutions of MimicNorm belong to its norm layers.
@@ -169,8 +183,8 @@ def config_differences(cfgs: Dict[str, Config]) -> List[str]:
     if not cfgs:
         return []
     (first, base), *others = (
-        (norm, _without_norm_layers(cfg.to_dict()))
-        for norm, cfg in cfgs.items())
+        (norm, _without_norm_layers(cfg.to_dict())) for norm, cfg in cfgs.items()
+    )
     remarks = []
     for norm, other in others:
         found = [
@@ -178,19 +192,23 @@ def config_differences(cfgs: Dict[str, Config]) -> List[str]:
             for key, old, new in _differences(base, other)
         ]
         if found:
-            remarks.append(f'The config of {norm} differs from that of '
-                           f'{first} in more than its norm layers: '
-                           f'{"; ".join(found)}.')
+            remarks.append(
+                f'The config of {norm} differs from that of '
+                f'{first} in more than its norm layers: '
+                f'{"; ".join(found)}.'
+            )
     return remarks
 
 
 def _without_norm_layers(node):
     if isinstance(node, dict):
         return {
-            key: _without_norm_layers(value) for key, value in node.items()
-            if key != 'norm_cfg' and not (
-                key == 'conv_cfg' and
-                (value is None or type_of(value) == 'MimicConv'))
+            key: _without_norm_layers(value)
+            for key, value in node.items()
+            if key != 'norm_cfg'
+            and not (
+                key == 'conv_cfg' and (value is None or type_of(value) == 'MimicConv')
+            )
         }
     if isinstance(node, (list, tuple)):
         return [_without_norm_layers(value) for value in node]
@@ -199,14 +217,15 @@ def _without_norm_layers(node):
 
 def _differences(old, new, key: str = '') -> Iterator[tuple]:
     """Iterate over the settings that differ: name, old and new value."""
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(
-            new):
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):
         for name in dict.fromkeys([*old, *new]):
             yield from _differences(
-                old.get(name, MISSING), new.get(name, MISSING),
-                f'{key}.{name}' if key else str(name))
+                old.get(name, MISSING),
+                new.get(name, MISSING),
+                f'{key}.{name}' if key else str(name),
+            )
     elif old is not new and old != new:
         yield key, old, new
 
@@ -218,27 +237,34 @@ def _value(value) -> str:
 def _other_norms(model: nn.Module, placed: type) -> Counter:
     """Count norm layers that are not of the class ``placed``, by part."""
     return Counter(
-        f'{".".join(name.split(".")[:1 + name.startswith("roi_head")])} '
-        f'({type(layer).__name__})' for name, layer in model.named_modules()
-        if isinstance(layer, NORM_TYPES) and not isinstance(layer, placed))
+        f'{".".join(name.split(".")[: 1 + name.startswith("roi_head")])} '
+        f'({type(layer).__name__})'
+        for name, layer in model.named_modules()
+        if isinstance(layer, NORM_TYPES) and not isinstance(layer, placed)
+    )
 
 
 def _in_words(layers: Counter) -> str:
     return ', '.join(f'{count} in {part}' for part, count in layers.items())
 
 
-def _heads_without_last_bn(model: nn.Module) -> List[str]:
+def _heads_without_last_bn(model: nn.Module) -> list[str]:
     """Name the heads of a detector that score classes without a last BN."""
-    heads = [(name, head) for name, head in model.named_children()
-             if name.endswith('_head') and name != 'roi_head']
+    heads = [
+        (name, head)
+        for name, head in model.named_children()
+        if name.endswith('_head') and name != 'roi_head'
+    ]
     boxes = getattr(getattr(model, 'roi_head', None), 'bbox_head', None)
-    heads += [('roi_head.bbox_head', head) for head in (
-        boxes if isinstance(boxes, nn.ModuleList) else [boxes]) if head]
+    heads += [
+        ('roi_head.bbox_head', head)
+        for head in (boxes if isinstance(boxes, nn.ModuleList) else [boxes])
+        if head
+    ]
     found = []
     for name, head in heads:
         parts = list(head.modules())
-        scores = any(isinstance(part, (nn.Conv2d, nn.Linear))
-                     for part in parts)
+        scores = any(isinstance(part, (nn.Conv2d, nn.Linear)) for part in parts)
         if scores and not any(isinstance(part, LastBN) for part in parts):
             found.append(f'{name} ({type(head).__name__})')
     return list(dict.fromkeys(found))
@@ -252,9 +278,10 @@ def _default(cfg: Config, node: dict, name: str):
     """
     kind = node.get('type')
     if isinstance(kind, str):
-        with DefaultScope.overwrite_default_scope(
-                cfg.get('default_scope', 'mmdet')), \
-                MODELS.switch_scope_and_registry(None) as registry:
+        with (
+            DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')),
+            MODELS.switch_scope_and_registry(None) as registry,
+        ):
             kind = registry.get(kind)
     for parent in getattr(kind, '__mro__', ()):
         if '__init__' in vars(parent):
@@ -273,8 +300,11 @@ def _places(cfg: Config) -> Iterator[dict]:
     for node in dicts_in(cfg.model):
         kind = type_of(node.get('norm_cfg'))
         if isinstance(node.get('norm_cfg'), dict) and not (
-                kind.startswith('LN') or kind.endswith(('1d', '3d'))
-                or kind == 'GN' and not only_gn):
+            kind.startswith('LN')
+            or kind.endswith(('1d', '3d'))
+            or kind == 'GN'
+            and not only_gn
+        ):
             yield node
 
 
@@ -285,7 +315,8 @@ def _simple(norm: str) -> Callable[[Config], None]:
             node['norm_cfg'] = dict(
                 type=norm,
                 requires_grad=True,
-                **_batch_norm_settings(node['norm_cfg'], 'eps', 'momentum'))
+                **_batch_norm_settings(node['norm_cfg'], 'eps', 'momentum'),
+            )
 
     return place
 
@@ -303,7 +334,8 @@ def _frozen(cfg: Config) -> None:
     if not frozen:
         raise InputError(
             'FrozenBN has no place in the model of the config: no part with '
-            'batch norm takes norm_eval. Leave FrozenBN out of --norms.')
+            'batch norm takes norm_eval. Leave FrozenBN out of --norms.'
+        )
     for node in frozen:
         node['norm_cfg']['requires_grad'] = False
 
@@ -312,7 +344,8 @@ def _group_norm(cfg: Config) -> None:
     marked = copy.deepcopy(cfg)
     _simple('psBN')(marked)
     channels = [
-        layer.num_features for layer in build(marked, marked.model).modules()
+        layer.num_features
+        for layer in build_model(marked).modules()
         if isinstance(layer, PostShift)
     ]
     most = max(1, min(GROUPS, min(channels) // 4))
@@ -320,8 +353,7 @@ def _group_norm(cfg: Config) -> None:
     groups = max(n for n in range(1, most + 1) if common % n == 0)
     for node in _places(cfg):
         if type_of(node['norm_cfg']) != 'GN':
-            node['norm_cfg'] = dict(
-                type='GN', num_groups=groups, requires_grad=True)
+            node['norm_cfg'] = dict(type='GN', num_groups=groups, requires_grad=True)
 
 
 def _mimic_body(cfg: Config) -> None:
@@ -331,7 +363,8 @@ def _mimic_body(cfg: Config) -> None:
             continue
         node['conv_cfg'] = dict(type='MimicConv')
         node['norm_cfg'] = dict(
-            type='MimicNorm', **_batch_norm_settings(node['norm_cfg'], 'eps'))
+            type='MimicNorm', **_batch_norm_settings(node['norm_cfg'], 'eps')
+        )
     for node in dicts_in(cfg.model):
         if type_of(node) == 'RetinaSepBNHead':
             # Levels share a head without norm layers.
@@ -345,7 +378,8 @@ def _last_bn(cfg: Config) -> None:
         if node_type in LAST_BN_HEADS:
             node['type'] = LAST_BN_HEADS[node_type]
         if node_type.endswith('BBoxHead') and type_of(
-                node.get('cls_predictor_cfg')) in ('', 'Linear'):
+            node.get('cls_predictor_cfg')
+        ) in ('', 'Linear'):
             node['cls_predictor_cfg'] = dict(LAST_BN_LINEAR)
 
 
@@ -357,17 +391,16 @@ def _mimic_norm(cfg: Config) -> None:
 def _bn_with_last_bn(cfg: Config) -> None:
     _simple('BN')(cfg)
     _last_bn(cfg)
-    if not any(isinstance(layer, LastBN)
-               for layer in build(cfg, cfg.model).modules()):
+    if not any(isinstance(layer, LastBN) for layer in build_model(cfg).modules()):
         raise InputError(
             'BN+LastBN has no place in the model of the config: none of its '
             f'heads can have a last BN. {A_LAST_BN_EXISTS} Leave BN+LastBN '
-            'out of --norms.')
+            'out of --norms.'
+        )
 
 
-NORMS: Dict[str, Callable[[Config], None]] = {
-    **{norm: _simple(norm)
-       for norm in ('BN', 'SyncBN', 'psBN', 'psSyncBN')},
+NORMS: dict[str, Callable[[Config], None]] = {
+    **{norm: _simple(norm) for norm in ('BN', 'SyncBN', 'psBN', 'psSyncBN')},
     'FrozenBN': _frozen,
     'GN': _group_norm,
     'BN+LastBN': _bn_with_last_bn,

@@ -7,11 +7,12 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Dict, Optional, Sequence
+from typing import IO
 
+from mmpsbn.compare import tether
 from mmpsbn.errors import InputError
-from . import tether
 
 LOCK = 'lock'
 GRACE = 60  # Seconds that an interrupted child has to end.
@@ -20,11 +21,11 @@ LAUNCHER = re.compile(r'^.*torch.distributed.elastic.*$', re.MULTILINE)
 CHILD_ENDED = re.compile(r'failed \(exitcode: (-?\d+)\) local_rank')
 ADVICE = {
     signal.SIGKILL: 'The usual reason is that the machine ran out of memory; '
-                    'lower the batch size, num_workers of the data loaders, '
-                    'or --at-once.',
+    'lower the batch size, num_workers of the data loaders, '
+    'or --at-once.',
     signal.SIGBUS: 'The usual reason is that shared memory (/dev/shm) is '
-                   'full; enlarge it, or lower num_workers of the data '
-                   'loaders.',
+    'full; enlarge it, or lower num_workers of the data '
+    'loaders.',
 }
 
 
@@ -56,8 +57,12 @@ def lock_folder(folder: Path) -> IO:
     return lock
 
 
-def start(command: Sequence[str], output: IO, lock: IO,
-          environment: Optional[Dict[str, str]] = None) -> subprocess.Popen:
+def start(
+    command: Sequence[str],
+    output: IO,
+    lock: IO,
+    environment: dict[str, str] | None = None,
+) -> subprocess.Popen:
     """Start a Python that ends with this process, see :mod:`.tether`.
 
     Linux ends it with the thread that calls this function, so that thread has
@@ -75,10 +80,8 @@ def start(command: Sequence[str], output: IO, lock: IO,
         stderr=subprocess.STDOUT,
         pass_fds=[lock.fileno()],
         start_new_session=True,  # Ctrl-C reaches it only through `interrupt`.
-        env={
-            **os.environ,
-            **(environment or {}), tether.PARENT: str(os.getpid())
-        })
+        env={**os.environ, **(environment or {}), tether.PARENT: str(os.getpid())},
+    )
 
 
 def interrupt(child: subprocess.Popen) -> None:
@@ -92,7 +95,7 @@ def interrupt(child: subprocess.Popen) -> None:
             child.wait()
 
 
-def reason_of(status: int, output: str) -> str:
+def explain_exit(status: int, output: str) -> str:
     """Describe why a child failed.
 
     Args:
@@ -104,9 +107,11 @@ def reason_of(status: int, output: str) -> str:
         status = int(ended[1])
     if status < 0:
         names = {number: number.name for number in signal.Signals}
-        return (f'killed by signal {-status} '
-                f'({names.get(-status, "unknown")}). '
-                f'{ADVICE.get(-status, "")}').strip()
+        return (
+            f'killed by signal {-status} '
+            f'({names.get(-status, "unknown")}). '
+            f'{ADVICE.get(-status, "")}'
+        ).strip()
     lines = LAUNCHER.split(output)[0].strip().splitlines() or ['no output']
     if ended:  # Other processes may have printed something since.
         errors = [line for line in lines if line.startswith('error: ')]

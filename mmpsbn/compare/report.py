@@ -2,30 +2,42 @@
 
 import base64
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import NamedTuple
 
 from markdown_it import MarkdownIt
 
-from mmpsbn.engine.filter_collapse_hook import shares
-from mmpsbn.engine.whole_files import whole_folder
-from .costs import Cost, warnings_of
-from .figures import (draw_collapse, draw_costs, draw_curves, draw_lrs,
-                      draw_scores)
-from .intervals import ALPHA, Paired, holm, paired
-from .runs import Comparison, Run
-from .tables import (in_digits, in_interval, in_p, markdown,
-                     mean_and_interval, times)
+from mmpsbn.compare.costs import Cost, list_warnings
+from mmpsbn.compare.figures import (
+    draw_collapse,
+    draw_costs,
+    draw_curves,
+    draw_lrs,
+    draw_scores,
+)
+from mmpsbn.compare.intervals import ALPHA, Paired, holm, paired
+from mmpsbn.compare.runs import Comparison, Run
+from mmpsbn.compare.tables import (
+    format_interval,
+    format_lr,
+    format_mean,
+    format_p,
+    markdown,
+    times,
+)
+from mmpsbn.files import output_folder
+from mmpsbn.hooks.filter_collapse_hook import shares
 
 PAGE = 'report.html'
-DIFFERENCES = f'''\
+DIFFERENCES = f"""\
 Differences are paired by seed: runs of one seed share the order of the data
 and, where shapes allow, the initial weights. The p values are those of the
 paired t test, corrected over the normalizations of one schedule. Below
 {ALPHA:.2f} a difference is significant.
 
-'''
-LAYOUT = '''<!doctype html>
+"""
+LAYOUT = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 16px/1.5 sans-serif; max-width: 54em; margin: 2em auto;
        padding: 0 1em; color: #222 }}
@@ -37,7 +49,7 @@ img {{ max-width: 100% }}
 pre {{ background: #f4f4f4; padding: .8em; overflow-x: auto }}
 </style>
 {body}</html>
-'''
+"""
 
 
 class Row(NamedTuple):
@@ -48,17 +60,17 @@ class Row(NamedTuple):
 
     norm: str
     lr: float
-    runs: List[Run]
-    well: List[Run]
+    runs: list[Run]
+    well: list[Run]
     """Those that have not diverged."""
-    scores: List[float]
+    scores: list[float]
     """mAP of each run; 0 where nothing was detected, or it diverged."""
-    scores50: List[float]
+    scores50: list[float]
     """mAP50 of each run; empty if the config does not measure it."""
-    before: List[float]
+    before: list[float]
     """Share of channels that are dead in the first steps of each run that has
     not diverged, sums left out."""
-    dead: List[float]
+    dead: list[float]
     """And in the last steps."""
     length: float = 1
     """As a multiple of the config's schedule."""
@@ -68,43 +80,52 @@ class Row(NamedTuple):
         return statistics.mean(self.scores)
 
     @property
-    def by_seed(self) -> Dict[int, float]:
+    def by_seed(self) -> dict[int, float]:
         return {run.seed: score for run, score in zip(self.runs, self.scores)}
 
 
-def rows_of(comparison: Comparison,
-            runs: Optional[Sequence[Run]] = None) -> List[Row]:
+def make_rows(comparison: Comparison, runs: Sequence[Run] | None = None) -> list[Row]:
     """Make the rows of a comparison's table, without those of no ended run.
 
     Args:
         comparison (Comparison): Whose runs they are.
         runs (list[Run], optional): By default the final ones.
     """
-    groups: Dict[tuple, List[Run]] = {}
+    groups: dict[tuple, list[Run]] = {}
     for run in comparison.finals if runs is None else runs:
         if comparison.result(run):
             groups.setdefault((run.norm, run.lr, run.length), []).append(run)
     rows = []
     for (norm, lr, length), runs in groups.items():
         results = [comparison.result(run) for run in runs]
-        scores = [[result['metrics'].get(name, 0) for result in results]
-                  for name in comparison.scores]
-        well = [run for run, result in zip(runs, results)
-                if not result.get('diverged')]
+        scores = [
+            [result['metrics'].get(name, 0) for result in results]
+            for name in comparison.scores
+        ]
+        well = [run for run, result in zip(runs, results) if not result.get('diverged')]
         histories = list(filter(None, map(comparison.history, well)))
         rows.append(
-            Row(norm, lr, runs, well, scores[0],
+            Row(
+                norm,
+                lr,
+                runs,
+                well,
+                scores[0],
                 scores[1] if scores[1:] else [],
-                *([shares(history[at]).get('dead', 0) for history in histories]
-                  for at in (0, -1)), length))
+                *(
+                    [shares(history[at]).get('dead', 0) for history in histories]
+                    for at in (0, -1)
+                ),
+                length,
+            )
+        )
     order = list(comparison.cfgs)
-    return sorted(rows, key=lambda row: (
-        order.index(row.norm), row.length, row.lr))
+    return sorted(rows, key=lambda row: (order.index(row.norm), row.length, row.lr))
 
 
-def best_rows(rows: Sequence[Row]) -> List[Row]:
+def best_rows(rows: Sequence[Row]) -> list[Row]:
     """Take of each normalization and length the lr of the highest mean mAP."""
-    best: Dict[tuple, Row] = {}
+    best: dict[tuple, Row] = {}
     for row in rows:
         key = row.norm, row.length
         if key not in best or row.mean > best[key].mean:
@@ -118,7 +139,7 @@ class Difference(NamedTuple):
     row: Row
     paired: Paired
     """Its p value is not corrected."""
-    p: Optional[float]
+    p: float | None
     """Corrected over the normalizations of the same length (Holm)."""
 
     @property
@@ -126,7 +147,7 @@ class Difference(NamedTuple):
         return self.p is not None and self.p < ALPHA
 
 
-def differences(rows: Sequence[Row], baseline: str) -> List[Difference]:
+def differences(rows: Sequence[Row], baseline: str) -> list[Difference]:
     """Compare the best rows with the baseline of the same length.
 
     Args:
@@ -142,22 +163,21 @@ def differences(rows: Sequence[Row], baseline: str) -> List[Difference]:
         first = family.pop(baseline).by_seed
         pairs = []
         for row in family.values():
-            common = {seed: score for seed, score in row.by_seed.items()
-                      if seed in first}
-            pairs.append(paired(list(common.values()),
-                                [first[seed] for seed in common]))
-        corrected = iter(holm([pair.p for pair in pairs
-                               if pair.p is not None]))
+            common = {
+                seed: score for seed, score in row.by_seed.items() if seed in first
+            }
+            pairs.append(
+                paired(list(common.values()), [first[seed] for seed in common])
+            )
+        corrected = iter(holm([pair.p for pair in pairs if pair.p is not None]))
         found += [
-            Difference(row, pair,
-                       None if pair.p is None else next(corrected))
+            Difference(row, pair, None if pair.p is None else next(corrected))
             for row, pair in zip(family.values(), pairs)
         ]
     return found
 
 
-def verdict(rows: Sequence[Row], baseline: str,
-            tuning: Sequence[Row] = ()) -> str:
+def verdict(rows: Sequence[Row], baseline: str, tuning: Sequence[Row] = ()) -> str:
     """Say which normalizations differ from the baseline, and how clearly.
 
     Args:
@@ -170,31 +190,42 @@ def verdict(rows: Sequence[Row], baseline: str,
     if not any(row.mean for row in best):
         return 'No run detected anything: train longer, or at another lr.'
     if not any(row.norm == baseline for row in best):
-        return (f'No difference is reported, because the baseline {baseline} '
-                'has no result.')
+        return (
+            f'No difference is reported, because the baseline {baseline} has no result.'
+        )
     found = differences(rows, baseline)
     lengths = sorted({row.length for row in best})
     text = []
     for length in lengths:
         at = f'At {times(length)} the schedule, ' * (len(lengths) > 1)
-        text.append(at + _conclusion(
-            [row for row in best if row.length == length],
-            [one for one in found if one.row.length == length], baseline))
-    return ' '.join([
-        *text, *_diverged(best), *_inequalities(tuning or rows, best),
-        *_selection(rows, tuning)
-    ])
+        text.append(
+            at
+            + _conclusion(
+                [row for row in best if row.length == length],
+                [one for one in found if one.row.length == length],
+                baseline,
+            )
+        )
+    return ' '.join(
+        [
+            *text,
+            *_diverged(best),
+            *_inequalities(tuning or rows, best),
+            *_selection(rows, tuning),
+        ]
+    )
 
 
-def _conclusion(best: Sequence[Row], found: Sequence[Difference],
-                baseline: str) -> str:
+def _conclusion(best: Sequence[Row], found: Sequence[Difference], baseline: str) -> str:
     """Conclude from the differences at one length, in one sentence."""
     if not any(row.norm == baseline for row in best):
         return f'the baseline {baseline} has no result.'
     if not found:
-        row, = best
-        return (f'{baseline} has a mean mAP of {row.mean:.3f}, and there is '
-                'no other normalization to compare it with.')
+        (row,) = best
+        return (
+            f'{baseline} has a mean mAP of {row.mean:.3f}, and there is '
+            'no other normalization to compare it with.'
+        )
     parts = []
     for one in sorted(found, key=lambda one: -(one.paired.mean or 0)):
         if one.significant:
@@ -203,19 +234,22 @@ def _conclusion(best: Sequence[Row], found: Sequence[Difference],
             parts.append(
                 f'**{one.row.norm}** is {abs(pair.mean):.3f} mAP '
                 f'{"above" if pair.mean > 0 else "below"} {baseline} (95 % '
-                f'CI {in_interval(low, high)}, {pair.seeds} seeds, p '
-                f'{in_p(one.p) if one.p < 0.001 else "= " + in_p(one.p)})')
-    same = [one.row.norm for one in found
-            if one.p is not None and not one.significant]
+                f'CI {format_interval(low, high)}, {pair.seeds} seeds, p '
+                f'{format_p(one.p) if one.p < 0.001 else "= " + format_p(one.p)})'
+            )
+    same = [one.row.norm for one in found if one.p is not None and not one.significant]
     if same:
-        parts.append(f'{_and(same)} {"is" if len(same) == 1 else "are"} not '
-                     f'significantly different from {baseline}')
+        parts.append(
+            f'{_and(same)} {"is" if len(same) == 1 else "are"} not '
+            f'significantly different from {baseline}'
+        )
     unknown = [one.row.norm for one in found if one.p is None]
     if unknown:
         parts.append(
             f'{_and(unknown)} {"has" if len(unknown) == 1 else "have"} no '
             f'confidence interval, because fewer than two seeds are common '
-            f'with {baseline}')
+            f'with {baseline}'
+        )
     return '; '.join(parts) + '.'
 
 
@@ -223,15 +257,17 @@ def _and(names: Sequence[str]) -> str:
     return ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))
 
 
-def _diverged(best: Sequence[Row]) -> List[str]:
+def _diverged(best: Sequence[Row]) -> list[str]:
     """Say how many runs of the conclusion diverged."""
-    lost = [f'{row.norm} {len(row.runs) - len(row.well)} of {len(row.runs)}'
-            for row in best if len(row.well) < len(row.runs)]
-    return [f'Runs that diverged count as mAP 0 ({", ".join(lost)}).'
-            ] if lost else []
+    lost = [
+        f'{row.norm} {len(row.runs) - len(row.well)} of {len(row.runs)}'
+        for row in best
+        if len(row.well) < len(row.runs)
+    ]
+    return [f'Runs that diverged count as mAP 0 ({", ".join(lost)}).'] if lost else []
 
 
-def _inequalities(rows: Sequence[Row], best: Sequence[Row]) -> List[str]:
+def _inequalities(rows: Sequence[Row], best: Sequence[Row]) -> list[str]:
     """Say where some normalizations had more trials than others.
 
     Args:
@@ -242,43 +278,54 @@ def _inequalities(rows: Sequence[Row], best: Sequence[Row]) -> List[str]:
     seeds = {row.norm: len(row.scores) for row in best}
     if len({len(row.scores) for row in best}) > 1:
         numbers = ', '.join(f'{norm} {n}' for norm, n in seeds.items())
-        found.append(f'The numbers of seeds differ ({numbers}): only common '
-                     'seeds are compared.')
-    tried = {norm: sorted({row.lr for row in rows if row.norm == norm})
-             for norm in seeds}
+        found.append(
+            f'The numbers of seeds differ ({numbers}): only common seeds are compared.'
+        )
+    tried = {
+        norm: sorted({row.lr for row in rows if row.norm == norm}) for norm in seeds
+    }
     if len(set(map(tuple, tried.values()))) > 1:
-        words = '; '.join(f'{norm} {", ".join(map(in_digits, own))}'
-                          for norm, own in tried.items())
-        found.append(f'The learning rates differ ({words}): the best of more '
-                     'rates is higher by chance alone.')
+        words = '; '.join(
+            f'{norm} {", ".join(map(format_lr, own))}' for norm, own in tried.items()
+        )
+        found.append(
+            f'The learning rates differ ({words}): the best of more '
+            'rates is higher by chance alone.'
+        )
     return found
 
 
-def _selection(rows: Sequence[Row], tuning: Sequence[Row]) -> List[str]:
+def _selection(rows: Sequence[Row], tuning: Sequence[Row]) -> list[str]:
     """Say on which images learning rates were selected, and from which."""
     candidates = list(tuning or rows)
     edges = []
     for best in best_rows(candidates):
-        lrs = sorted(row.lr for row in candidates
-                     if (row.norm, row.length) == (best.norm, best.length))
+        lrs = sorted(
+            row.lr
+            for row in candidates
+            if (row.norm, row.length) == (best.norm, best.length)
+        )
         if len(lrs) > 1 and best.lr in (lrs[0], lrs[-1]):
-            edges.append(f'{best.norm} {in_digits(best.lr)}')
+            edges.append(f'{best.norm} {format_lr(best.lr)}')
     found = []
     if len({row.lr for row in rows}) > 1 and not tuning:
         found.append(
             'The learning rates were selected on the validation set, which '
             'makes the results optimistic. `--tune 0.2` selects them on '
-            'training images instead.')
+            'training images instead.'
+        )
     if edges:
         found.append(
             'The selected learning rate is the lowest or the highest of '
             f'--lrs ({", ".join(dict.fromkeys(edges))}): the range may be too '
-            'narrow.')
+            'narrow.'
+        )
     return found
 
 
-def write_report(comparison: Comparison, costs: Dict[str, Cost],
-                 command: str) -> Optional[Path]:
+def write_report(
+    comparison: Comparison, costs: dict[str, Cost], command: str
+) -> Path | None:
     """Write ``report.md``, ``report.html`` and figures into the work dir.
 
     The page holds its figures, and needs no other file and no network.
@@ -294,60 +341,79 @@ def write_report(comparison: Comparison, costs: Dict[str, Cost],
     Raises:
         InputError: If they cannot be written; an earlier report stays.
     """
-    rows = rows_of(comparison)
+    rows = make_rows(comparison)
     if not rows:  # Runs of the first stage alone say nothing yet.
         return None
-    with whole_folder(str(comparison.work_dir)) as folder:
+    with output_folder(str(comparison.work_dir)) as folder:
         _write(comparison, rows, costs, command, Path(folder))
     return comparison.work_dir / PAGE
 
 
-def _write(comparison: Comparison, rows: Sequence[Row],
-           costs: Dict[str, Cost], command: str, out: Path) -> None:
+def _write(
+    comparison: Comparison,
+    rows: Sequence[Row],
+    costs: dict[str, Cost],
+    command: str,
+    out: Path,
+) -> None:
     baseline = next(iter(comparison.cfgs))
-    tuning = rows_of(comparison, comparison.tuning)
-    best = {row.norm + f', {times(row.length)}' * (row.length != 1): row
-            for row in best_rows(rows) if row.well}
+    tuning = make_rows(comparison, comparison.tuning)
+    best = {
+        row.norm + f', {times(row.length)}' * (row.length != 1): row
+        for row in best_rows(rows)
+        if row.well
+    }
     figures = {
         'scores.png': 'mAP of every seed, and its mean (bar)',
         'curves.png': 'mAP while training: mean, and 95 % confidence interval',
         'collapse.png': 'Dead channels while training: mean, and 95 % '
-                        'confidence interval',
+        'confidence interval',
         'costs.png': 'What a training step costs',
     }
     draw_scores(rows, str(out / 'scores.png'))
     tried = tuning or rows
     if len({row.lr for row in tried}) > 1:
         text = 'held-out training images' if tuning else 'the validation set'
-        figures = {'lrs.png': f'By learning rate, on {text}: mean, and range '
-                              'of the seeds', **figures}
+        figures = {
+            'lrs.png': f'By learning rate, on {text}: mean, and range of the seeds',
+            **figures,
+        }
         lengths = sorted({row.length for row in tried})
-        draw_lrs({
-            f'{times(length)} the schedule' * (len(lengths) > 1):
-            [row for row in tried if row.length == length]
-            for length in lengths
-        }, str(out / 'lrs.png'))
-    draw_curves({
-        name: [
-            comparison.curve(run, comparison.scores[0]) for run in row.well
-        ]
-        for name, row in best.items()
-    }, comparison.unit, str(out / 'curves.png'))
+        draw_lrs(
+            {
+                f'{times(length)} the schedule' * (len(lengths) > 1): [
+                    row for row in tried if row.length == length
+                ]
+                for length in lengths
+            },
+            str(out / 'lrs.png'),
+        )
+    draw_curves(
+        {
+            name: [comparison.curve(run, comparison.scores[0]) for run in row.well]
+            for name, row in best.items()
+        },
+        comparison.unit,
+        str(out / 'curves.png'),
+    )
     histories = {
-        name: [{
-            line['iter']: 100 * shares(line).get('dead', 0)
-            for line in comparison.history(run)
-        } for run in row.well]
+        name: [
+            {
+                line['iter']: 100 * shares(line).get('dead', 0)
+                for line in comparison.history(run)
+            }
+            for run in row.well
+        ]
         for name, row in best.items()
     }
     draw_collapse(histories, str(out / 'collapse.png'))
-    draw_costs({norm: costs[norm] for norm in comparison.cfgs},
-               str(out / 'costs.png'))
+    draw_costs({norm: costs[norm] for norm in comparison.cfgs}, str(out / 'costs.png'))
     title = 'Normalizations compared'
     compared = difference_table(rows, baseline)
-    pictures = '\n\n'.join(f'![{text}]({name})\n\n*{text}.*'
-                           for name, text in figures.items())
-    text = f'''# {title}
+    pictures = '\n\n'.join(
+        f'![{text}]({name})\n\n*{text}.*' for name, text in figures.items()
+    )
+    text = f"""# {title}
 
 {verdict(rows, baseline, tuning)}
 
@@ -370,34 +436,52 @@ is what autograd keeps of its forward.
 
 {_list('Without a result:', _missing(comparison))}\
 {_list('Remarks:', comparison.remarks())}\
-{_list('Beware:', warnings_of(costs))}```shell
+{_list('Beware:', list_warnings(costs))}```shell
 {command}
 ```
-'''
+"""
     (out / 'report.md').write_text(text, encoding='utf-8')
     body = MarkdownIt('commonmark').enable('table').render(text)
     for name in figures:
         data = base64.b64encode((out / name).read_bytes()).decode()
-        body = body.replace(f'src="{name}"',
-                            f'src="data:image/png;base64,{data}"')
-    (out / PAGE).write_text(
-        LAYOUT.format(title=title, body=body), encoding='utf-8')
+        body = body.replace(f'src="{name}"', f'src="data:image/png;base64,{data}"')
+    (out / PAGE).write_text(LAYOUT.format(title=title, body=body), encoding='utf-8')
 
 
 def table(rows: Sequence[Row]) -> str:
     """mAP and dead channels of some rows, in Markdown."""
     lengths = len({row.length for row in rows}) > 1
-    return markdown([
-        'Norm', 'schedule', 'lr', 'seeds', 'mAP', '95 % CI', 'mAP50',
-        '95 % CI', 'dead before', 'dead', 'diverged'
-    ], [[
-        row.norm, times(row.length) * lengths, in_digits(row.lr),
-        str(len(row.runs)), *mean_and_interval(row.scores),
-        *mean_and_interval(row.scores50),
-        *(f'{statistics.mean(shares):.2%}' if shares else '-'
-          for shares in (row.before, row.dead)),
-        str(len(row.runs) - len(row.well))
-    ] for row in rows])
+    return markdown(
+        [
+            'Norm',
+            'schedule',
+            'lr',
+            'seeds',
+            'mAP',
+            '95 % CI',
+            'mAP50',
+            '95 % CI',
+            'dead before',
+            'dead',
+            'diverged',
+        ],
+        [
+            [
+                row.norm,
+                times(row.length) * lengths,
+                format_lr(row.lr),
+                str(len(row.runs)),
+                *format_mean(row.scores),
+                *format_mean(row.scores50),
+                *(
+                    f'{statistics.mean(shares):.2%}' if shares else '-'
+                    for shares in (row.before, row.dead)
+                ),
+                str(len(row.runs) - len(row.well)),
+            ]
+            for row in rows
+        ],
+    )
 
 
 def difference_table(rows: Sequence[Row], baseline: str) -> str:
@@ -411,14 +495,24 @@ def difference_table(rows: Sequence[Row], baseline: str) -> str:
     lengths = len({row.length for row in rows}) > 1
     lines = []
     for row, pair, p in found:
-        lines.append([
-            row.norm, times(row.length) * lengths, str(pair.seeds),
-            '-' if pair.mean is None else f'{pair.mean:+.3f}',
-            '-' if p is None else in_interval(pair.low, pair.high),
-            '-' if p is None else in_p(p)
-        ])
-    head = ['Norm', 'schedule', 'seeds', f'mAP minus that of {baseline}',
-            '95 % CI', 'p (Holm)']
+        lines.append(
+            [
+                row.norm,
+                times(row.length) * lengths,
+                str(pair.seeds),
+                '-' if pair.mean is None else f'{pair.mean:+.3f}',
+                '-' if p is None else format_interval(pair.low, pair.high),
+                '-' if p is None else format_p(p),
+            ]
+        )
+    head = [
+        'Norm',
+        'schedule',
+        'seeds',
+        f'mAP minus that of {baseline}',
+        '95 % CI',
+        'p (Holm)',
+    ]
     return f'{markdown(head, lines)}\n\n'
 
 
@@ -426,36 +520,51 @@ def _tuning_text(comparison: Comparison, tuning: Sequence[Row]) -> str:
     if not tuning:
         return ''
     lengths = len({row.length for row in tuning}) > 1
-    lines = [[
-        row.norm, times(row.length) * lengths, in_digits(row.lr),
-        str(len(row.runs)), *mean_and_interval(row.scores),
-        'yes' if row.lr == comparison.chosen(row.norm, row.length) else 'no'
-    ] for row in tuning]
+    lines = [
+        [
+            row.norm,
+            times(row.length) * lengths,
+            format_lr(row.lr),
+            str(len(row.runs)),
+            *format_mean(row.scores),
+            'yes' if row.lr == comparison.chosen(row.norm, row.length) else 'no',
+        ]
+        for row in tuning
+    ]
     head = ['Norm', 'schedule', 'lr', 'seeds', 'mAP', '95 % CI', 'chosen']
     held_out = comparison.held_out
-    return f'''The learning rates were chosen by the mAP on held-out training
+    return f"""The learning rates were chosen by the mAP on held-out training
 images ({held_out.images}, {held_out.share:.0%}). The final runs above trained
 on all training images. The validation set had no part in the choice.
 
 {markdown(head, lines)}
 
-'''
+"""
 
 
-def _cost_table(comparison: Comparison, costs: Dict[str, Cost]) -> str:
+def _cost_table(comparison: Comparison, costs: dict[str, Cost]) -> str:
     first = next(iter(comparison.cfgs))
-    return markdown([
-        'Norm', 'step, ms', f'of {first}', 'saved, MiB', 'peak, MiB'
-    ], [[
-        norm, f'{1e3 * cost.step:.0f}', f'{cost.ratio:.2f}',
-        f'{cost.saved:.1f}', '-' if cost.peak is None else f'{cost.peak:.0f}'
-    ] for norm, cost in costs.items() if norm in comparison.cfgs])
+    return markdown(
+        ['Norm', 'step, ms', f'of {first}', 'saved, MiB', 'peak, MiB'],
+        [
+            [
+                norm,
+                f'{1e3 * cost.step:.0f}',
+                f'{cost.ratio:.2f}',
+                f'{cost.saved:.1f}',
+                '-' if cost.peak is None else f'{cost.peak:.0f}',
+            ]
+            for norm, cost in costs.items()
+            if norm in comparison.cfgs
+        ],
+    )
 
 
-def _missing(comparison: Comparison) -> List[str]:
+def _missing(comparison: Comparison) -> list[str]:
     return [
         f'{run}: {comparison.failures.get(run, "has not ended")}'
-        for run in comparison.runs if not comparison.result(run)
+        for run in comparison.runs
+        if not comparison.result(run)
     ]
 
 

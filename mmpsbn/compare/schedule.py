@@ -2,7 +2,7 @@
 
 from mmengine.config import Config
 
-from mmpsbn.engine.config import dicts_in
+from mmpsbn.config.model import dicts_in
 from mmpsbn.errors import InputError
 
 # Schedulers whose course does not follow from the settings below.
@@ -33,12 +33,14 @@ def stretch(cfg: Config, length: float) -> None:
     ]
     warm_ups = {
         node.get('by_epoch', True): node.get('end', 0)
-        for node in schedulers if _is_warm_up(node)
+        for node in schedulers
+        if _is_warm_up(node)
     }
     for node in schedulers:
         if not _is_warm_up(node):
-            _stretch_scheduler(node, length,
-                               warm_ups.get(node.get('by_epoch', True), 0))
+            _stretch_scheduler(
+                node, length, warm_ups.get(node.get('by_epoch', True), 0)
+            )
     for hook in cfg.get('custom_hooks') or []:
         if 'switch_epoch' in hook:
             hook['switch_epoch'] = round(hook['switch_epoch'] * length)
@@ -48,8 +50,10 @@ def _is_warm_up(node: dict) -> bool:
     kind = _kind(node)
     start = node.get('start_factor', node.get('factor', 1 / 3))
     return not node.get('begin') and (
-        'Warmup' in kind or kind.startswith(('Linear', 'Constant'))
-        and start < node.get('end_factor', 1))
+        'Warmup' in kind
+        or kind.startswith(('Linear', 'Constant'))
+        and start < node.get('end_factor', 1)
+    )
 
 
 def _kind(node: dict) -> str:
@@ -71,7 +75,8 @@ def _stretch_scheduler(node: dict, length: float, warm_up: int) -> None:
         raise InputError(
             f'--lengths {length:g} is not supported with the scheduler '
             f'{_kind(node)}: its settings do not say where it ends. Use '
-            'another param_scheduler, or leave --lengths out.')
+            'another param_scheduler, or leave --lengths out.'
+        )
     for key in DURATIONS:
         if key in node:
             node[key] = lasting(node[key])
@@ -80,8 +85,12 @@ def _stretch_scheduler(node: dict, length: float, warm_up: int) -> None:
     for key in ('begin', 'end'):
         if key in node:
             node[key] = moved(node[key])
-    if 'end' in node and node['end'] <= node.get('begin', 0) or any(
-            node.get(key, 1) < 1 for key in DURATIONS):
+    if (
+        'end' in node
+        and node['end'] <= node.get('begin', 0)
+        or any(node.get(key, 1) < 1 for key in DURATIONS)
+    ):
         raise InputError(
             f'--lengths {length:g} is too short: the scheduler {_kind(node)} '
-            'has no step left. Choose a larger multiple.')
+            'has no step left. Choose a larger multiple.'
+        )

@@ -1,6 +1,15 @@
-from .conversion import (Proof, convert_to_mimicnorm, convert_to_psbn,
-                         convert_to_stock)
+"""Checkpoints converted between BN, psBN and MimicNorm."""
+
+from .conversion import (
+    Verification,
+    convert_to_mimicnorm,
+    convert_to_psbn,
+    convert_to_stock,
+)
 
 __all__ = [
-    'Proof', 'convert_to_mimicnorm', 'convert_to_psbn', 'convert_to_stock'
+    'Verification',
+    'convert_to_mimicnorm',
+    'convert_to_psbn',
+    'convert_to_stock',
 ]

@@ -1,41 +1,40 @@
-"""Conversions of checkpoint files, proven before anything is kept."""
+"""Conversions of checkpoint files, verified before anything is kept."""
 
-import copy
+import errno
 import math
 import os.path as osp
 import signal
 import subprocess
 import sys
 import tempfile
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from mmcv.transforms import Compose
-from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
-from mmengine.registry import DefaultScope
 from torch import nn
 
-from mmpsbn.engine.blame import blamed_on_config
-from mmpsbn.engine.checkpoint import (backbone_state, check_fits, layer_of,
-                                      state_of, with_own_classes)
-from mmpsbn.engine.config import dicts_in
-from mmpsbn.engine.whole_files import replacing
+from mmpsbn.checkpoints.matching import keep_class_layers, layer_name, load_weights
+from mmpsbn.checkpoints.reading import Checkpoint
+from mmpsbn.config.errors import explain_config_errors
+from mmpsbn.config.model import dicts_in, mimicnorm_parts, psbn_inside, type_of
+from mmpsbn.convert.stock_config import fused_model, stock_config, stock_model
+from mmpsbn.convert.to_mimicnorm import Converted, to_mimicnorm
+from mmpsbn.convert.to_stock import fuse, stock_state
+from mmpsbn.detectors import outputs
+from mmpsbn.detectors.build import build_model, load_images, load_model
+from mmpsbn.detectors.outputs import (
+    TOLERANCE,
+    BatchRunner,
+    largest_difference,
+    same_detections,
+)
 from mmpsbn.errors import InputError
+from mmpsbn.files import output_files
 from mmpsbn.registry import MODELS
-from . import raw_outputs
-from .raw_outputs import OutputsOf, largest_difference, same_detections
-from .stock_config import (fused_model, mimicnorm_parts, psbn_inside,
-                           stock_config, stock_model, type_of)
-from .to_mimicnorm import Converted, to_mimicnorm
-from .to_stock import fuse, stock_state
-
-# Of the largest output, what rounding may change.
-TOLERANCE = 1e-4
 
 
-class Proof(NamedTuple):
+class Verification(NamedTuple):
     """How a stock model compares with the model it was made from."""
 
     difference: float
@@ -43,28 +42,33 @@ class Proof(NamedTuple):
     detections: int
     """Detections of the original model on the images."""
     same: int
-    """Those that the stock model has too."""
+    """Those that the stock model has, too."""
 
 
-def convert_to_stock(cfg: Config, path: str, checkpoint: dict, name: str,
-                     images: Sequence[str], out: str, fused: bool,
-                     keep_optimizer: bool) -> Proof:
-    """Write a stock config and checkpoint, and prove them.
+def convert_to_stock(
+    cfg: Config,
+    checkpoint: Checkpoint,
+    images: Sequence[str],
+    out: str,
+    *,
+    fused: bool = False,
+    keep_optimizer: bool = False,
+) -> Verification:
+    """Write a stock config and checkpoint, and verify them.
 
-    They are run in a new process, which cannot import this package, on the
-    images; files that do not compute the same are not kept.
+    They are run on the images in a new process that cannot import this
+    package. Files that do not compute the same are not kept.
 
     Args:
-        cfg (Config): Of the trained model.
-        path (str): Its file.
-        checkpoint (dict): Of the trained model.
-        name (str): The checkpoint's, for messages.
+        cfg (Config): The config of the trained model, read from a file.
+        checkpoint (Checkpoint): The trained model.
         images (list[str]): Files of images to compare on.
-        out (str): The checkpoint to write; the config is beside it, ``.py``
-            in the place of ``.pth``.
-        fused (bool): Whether BN is folded into convs where the stock model
-            can be without.
-        keep_optimizer (bool): Whether the optimizer's state goes along.
+        out (str): The checkpoint to write. The config is next to it, with
+            ``.py`` instead of ``.pth``.
+        fused (bool): Whether BN is folded into convolutions where the stock
+            model can be without it. Defaults to False.
+        keep_optimizer (bool): Whether to keep the optimizer's state. Defaults
+            to False.
 
     Raises:
         InputError: If the checkpoint does not fit, if the model has parts
@@ -72,54 +76,59 @@ def convert_to_stock(cfg: Config, path: str, checkpoint: dict, name: str,
             outputs differ.
     """
     if keep_optimizer and (fused or any(mimicnorm_parts(cfg.model))):
-        raise InputError('--keep-optimizer is for psBN without --fuse: '
-                         'elsewhere the parameters are no longer the same.')
+        raise InputError(
+            '--keep-optimizer is for psBN without --fuse: '
+            'elsewhere the parameters are no longer the same.'
+        )
     stock_cfg = stock_model(cfg.model)
     if stock_cfg == cfg.model:
-        raise InputError('the model of the config has neither psBN nor '
-                         'MimicNorm, so that there is nothing to convert.')
+        raise InputError(
+            'the model of the config has neither psBN nor '
+            'MimicNorm, so there is nothing to convert.'
+        )
     _check_stock(stock_cfg)
-    model = build(cfg, cfg.model)
-    load_weights(model, checkpoint, name)
-    stock = build(cfg, stock_cfg)
+    model, stock = load_model(cfg, checkpoint), build_model(cfg, stock_cfg)
     state = stock_state(model, stock)
     if fused:
         stock_cfg = fused_model(stock_cfg)
-        state = fuse(stock, build(cfg, stock_cfg), state)
-    text = stock_config(cfg, path, stock_cfg)
-    content = dict(meta=_meta(checkpoint, name), state_dict=state)
-    if keep_optimizer:
-        content['optimizer'] = checkpoint.get('optimizer')
+        state = fuse(stock, build_model(cfg, stock_cfg), state)
+    text = stock_config(cfg, stock_cfg)
     data = load_images(cfg, images, model)
-    with replacing(out, config_of(out)) as (weights_file, config_file):
+    with output_files(out, config_path(out)) as (weights_file, config_file):
         with open(config_file, 'w') as file:
             file.write(text)
-        content['meta']['cfg'] = Config.fromfile(config_file).pretty_text
-        save(content, weights_file)
-        proof = prove(model, data, config_file, weights_file)
-        if not proof.difference <= TOLERANCE:
+        content = dict(cfg=Config.fromfile(config_file).pretty_text)
+        optimizer = dict(optimizer=checkpoint.content.get('optimizer'))
+        _save(
+            checkpoint,
+            state,
+            weights_file,
+            content,
+            **(optimizer if keep_optimizer else {}),
+        )
+        found = verify(model, data, config_file, weights_file)
+        if not found.difference <= TOLERANCE:
             raise InputError(
                 f'the stock model gives other outputs: they differ by '
-                f'{proof.difference:.1e} of their size, and rounding explains '
-                f'{TOLERANCE:.0e}. Nothing was written; please report it.')
-    return proof
+                f'{found.difference:.1e} of their size, and rounding explains '
+                f'{TOLERANCE:.0e}. Nothing was written; please report it.'
+            )
+    return found
 
 
-def convert_to_mimicnorm(cfg: Config, checkpoint: dict, name: str,
-                         images: Sequence[str], out: str) -> Converted:
+def convert_to_mimicnorm(
+    cfg: Config, checkpoint: Checkpoint, images: Sequence[str], out: str
+) -> Converted:
     """Write a MimicNorm checkpoint, made from one of the same model with BN.
 
-    A model that has only one part of MimicNorm, its body or a last BN, is
-    converted in the same way.
-
-    If that is of another number of classes, the layers that predict them are
-    left out.
+    A model that has only MimicNorm's body or only a last BN is converted in
+    the same way. If the checkpoint has another number of classes, the layers
+    that predict classes are left out.
 
     Args:
-        cfg (Config): Of the model with MimicNorm.
-        checkpoint (dict): Of the detector with BN or psBN, or of its
-            backbone alone; so is what is written.
-        name (str): The checkpoint's, for messages.
+        cfg (Config): The config of the model with MimicNorm.
+        checkpoint (Checkpoint): The detector with BN or psBN, or its backbone
+            alone. The result is of the same kind.
         images (list[str]): Files of images to calibrate on.
         out (str): The file to write.
 
@@ -128,35 +137,36 @@ def convert_to_mimicnorm(cfg: Config, checkpoint: dict, name: str,
             does not fit the model with BN, or if the file cannot be written.
     """
     if not any(mimicnorm_parts(cfg.model)):
-        raise InputError('the config has no MimicNorm; set '
-                         "conv_cfg=dict(type='MimicConv') and "
-                         "norm_cfg=dict(type='MimicNorm') where BN was.")
-    source, target = build(cfg, stock_model(cfg.model)), build(cfg, cfg.model)
+        raise InputError(
+            'the config has no MimicNorm; set '
+            "conv_cfg=dict(type='MimicConv') and "
+            "norm_cfg=dict(type='MimicNorm') where BN was."
+        )
+    source = build_model(cfg, stock_model(cfg.model))
+    target = build_model(cfg)
     data = load_images(cfg, images, target)
-    state = backbone_state(checkpoint)
-    if state is None:
-        state = state_of(checkpoint)
-    else:
+    backbone = checkpoint.backbone
+    if backbone is not None:
         source, target = source.backbone, target.backbone
-    state, reinitialized = with_own_classes(source, state)
-    load_weights(source, state, name)
-    with blamed_on_config():
+    weights, reinitialized = keep_class_layers(source, backbone or checkpoint)
+    load_weights(source, weights)
+    with explain_config_errors():
         converted = to_mimicnorm(source, target, data)
     _check_finite(math.isfinite(converted.after))
     converted = converted._replace(
         reinitialized=reinitialized,
-        state_dict={key: value for key, value in converted.state_dict.items()
-                    if layer_of(key) not in reinitialized})
-    with replacing(out) as (file, ):
-        save(
-            dict(
-                meta=_meta(checkpoint, name), state_dict=converted.state_dict),
-            file)
+        state_dict={
+            key: value
+            for key, value in converted.state_dict.items()
+            if layer_name(key) not in reinitialized
+        },
+    )
+    with output_files(out) as (file,):
+        _save(checkpoint, converted.state_dict, file)
     return converted
 
 
-def convert_to_psbn(cfg: Config, checkpoint: dict, name: str,
-                    out: str) -> None:
+def convert_to_psbn(cfg: Config, checkpoint: Checkpoint, out: str) -> None:
     """Write a psBN checkpoint, which is the BN checkpoint, checked.
 
     Raises:
@@ -164,116 +174,83 @@ def convert_to_psbn(cfg: Config, checkpoint: dict, name: str,
             the model, or if the file cannot be written.
     """
     if not psbn_inside(cfg.model):
-        raise InputError('the config has no psBN; set '
-                         "norm_cfg=dict(type='psBN') where BN was.")
-    model = build(cfg, cfg.model)
-    load_weights(model, checkpoint, name)
-    with replacing(out) as (file, ):
-        save(
-            dict(meta=_meta(checkpoint, name), state_dict=model.state_dict()),
-            file)
-
-
-@blamed_on_config()
-def build(cfg: Config, model: dict) -> nn.Module:
-    """Build a model, in evaluation mode.
-
-    Args:
-        cfg (Config): Names the scope that types are looked up in.
-        model (dict): The settings of the model; they are not changed.
-
-    Raises:
-        InputError: If a part of it cannot be built.
-    """
-    with DefaultScope.overwrite_default_scope(
-            cfg.get('default_scope', 'mmdet')):
-        # Detectors write into the config that they are built from.
-        return MODELS.build(copy.deepcopy(model)).eval()
-
-
-def load_weights(model: nn.Module, checkpoint: dict, name: str) -> None:
-    """Load a checkpoint into a model that it fits.
-
-    Args:
-        model (nn.Module): The model.
-        checkpoint (dict): The content of the file.
-        name (str): The file, for the error message.
-
-    Raises:
-        InputError: If the checkpoint does not fit the model.
-    """
-    check_fits(model, checkpoint, name)
-    model.load_state_dict(state_of(checkpoint), strict=False)
+        raise InputError(
+            "the config has no psBN; set norm_cfg=dict(type='psBN') where BN was."
+        )
+    model = load_model(cfg, checkpoint)
+    with output_files(out) as (file,):
+        _save(checkpoint, model.state_dict(), file)
 
 
 def _check_stock(model: dict) -> None:
-    ours = [type_of(node) for node in dicts_in(model)
-            if type_of(node) in MODELS.module_dict]
+    ours = [
+        type_of(node) for node in dicts_in(model) if type_of(node) in MODELS.module_dict
+    ]
     if ours:
         raise InputError(
             f'the model of the config has {ours[0]}, which is a part of '
             'mmpsbn, so MMDetection cannot build a stock model of it. Use '
-            'tools/export_onnx.py to run the model without mmpsbn.')
+            'tools/export_onnx.py to run the model without mmpsbn.'
+        )
 
 
-def config_of(checkpoint: str) -> str:
-    """The config file that belongs to a checkpoint to be written."""
+def config_path(checkpoint: str) -> str:
+    """Return the config file that belongs to a checkpoint to be written."""
     return f'{osp.splitext(checkpoint)[0]}.py'
 
 
-def _meta(checkpoint: dict, name: str) -> dict:
-    meta = {
-        key: value for key, value in (checkpoint.get('meta') or {}).items()
+def _save(
+    source: Checkpoint, state: dict, file: str, meta: dict = {}, **content
+) -> None:
+    """Save weights that were made from a checkpoint.
+
+    Raises:
+        OSError: If the file cannot be written, also where torch raises
+            another error.
+    """
+    kept = {
+        key: value
+        for key, value in source.meta.items()
         if key in ('dataset_meta', 'epoch', 'iter', 'seed')
     }
-    return dict(meta, converted_from=osp.basename(name))
+    meta = dict(kept, converted_from=osp.basename(source.path), **meta)
+    try:
+        torch.save(dict(meta=meta, state_dict=state, **content), file)
+    except RuntimeError as error:  # torch's writer, on a full disk.
+        raise OSError(errno.EIO, str(error), file) from error
 
 
-def load_images(cfg: Config, files: Sequence[str], model: nn.Module) -> dict:
-    """A batch of images, as the config's test pipeline prepares them."""
-    with DefaultScope.overwrite_default_scope(
-            cfg.get('default_scope', 'mmdet')), blamed_on_config():
-        pipeline = Compose([
-            step for step in get_test_pipeline_cfg(cfg)
-            if not str(step['type']).endswith('Annotations')
-        ])
-        batch = pseudo_collate([
-            pipeline(dict(img_path=file, img_id=index))
-            for index, file in enumerate(files)
-        ])
-    return model.data_preprocessor(batch, False)
-
-
-def prove(model: nn.Module, data: dict, config: str,
-          checkpoint: str) -> Proof:
+def verify(model: nn.Module, data: dict, config: str, checkpoint: str) -> Verification:
     """Compare a model with stock files, run where mmpsbn cannot be imported.
 
     Raises:
         InputError: If the model has outputs that are not finite, or if the
             stock model does not run there.
     """
-    run = OutputsOf(data)
-    with blamed_on_config():
+    run = BatchRunner(data)
+    with explain_config_errors():
         expected = run(model)
         _check_finite(all(bool(part.isfinite().all()) for part in expected))
         found = run.detections(model)
     with tempfile.TemporaryDirectory() as folder:
-        inputs, outputs = osp.join(folder, 'in'), osp.join(folder, 'out')
+        inputs, results = osp.join(folder, 'in'), osp.join(folder, 'out')
         torch.save(dict(data=data, proposals=run.proposals), inputs)
-        child = subprocess.run([
-            sys.executable, raw_outputs.__file__, config, checkpoint, inputs,
-            outputs
-        ],
-                               capture_output=True,
-                               text=True)
+        child = subprocess.run(
+            [sys.executable, outputs.__file__, config, checkpoint, inputs, results],
+            capture_output=True,
+            text=True,
+        )
         if child.returncode:
-            raise InputError('the stock model does not run without mmpsbn: '
-                             f'{_why_ended(child)}')
-        given = torch.load(outputs, weights_only=True)
+            raise InputError(
+                f'the stock model does not run without mmpsbn: {_why_ended(child)}'
+            )
+        given = torch.load(results, weights_only=True)
     same = sum(map(same_detections, given['detections'], found))
-    return Proof(
+    return Verification(
         largest_difference(given['raw'], expected),
-        sum(len(d['labels']) for d in found), same)
+        sum(len(d['labels']) for d in found),
+        same,
+    )
 
 
 def _check_finite(finite: bool) -> None:
@@ -281,28 +258,23 @@ def _check_finite(finite: bool) -> None:
         raise InputError(
             'the model has outputs that are NaN or infinite, so the '
             'conversion cannot be checked. Nothing was written. If training '
-            'has diverged, take an earlier checkpoint.')
+            'has diverged, take an earlier checkpoint.'
+        )
 
 
 def _why_ended(child: subprocess.CompletedProcess) -> str:
     if child.returncode < 0:
         number = -child.returncode
-        return (f'signal {number} ({signal.strsignal(number)}) ended its '
-                'process. If memory ran out, use fewer images: --number 1.')
+        return (
+            f'signal {number} ({signal.strsignal(number)}) ended its '
+            'process. If memory ran out, use fewer images: --number 1.'
+        )
     lines = child.stderr.strip().splitlines()
-    return lines[-1] if lines else (
-        f'its process ended with exit status {child.returncode} and without '
-        'a message. Run the command again, and report it if that repeats.')
-
-
-def save(content: dict, file: str) -> None:
-    """Save a checkpoint.
-
-    Raises:
-        OSError: If the file cannot be written, also where torch raises
-            another error.
-    """
-    try:
-        torch.save(content, file)
-    except RuntimeError as error:  # Of torch's writer, on a full disk say.
-        raise OSError(str(error)) from error
+    return (
+        lines[-1]
+        if lines
+        else (
+            f'its process ended with exit status {child.returncode} and without '
+            'a message. Run the command again, and report it if that repeats.'
+        )
+    )

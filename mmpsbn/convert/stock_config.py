@@ -3,56 +3,14 @@
 import copy
 import os.path as osp
 import tempfile
-from typing import List, Tuple
 
 from mmengine.config import Config
 
-from mmpsbn.engine.config import dicts_in
+from mmpsbn.config.model import STOCK_MODULES, STOCK_NORMS, dicts_in, type_of
 from mmpsbn.registry import HOOKS
 
-STOCK_NORMS = {
-    'psBN': 'BN',
-    'psBN1d': 'BN1d',
-    'psBN2d': 'BN2d',
-    'psBN3d': 'BN3d',
-    'psSyncBN': 'SyncBN',
-}
-STOCK_MODULES = {
-    'LastBNLinear': 'Linear',
-    'LastBNRetinaHead': 'RetinaHead',
-    'LastBNRetinaSepBNHead': 'RetinaSepBNHead',
-    'LastBNRPNHead': 'RPNHead',
-}
 # What belongs to a last BN in the dict of such a module.
 LAST_BN_ARGUMENTS = ('last_bn', 'affine', 'gain', 'momentum', 'eps', 'sync')
-
-
-def type_of(node) -> str:
-    """The type that a dict of a config names, without our scope."""
-    name = node.get('type') if isinstance(node, dict) else None
-    return name.replace('mmpsbn.', '') if isinstance(name, str) else ''
-
-
-def mimic_inside(model: dict) -> bool:
-    """Whether a model's config asks for MimicNorm anywhere."""
-    return any(
-        type_of(node.get('conv_cfg')) == 'MimicConv'
-        for node in dicts_in(model))
-
-
-def mimicnorm_parts(model: dict) -> Tuple[bool, bool]:
-    """Say which parts of MimicNorm a model's config has.
-
-    Returns:
-        tuple: Whether it has the body, and whether it has a last BN.
-    """
-    return mimic_inside(model), any(
-        type_of(node) in STOCK_MODULES for node in dicts_in(model))
-
-
-def psbn_inside(model: dict) -> bool:
-    """Whether a model's config asks for psBN anywhere."""
-    return any(type_of(node) in STOCK_NORMS for node in dicts_in(model))
 
 
 def stock_model(model: dict) -> dict:
@@ -67,7 +25,8 @@ def stock_model(model: dict) -> dict:
             del node['conv_cfg']
             # What else it has is BN's, too: eps.
             node['norm_cfg'] = dict(
-                node.get('norm_cfg') or {}, type='BN', requires_grad=True)
+                node.get('norm_cfg') or {}, type='BN', requires_grad=True
+            )
         # Some parts of models have other names for it than norm_cfg.
         if type_of(node) in STOCK_NORMS:
             node['type'] = STOCK_NORMS[type_of(node)]
@@ -87,21 +46,22 @@ def fused_model(model: dict) -> dict:
             for node in dicts_in(part):
                 # Several norm layers do not fold into the conv that they
                 # share, and the blocks of a ResNet need theirs.
-                if type_of(node.get('norm_cfg')) in STOCK_NORMS.values() and \
-                        not type_of(node).endswith(('SepBNHead', 'ResLayer')):
+                if type_of(
+                    node.get('norm_cfg')
+                ) in STOCK_NORMS.values() and not type_of(node).endswith(
+                    ('SepBNHead', 'ResLayer')
+                ):
                     node['norm_cfg'] = None
     return model
 
 
-def stock_config(cfg: Config, path: str, model: dict) -> str:
-    """The text of a config for MMDetection alone.
+def stock_config(cfg: Config, model: dict) -> str:
+    """Return the text of a config that needs only MMDetection.
 
-    It inherits what the config inherits of MMDetection's, and states the
-    rest.
+    It inherits the same configs of MMDetection, and contains the rest.
 
     Args:
-        cfg (Config): The config to convert, as it was read.
-        path (str): Its file, whose bases are looked up.
+        cfg (Config): The config to convert, as it was read from its file.
         model (dict): The stock model.
 
     Returns:
@@ -110,7 +70,7 @@ def stock_config(cfg: Config, path: str, model: dict) -> str:
     full = _plain(cfg.to_dict())
     full['model'] = _plain(model)
     _remove_mmpsbn(full)
-    bases = mmdet_bases(path)
+    bases = mmdet_bases(cfg.filename)
     text = ''
     if bases:
         text = f'_base_ = {bases!r}\n'
@@ -126,18 +86,24 @@ def _remove_mmpsbn(full: dict) -> None:
     """Remove imports of this package, and its hooks, from a config."""
     imports = full.get('custom_imports') or {}
     names = imports.get('imports') or []
-    names = [name for name in ([names] if isinstance(names, str) else names)
-             if name.split('.')[0] != 'mmpsbn']
+    names = [
+        name
+        for name in ([names] if isinstance(names, str) else names)
+        if name.split('.')[0] != 'mmpsbn'
+    ]
     if names:
         imports['imports'] = names
     else:
         full.pop('custom_imports', None)
     if 'custom_hooks' in full:
-        full['custom_hooks'] = [hook for hook in full['custom_hooks'] or ()
-                                if type_of(hook) not in HOOKS.module_dict]
+        full['custom_hooks'] = [
+            hook
+            for hook in full['custom_hooks'] or ()
+            if type_of(hook) not in HOOKS.module_dict
+        ]
 
 
-def mmdet_bases(path: str) -> List[str]:
+def mmdet_bases(path: str) -> list[str]:
     """MMDetection's configs that a config file inherits, near ones last."""
     found = []
     for base in Config._get_base_files(path):

@@ -6,18 +6,19 @@ is a constant for each channel, which a few images measure and the biases take
 back. What the last BN needs is measured on the same images.
 """
 
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, NamedTuple, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from mmpsbn.detectors.outputs import BatchRunner, distance
 from mmpsbn.errors import InputError
 from mmpsbn.layers import MimicConv, MimicNorm
 from mmpsbn.layers.last_bn import LastBN
 from mmpsbn.layers.mimic_wiring import module_before
-from .folding import fold_batch_norm
-from .raw_outputs import OutputsOf, distance
 
 
 class Pair(NamedTuple):
@@ -27,7 +28,7 @@ class Pair(NamedTuple):
     norm: str
 
 
-def norm_pairs(model: nn.Module) -> List[Pair]:
+def find_pairs(model: nn.Module) -> list[Pair]:
     """The pairs of MimicConv and MimicNorm of a model.
 
     Raises:
@@ -40,8 +41,9 @@ def norm_pairs(model: nn.Module) -> List[Pair]:
             parent, _, own = name.rpartition('.')
             conv = module_before(model.get_submodule(parent), own)
             if not isinstance(conv, MimicConv):
-                raise InputError(f'{name} cannot be converted: the conv '
-                                 'before it is not known.')
+                raise InputError(
+                    f'{name} cannot be converted: the conv before it is not known.'
+                )
             pairs.append(Pair(names[id(conv)], name))
     return pairs
 
@@ -57,17 +59,24 @@ def fold(source: nn.Module, target: nn.Module) -> None:
         target (nn.Module): Of the same names.
     """
     state = {
-        name: value for name, value in source.state_dict().items()
+        name: value
+        for name, value in source.state_dict().items()
         if name in target.state_dict()
     }
     target.load_state_dict({**target.state_dict(), **state})
-    for pair in norm_pairs(target):
+    for pair in find_pairs(target):
         conv = source.get_submodule(pair.conv)
         bn = source.get_submodule(pair.norm)
         mimic = target.get_submodule(pair.conv)
-        weight, bias = fold_batch_norm(conv.weight, conv.bias, bn.running_mean,
-                                       bn.running_var, bn.weight, bn.bias,
-                                       bn.eps)
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight,
+            conv.bias,
+            bn.running_mean,
+            bn.running_var,
+            bn.eps,
+            bn.weight,
+            bn.bias,
+        )
         mimic.weight.copy_(weight)
         mimic.bias.copy_(bias)
         if mimic.scale is not None:
@@ -82,8 +91,11 @@ class ChannelStatistics:
         self.calls = self.count = self.sum = self.squares = 0
 
     def add(self, output: Tensor) -> None:
-        output = output.double().flatten(2) if output.dim() > 2 else \
-            output.double().unsqueeze(2)
+        output = (
+            output.double().flatten(2)
+            if output.dim() > 2
+            else output.double().unsqueeze(2)
+        )
         self.calls += 1
         self.count += output.shape[0] * output.shape[2]
         self.sum = self.sum + output.sum((0, 2))
@@ -99,11 +111,12 @@ class ChannelStatistics:
 
 
 @contextmanager
-def listening(model: nn.Module, names: Sequence[str], hook) -> Iterator[None]:
+def listen_to(model: nn.Module, names: Sequence[str], hook) -> Iterator[None]:
     """Call ``hook(name, output)`` for the outputs of some sub-modules."""
     handles = [
         model.get_submodule(name).register_forward_hook(
-            lambda module, inputs, output, name=name: hook(name, output))
+            lambda module, inputs, output, name=name: hook(name, output)
+        )
         for name in names
     ]
     try:
@@ -125,11 +138,9 @@ def recalibrate(source: nn.Module, target: nn.Module, run) -> None:
         target (nn.Module): The model with MimicNorm, with the same names.
         run (callable): ``run(model)`` runs it on the images to measure on.
     """
-    convs = {pair.norm: target.get_submodule(pair.conv)
-             for pair in norm_pairs(target)}
+    convs = {pair.norm: target.get_submodule(pair.conv) for pair in find_pairs(target)}
     wanted = {name: ChannelStatistics() for name in convs}
-    with listening(source, list(convs),
-                   lambda name, output: wanted[name].add(output)):
+    with listen_to(source, list(convs), lambda name, output: wanted[name].add(output)):
         run(source)
     # A module that is called once is corrected while the model runs; one that
     # is called for each level of a pyramid takes a run of its own.
@@ -138,20 +149,19 @@ def recalibrate(source: nn.Module, target: nn.Module, run) -> None:
 
     def correct(name, output):
         dims = [dim for dim in range(output.dim()) if dim != 1]
-        shift = (wanted[name].mean - output.double().mean(dims)).to(
-            output.dtype)
+        shift = (wanted[name].mean - output.double().mean(dims)).to(output.dtype)
         convs[name].bias.add_(shift)
         return output + shift.view(1, -1, *[1] * (output.dim() - 2))
 
-    with listening(target, once, correct):
+    with listen_to(target, once, correct):
         run(target)
     for name in several:
         found = ChannelStatistics()
-        with listening(target, [name],
-                       lambda name, output: found.add(output)):
+        with listen_to(target, [name], lambda name, output: found.add(output)):
             run(target)
-        convs[name].bias.add_((wanted[name].mean - found.mean).to(
-            convs[name].bias.dtype))
+        convs[name].bias.add_(
+            (wanted[name].mean - found.mean).to(convs[name].bias.dtype)
+        )
     calibrate_last_bn(target, run)
 
 
@@ -160,25 +170,25 @@ def calibrate_last_bn(model: nn.Module, run) -> None:
     """Give last BNs the statistics of their logits, and keep the outputs.
 
     Args:
-        model (nn.Module): Its last BNs are the identity, see open_last_bn.
+        model (nn.Module): Its last BNs are the identity, see reset_last_bn.
         run (callable): ``run(model)`` runs it on the images to measure on.
     """
-    layers = last_bns(model)
+    layers = find_last_bns(model)
     found = {name: ChannelStatistics() for name in layers}
-    with listening(model, list(layers),
-                   lambda name, output: found[name].add(output)):
+    with listen_to(model, list(layers), lambda name, output: found[name].add(output)):
         run(model)
     for name, layer in layers.items():
         mean = found[name].mean.to(layer.bias.dtype)
         # A linear layer gives W x + b, a conv W x alone.
         layer.running_mean.copy_(
-            mean - layer.bias if isinstance(layer, nn.Linear) else mean)
+            mean - layer.bias if isinstance(layer, nn.Linear) else mean
+        )
         layer.running_var.copy_(found[name].var)
         layer.gain.copy_((layer.running_var + layer.eps).sqrt())
         layer.bias.add_(layer.running_mean)
 
 
-def last_bns(model: nn.Module) -> Dict[str, LastBN]:
+def find_last_bns(model: nn.Module) -> dict[str, LastBN]:
     """Return the last BNs of a model by their names."""
     return {
         name: module
@@ -188,17 +198,19 @@ def last_bns(model: nn.Module) -> Dict[str, LastBN]:
 
 
 @torch.no_grad()
-def open_last_bn(model: nn.Module) -> None:
+def reset_last_bn(model: nn.Module) -> None:
     """Make the last BNs of a model the identity, in evaluation mode.
 
     Raises:
         InputError: If one has affine=False.
     """
-    for name, layer in last_bns(model).items():
+    for name, layer in find_last_bns(model).items():
         if layer.gain is None:
-            raise InputError(f'{name} is a last BN with affine=False, which '
-                             'cannot take over the scores of a trained head; '
-                             'leave affine True.')
+            raise InputError(
+                f'{name} is a last BN with affine=False, which '
+                'cannot take over the scores of a trained head; '
+                'leave affine True.'
+            )
         layer.running_mean.zero_()
         layer.running_var.fill_(1 - layer.eps)
         layer.gain.fill_(1)
@@ -207,7 +219,7 @@ def open_last_bn(model: nn.Module) -> None:
 class Converted(NamedTuple):
     """A MimicNorm model's weights, and how far its outputs have moved."""
 
-    state_dict: Dict[str, Tensor]
+    state_dict: dict[str, Tensor]
     before: float
     """Relative distance of the outputs before the biases are calibrated."""
     after: float
@@ -216,8 +228,7 @@ class Converted(NamedTuple):
     """Layers left out, since the detector was one of other classes."""
 
 
-def to_mimicnorm(source: nn.Module, target: nn.Module,
-                 data: dict) -> Converted:
+def to_mimicnorm(source: nn.Module, target: nn.Module, data: dict) -> Converted:
     """Make a MimicNorm model's weights from those of one with BN.
 
     Args:
@@ -230,10 +241,9 @@ def to_mimicnorm(source: nn.Module, target: nn.Module,
     """
     source.eval(), target.eval()
     fold(source, target)
-    open_last_bn(target)
-    run = OutputsOf(data)
+    reset_last_bn(target)
+    run = BatchRunner(data)
     expected = run(source)
     before = distance(run(target), expected)
     recalibrate(source, target, run)
-    return Converted(target.state_dict(), before,
-                     distance(run(target), expected))
+    return Converted(target.state_dict(), before, distance(run(target), expected))

@@ -4,29 +4,25 @@ A psBN checkpoint is a BN checkpoint. Of MimicNorm, each conv becomes a conv
 and a BN that adds its bias, and a last BN folds into its layer.
 """
 
-from typing import Dict
-
 import torch
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from mmpsbn.convert.to_mimicnorm import find_pairs
 from mmpsbn.layers.last_bn import LastBN
-from .folding import fold_batch_norm
-from .to_mimicnorm import norm_pairs
 
 
 @torch.no_grad()
-def stock_state(model: nn.Module, stock: nn.Module) -> Dict[str, Tensor]:
+def stock_state(model: nn.Module, stock: nn.Module) -> dict[str, Tensor]:
     """The state dict of the stock model that computes what a model does.
 
     Args:
         model (nn.Module): With psBN or MimicNorm.
         stock (nn.Module): With BN in their place, of the same names.
     """
-    state = {
-        name: value.clone() for name, value in model.state_dict().items()
-    }
-    for pair in norm_pairs(model):
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    for pair in find_pairs(model):
         conv = model.get_submodule(pair.conv)
         bn = stock.get_submodule(pair.norm)
         state.pop(f'{pair.conv}.scale', None)
@@ -39,25 +35,31 @@ def stock_state(model: nn.Module, stock: nn.Module) -> Dict[str, Tensor]:
             bias=bias,
             running_mean=torch.zeros_like(bias),
             running_var=ones - bn.eps,
-            num_batches_tracked=bn.num_batches_tracked)
+            num_batches_tracked=bn.num_batches_tracked,
+        )
         for name, value in values.items():
             state[f'{pair.norm}.{name}'] = value
     for name, layer in model.named_modules():
         if isinstance(layer, LastBN):
-            _fold_last_bn(state, f'{name}.', layer)
+            folded = fuse_conv_bn_weights(
+                layer.weight,
+                None,
+                layer.running_mean,
+                layer.running_var,
+                layer.eps,
+                layer.gain,
+                layer.bias,
+            )
+            state[f'{name}.weight'], state[f'{name}.bias'] = (
+                value.detach() for value in folded
+            )
     return {name: state[name] for name in stock.state_dict()}
 
 
-def _fold_last_bn(state: Dict[str, Tensor], prefix: str,
-                  layer: LastBN) -> None:
-    state[f'{prefix}weight'], state[f'{prefix}bias'] = fold_batch_norm(
-        layer.weight, None, layer.running_mean, layer.running_var, layer.gain,
-        layer.bias, layer.eps)
-
-
 @torch.no_grad()
-def fuse(stock: nn.Module, fused: nn.Module,
-         state: Dict[str, Tensor]) -> Dict[str, Tensor]:
+def fuse(
+    stock: nn.Module, fused: nn.Module, state: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """Fold BN into convs, in the ConvModules that are to have no norm layer.
 
     Args:
@@ -70,17 +72,29 @@ def fuse(stock: nn.Module, fused: nn.Module,
     """
     state = dict(state)
     for name, module in stock.named_modules():
-        if not isinstance(module, ConvModule) or not module.with_norm or \
-                fused.get_submodule(name).with_norm:
+        if (
+            not isinstance(module, ConvModule)
+            or not module.replace_norm
+            or fused.get_submodule(name).replace_norm
+        ):
             continue
         norm = f'{name}.{module.norm_name}.'
         values = {
-            key[len(norm):]: state.pop(key)
-            for key in list(state) if key.startswith(norm)
+            key[len(norm) :]: state.pop(key)
+            for key in list(state)
+            if key.startswith(norm)
         }
         conv = f'{name}.conv.'
-        state[f'{conv}weight'], state[f'{conv}bias'] = fold_batch_norm(
-            state[f'{conv}weight'], state.get(f'{conv}bias'),
-            values['running_mean'], values['running_var'],
-            values.get('weight'), values.get('bias'), module.norm.eps)
+        fused_weights = fuse_conv_bn_weights(
+            state[f'{conv}weight'],
+            state.get(f'{conv}bias'),
+            values['running_mean'],
+            values['running_var'],
+            module.norm.eps,
+            values.get('weight'),
+            values.get('bias'),
+        )
+        state[f'{conv}weight'], state[f'{conv}bias'] = (
+            value.detach() for value in fused_weights
+        )
     return state

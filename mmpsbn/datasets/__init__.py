@@ -1,4 +1,4 @@
-from .classes import read_classes
-from .digits import make_digits
+from mmpsbn.datasets.classes import read_classes
+from mmpsbn.datasets.digits import make_digits
 
 __all__ = ['make_digits', 'read_classes']

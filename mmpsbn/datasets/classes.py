@@ -2,12 +2,11 @@
 
 import json
 import os
-from typing import Tuple
 
-from .digits import CLASSES
+from mmpsbn.datasets.digits import CLASSES
 
 
-def read_classes(data_root: str) -> Tuple[str, ...]:
+def read_classes(data_root: str) -> tuple[str, ...]:
     """The category names in ``data_root``, by its val2017 annotations.
 
     Those of the digits where there is no such file, so that the demo's

@@ -9,7 +9,6 @@ strip of a photograph that serve in train2017 never serve in val2017.
 import json
 import os
 import shutil
-from typing import Tuple
 
 import cv2
 import numpy as np
@@ -23,11 +22,9 @@ TRAIN_SHARE = 0.8
 DIGIT_SIDES = (0.2, 0.45)
 
 
-def make_digits(out: str,
-                train: int = 800,
-                val: int = 200,
-                size: int = 160,
-                seed: int = 0) -> None:
+def make_digits(
+    out: str, train: int = 800, val: int = 200, size: int = 160, seed: int = 0
+) -> None:
     """Write the task to ``out``: annotations/, train2017/, val2017/.
 
     Equal arguments give equal files. The folder appears when it is complete.
@@ -48,17 +45,16 @@ def make_digits(out: str,
         raise ValueError(
             f'got train={train}, val={val}, size={size}, seed={seed}, but '
             'train and val must be at least 1, size from 64 to 400 and seed '
-            'at least 0.')
+            'at least 0.'
+        )
     if os.path.lexists(out):
-        raise FileExistsError(f'{out} exists; remove it, or choose another '
-                              'folder.')
+        raise FileExistsError(f'{out} exists; remove it, or choose another folder.')
     partial = f'{os.path.normpath(out)}.partial'
     shutil.rmtree(partial, ignore_errors=True)
     os.makedirs(os.path.join(partial, 'annotations'))
     for index, (split, number) in enumerate(zip(SPLITS, (train, val))):
         rng = np.random.default_rng([seed, index])
-        content = _make_split(os.path.join(partial, split), split, number,
-                              size, rng)
+        content = _make_split(os.path.join(partial, split), split, number, size, rng)
         content['info'].update(seed=seed, size=size)
         file = os.path.join(partial, 'annotations', f'instances_{split}.json')
         with open(file, 'w') as stream:
@@ -66,8 +62,9 @@ def make_digits(out: str,
     os.replace(partial, out)
 
 
-def _make_split(folder: str, split: str, number: int, size: int,
-                rng: np.random.Generator) -> dict:
+def _make_split(
+    folder: str, split: str, number: int, size: int, rng: np.random.Generator
+) -> dict:
     os.makedirs(folder)
     digits, labels, photographs = _material(split)
     images, annotations = [], []
@@ -83,13 +80,14 @@ def _make_split(folder: str, split: str, number: int, size: int,
                     category_id=int(label) + 1,
                     bbox=[x, y, width, height],
                     area=width * height,
-                    iscrowd=0))
+                    iscrowd=0,
+                )
+            )
         # OpenCV's own writer says nothing of a full disk.
         jpeg = cv2.imencode('.jpg', scene, [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
         with open(os.path.join(folder, file_name), 'wb') as stream:
             stream.write(jpeg)
-        images.append(
-            dict(id=image_id, file_name=file_name, width=size, height=size))
+        images.append(dict(id=image_id, file_name=file_name, width=size, height=size))
     categories = [
         dict(id=index + 1, name=name, supercategory='digit')
         for index, name in enumerate(CLASSES)
@@ -99,10 +97,11 @@ def _make_split(folder: str, split: str, number: int, size: int,
         licenses=[],
         images=images,
         annotations=annotations,
-        categories=categories)
+        categories=categories,
+    )
 
 
-def _material(split: str) -> Tuple[np.ndarray, np.ndarray, list]:
+def _material(split: str) -> tuple[np.ndarray, np.ndarray, list]:
     """The digits (values 0 to 1), labels and photographs of a split."""
     try:
         from sklearn.datasets import load_digits, load_sample_images
@@ -111,7 +110,8 @@ def _material(split: str) -> Tuple[np.ndarray, np.ndarray, list]:
             raise
         raise ModuleNotFoundError(
             'the digits come from scikit-learn; install it with '
-            'pip install scikit-learn.') from error
+            'pip install scikit-learn.'
+        ) from error
     data = load_digits()
     digits, labels = data.images / 16, data.target
     photographs = [image[..., ::-1] for image in load_sample_images().images]
@@ -125,42 +125,44 @@ def _material(split: str) -> Tuple[np.ndarray, np.ndarray, list]:
     return digits[chosen], labels[chosen], strips
 
 
-def _background(photographs: list, size: int,
-                rng: np.random.Generator) -> np.ndarray:
+def _background(photographs: list, size: int, rng: np.random.Generator) -> np.ndarray:
     """A square crop of a photograph, half to once its narrower side."""
     photograph = photographs[rng.integers(len(photographs))]
     height, width = photograph.shape[:2]
     side = int(min(height, width) * rng.uniform(0.5, 1))
     x = rng.integers(width - side + 1)
     y = rng.integers(height - side + 1)
-    crop = photograph[y:y + side, x:x + side]
+    crop = photograph[y : y + side, x : x + side]
     if rng.random() < 0.5:
         crop = crop[:, ::-1]
     return cv2.resize(np.ascontiguousarray(crop), (size, size))
 
 
-def _draw_digits(scene: np.ndarray, digits: np.ndarray, labels: np.ndarray,
-                 rng: np.random.Generator) -> list:
+def _draw_digits(
+    scene: np.ndarray, digits: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+) -> list:
     """Draw one to four digits that do not touch; their boxes and labels."""
     size, drawn = len(scene), []
     for _ in range(rng.integers(1, 5)):
         index = rng.integers(len(digits))
         side = int(size * rng.uniform(*DIGIT_SIDES))
-        ink = cv2.resize(digits[index], (side, side),
-                         interpolation=cv2.INTER_CUBIC).clip(0, 1)
-        rows, columns = np.where(ink.max(1) > 0.3)[0], np.where(
-            ink.max(0) > 0.3)[0]
-        ink = ink[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+        ink = cv2.resize(
+            digits[index], (side, side), interpolation=cv2.INTER_CUBIC
+        ).clip(0, 1)
+        rows, columns = np.where(ink.max(1) > 0.3)[0], np.where(ink.max(0) > 0.3)[0]
+        ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         height, width = ink.shape
         for _ in range(20):
             x = int(rng.integers(size - width + 1))
             y = int(rng.integers(size - height + 1))
-            if not any(x < a + c and a < x + width and y < b + d
-                       and b < y + height for (a, b, c, d), _ in drawn):
+            if not any(
+                x < a + c and a < x + width and y < b + d and b < y + height
+                for (a, b, c, d), _ in drawn
+            ):
                 break
         else:
             continue
-        region = scene[y:y + height, x:x + width]
+        region = scene[y : y + height, x : x + width]
         # Bright on dark ground, dark on bright ground.
         low, high = (170, 256) if region.mean() < 128 else (0, 70)
         colour = rng.integers(low, high, size=3)

@@ -1,3 +1,3 @@
-from .onnx_file import Exported, export_onnx
+from mmpsbn.export.onnx_file import Exported, export_onnx
 
 __all__ = ['Exported', 'export_onnx']

@@ -6,7 +6,7 @@ places with the score -1, and the detections of an image are padded.
 """
 
 import sys
-from typing import List, NamedTuple, Tuple
+from typing import NamedTuple
 
 import torch
 from mmcv.ops import RoIAlign
@@ -21,7 +21,7 @@ from mmdet.models.task_modules.coders.delta_xywh_bbox_coder import delta2bbox
 from torch import Tensor, nn
 
 from mmpsbn.errors import InputError
-from .operators import nms, roi_align
+from mmpsbn.export.operators import nms, roi_align
 
 # Settings of NMS that are exported.
 NMS = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
@@ -56,7 +56,7 @@ class Exportable(nn.Module):
         self.two_stage = isinstance(model, TwoStageDetector)
         _check(model)
 
-    def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """
         Args:
             images (Tensor): ``(B, 3, H, W)``, as the data preprocessor gives
@@ -73,46 +73,49 @@ class Exportable(nn.Module):
         if not self.two_stage:
             head = self.model.bbox_head
             scores, boxes = _scores_and_boxes(head, features)
-            found = _best(
-                dense_candidates(head, scores, boxes, shape), head.test_cfg)
+            found = _best(dense_candidates(head, scores, boxes, shape), head.test_cfg)
             return (*_detections(*found), *scores, *boxes)
         head = self.model.rpn_head
         scores, boxes = _scores_and_boxes(head, features)
         proposals, valid, _ = _best(
-            dense_candidates(head, scores, boxes, shape, by_level=True),
-            head.test_cfg)
-        index = torch.arange(
-            images.shape[0], dtype=proposals.dtype).view(-1, 1, 1).expand(
-                -1, proposals.shape[1], 1)
+            dense_candidates(head, scores, boxes, shape, by_level=True), head.test_cfg
+        )
+        index = (
+            torch.arange(images.shape[0], dtype=proposals.dtype)
+            .view(-1, 1, 1)
+            .expand(-1, proposals.shape[1], 1)
+        )
         rois = torch.cat([index, proposals], 2).flatten(0, 1)
         roi_head = self.model.roi_head
         class_scores, deltas = roi_head.bbox_head(
-            extract_rois(roi_head.bbox_roi_extractor, features, rois))
-        candidates = roi_candidates(roi_head, rois, valid, class_scores,
-                                    deltas, shape)
+            extract_rois(roi_head.bbox_roi_extractor, features, rois)
+        )
+        candidates = roi_candidates(roi_head, rois, valid, class_scores, deltas, shape)
         found = _best(candidates, roi_head.test_cfg)
-        return (*_detections(*found), *scores, *boxes, rois, class_scores,
-                deltas)
+        return (*_detections(*found), *scores, *boxes, rois, class_scores, deltas)
 
     @property
-    def names(self) -> List[str]:
+    def names(self) -> list[str]:
         """Of the outputs."""
         head = self.model.rpn_head if self.two_stage else self.model.bbox_head
         levels = range(head.prior_generator.num_levels)
         prefix = 'rpn_' if self.two_stage else ''
         dense = [
-            f'{prefix}{kind}_{level}' for kind in ('cls_score', 'bbox_pred')
+            f'{prefix}{kind}_{level}'
+            for kind in ('cls_score', 'bbox_pred')
             for level in levels
         ]
         rois = ['rois', 'cls_score', 'bbox_pred'] if self.two_stage else []
         return ['dets', 'labels', *dense, *rois]
 
 
-def dense_candidates(head: AnchorHead,
-                     scores: List[Tensor],
-                     boxes: List[Tensor],
-                     shape: Tuple[int, int],
-                     by_level: bool = False) -> Candidates:
+def dense_candidates(
+    head: AnchorHead,
+    scores: list[Tensor],
+    boxes: list[Tensor],
+    shape: tuple[int, int],
+    by_level: bool = False,
+) -> Candidates:
     """The ``nms_pre`` best boxes of each level of an anchor head.
 
     Args:
@@ -124,12 +127,15 @@ def dense_candidates(head: AnchorHead,
             place of classes.
     """
     anchors = head.prior_generator.grid_priors(
-        [level.shape[-2:] for level in scores], device=scores[0].device)
+        [level.shape[-2:] for level in scores], device=scores[0].device
+    )
     levels = []
-    for level, (logits, deltas, priors) in enumerate(
-            zip(scores, boxes, anchors)):
-        logits = logits.permute(0, 2, 3, 1).flatten(1).unflatten(
-            1, (-1, head.cls_out_channels))
+    for level, (logits, deltas, priors) in enumerate(zip(scores, boxes, anchors)):
+        logits = (
+            logits.permute(0, 2, 3, 1)
+            .flatten(1)
+            .unflatten(1, (-1, head.cls_out_channels))
+        )
         if head.use_sigmoid_cls:
             score = logits.sigmoid()
         else:
@@ -153,8 +159,9 @@ def dense_candidates(head: AnchorHead,
     return Candidates(*(torch.cat(parts, 1) for parts in zip(*levels)))
 
 
-def extract_rois(extractor: SingleRoIExtractor, features: Tuple[Tensor, ...],
-                 rois: Tensor) -> Tensor:
+def extract_rois(
+    extractor: SingleRoIExtractor, features: tuple[Tensor, ...], rois: Tensor
+) -> Tensor:
     """RoIAlign of each RoI on the level of its size.
 
     Each level sees all RoIs, those of other levels as boxes without an area:
@@ -168,21 +175,31 @@ def extract_rois(extractor: SingleRoIExtractor, features: Tuple[Tensor, ...],
     Returns:
         Tensor: ``(R, C, height, width)``.
     """
-    features = features[:extractor.num_inputs]
+    features = features[: extractor.num_inputs]
     level_of = extractor.map_roi_levels(rois, len(features)).unsqueeze(1)
     total = 0
-    for level, (feature, layer) in enumerate(
-            zip(features, extractor.roi_layers)):
+    for level, (feature, layer) in enumerate(zip(features, extractor.roi_layers)):
         boxes = rois[:, 1:].where(level_of == level, 0)
         total = total + roi_align(
-            feature, boxes, rois[:, 0].long(), *layer.output_size,
-            layer.spatial_scale, layer.sampling_ratio, layer.aligned)
+            feature,
+            boxes,
+            rois[:, 0].long(),
+            *layer.output_size,
+            layer.spatial_scale,
+            layer.sampling_ratio,
+            layer.aligned,
+        )
     return total
 
 
-def roi_candidates(roi_head: StandardRoIHead, rois: Tensor, valid: Tensor,
-                   logits: Tensor, deltas: Tensor,
-                   shape: Tuple[int, int]) -> Candidates:
+def roi_candidates(
+    roi_head: StandardRoIHead,
+    rois: Tensor,
+    valid: Tensor,
+    logits: Tensor,
+    deltas: Tensor,
+    shape: tuple[int, int],
+) -> Candidates:
     """A box for each RoI and class.
 
     Args:
@@ -200,33 +217,37 @@ def roi_candidates(roi_head: StandardRoIHead, rois: Tensor, valid: Tensor,
     threshold = roi_head.test_cfg.score_thr
     scores = scores.where((scores > threshold) & (valid.view(-1, 1) >= 0), -1)
     deltas = deltas.unflatten(1, (-1, 4))
-    boxes = _decode(head.bbox_coder, rois[:, None, 1:].expand_as(deltas),
-                    deltas, shape).expand(-1, classes, -1)
+    boxes = _decode(
+        head.bbox_coder, rois[:, None, 1:].expand_as(deltas), deltas, shape
+    ).expand(-1, classes, -1)
     groups = torch.arange(classes).expand_as(scores)
     return Candidates(
         boxes.unflatten(0, (number, proposals)).flatten(1, 2),
         scores.unflatten(0, (number, proposals)).flatten(1, 2),
-        groups.unflatten(0, (number, proposals)).flatten(1, 2))
+        groups.unflatten(0, (number, proposals)).flatten(1, 2),
+    )
 
 
-def _scores_and_boxes(head: AnchorHead, features: Tuple[Tensor, ...]):
+def _scores_and_boxes(head: AnchorHead, features: tuple[Tensor, ...]):
     outputs = head(features)
     if len(outputs) != 2:
         raise InputError(
             f'{type(head).__name__} cannot be exported: it gives more than '
             'scores and boxes, such as centerness. A RetinaNet or a Faster '
-            'R-CNN can be exported.')
+            'R-CNN can be exported.'
+        )
     return outputs
 
 
-def _top(scores: Tensor, number: int) -> Tuple[Tensor, Tensor]:
+def _top(scores: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """The best scores of each row and where they are; all where number < 1."""
     total = scores.shape[1]
     return scores.topk(torch.sym_min(number, total) if number > 0 else total)
 
 
-def _decode(coder: DeltaXYWHBBoxCoder, boxes: Tensor, deltas: Tensor,
-            shape: Tuple[int, int]) -> Tensor:
+def _decode(
+    coder: DeltaXYWHBBoxCoder, boxes: Tensor, deltas: Tensor, shape: tuple[int, int]
+) -> Tensor:
     return delta2bbox(
         boxes.reshape(-1, 4),
         deltas.reshape(-1, 4),
@@ -235,7 +256,8 @@ def _decode(coder: DeltaXYWHBBoxCoder, boxes: Tensor, deltas: Tensor,
         shape,
         clip_border=coder.clip_border,
         add_ctr_clamp=coder.add_ctr_clamp,
-        ctr_clamp=coder.ctr_clamp).view_as(deltas)
+        ctr_clamp=coder.ctr_clamp,
+    ).view_as(deltas)
 
 
 def _best(candidates: Candidates, test_cfg: dict) -> Candidates:
@@ -254,10 +276,11 @@ def _best(candidates: Candidates, test_cfg: dict) -> Candidates:
     return Candidates(boxes, scores, groups.gather(1, best))
 
 
-def _detections(boxes: Tensor, scores: Tensor,
-                labels: Tensor) -> Tuple[Tensor, Tensor]:
-    return (torch.cat([boxes, scores.clamp(min=0).unsqueeze(2)], 2),
-            labels.where(scores >= 0, -1))
+def _detections(boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return (
+        torch.cat([boxes, scores.clamp(min=0).unsqueeze(2)], 2),
+        labels.where(scores >= 0, -1),
+    )
 
 
 def _check(model: nn.Module) -> None:
@@ -266,41 +289,55 @@ def _check(model: nn.Module) -> None:
     predict = '_predict_by_feat_single'
     plain = RPNHead if two_stage else BaseDenseHead
     heads = [dense]
-    fits = isinstance(model, (SingleStageDetector, TwoStageDetector)) and \
-        isinstance(dense, AnchorHead) and \
-        getattr(type(dense), predict) is getattr(plain, predict)
+    fits = (
+        isinstance(model, (SingleStageDetector, TwoStageDetector))
+        and isinstance(dense, AnchorHead)
+        and getattr(type(dense), predict) is getattr(plain, predict)
+    )
     if two_stage:
         roi_head = model.roi_head
         heads.append(roi_head.bbox_head)
         extractor = roi_head.bbox_roi_extractor
-        fits = fits and type(roi_head) is StandardRoIHead and \
-            not (roi_head.with_mask or roi_head.with_shared_head) and \
-            isinstance(roi_head.bbox_head, BBoxHead) and \
-            not roi_head.bbox_head.custom_cls_channels and \
-            type(extractor) is SingleRoIExtractor and \
-            all(getattr(layer, 'pool_mode', '') == 'avg'
-                for layer in extractor.roi_layers)
-    fits = fits and all(
-        type(head.bbox_coder) is DeltaXYWHBBoxCoder for head in heads)
+        fits = (
+            fits
+            and type(roi_head) is StandardRoIHead
+            and not (roi_head.with_mask or roi_head.with_shared_head)
+            and isinstance(roi_head.bbox_head, BBoxHead)
+            and not roi_head.bbox_head.custom_cls_channels
+            and type(extractor) is SingleRoIExtractor
+            and all(
+                getattr(layer, 'pool_mode', '') == 'avg'
+                for layer in extractor.roi_layers
+            )
+        )
+    fits = fits and all(type(head.bbox_coder) is DeltaXYWHBBoxCoder for head in heads)
     if not fits:
-        parts = [dense, *([roi_head, roi_head.bbox_roi_extractor,
-                           roi_head.bbox_head] if two_stage else [])]
+        parts = [
+            dense,
+            *(
+                [roi_head, roi_head.bbox_roi_extractor, roi_head.bbox_head]
+                if two_stage
+                else []
+            ),
+        ]
         names = ', '.join(type(part).__name__ for part in parts)
         raise InputError(
             f'{type(model).__name__} with {names} cannot be exported: '
             'single-stage detectors with an anchor head (RetinaNet) and '
             'Faster R-CNN can, with DeltaXYWHBBoxCoder, StandardRoIHead '
-            'without masks, SingleRoIExtractor, a BBoxHead and RoIAlign.')
-    for test_cfg in [dense.test_cfg,
-                     *([roi_head.test_cfg] if two_stage else [])]:
+            'without masks, SingleRoIExtractor, a BBoxHead and RoIAlign.'
+        )
+    for test_cfg in [dense.test_cfg, *([roi_head.test_cfg] if two_stage else [])]:
         settings = (test_cfg or {}).get('nms') or {}
-        if settings.get('type', 'nms') != 'nms' or not {
-                'iou_threshold'
-        } <= set(settings) <= NMS:
+        if (
+            settings.get('type', 'nms') != 'nms'
+            or not {'iou_threshold'} <= set(settings) <= NMS
+        ):
             raise InputError(
                 f'NMS with the settings {dict(settings)} cannot be exported; '
                 "set nms=dict(type='nms', iou_threshold=...) in the model's "
-                'test_cfg.')
+                'test_cfg.'
+            )
     for name, layer in model.named_modules():
         # MMCV's compiled operators; other layers of mmcv.ops are plain torch.
         module = sys.modules[type(layer).__module__]
@@ -309,4 +346,5 @@ def _check(model: nn.Module) -> None:
                 f'{name} is a {type(layer).__name__} of MMCV, which ONNX does '
                 'not have, so that the detector cannot be exported. Use a '
                 'detector without it; of deformable convs (dcn), train one '
-                'with plain convs.')
+                'with plain convs.'
+            )

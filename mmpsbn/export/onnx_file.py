@@ -5,8 +5,9 @@ import json
 import logging
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple
 
 import mmcv
 import torch
@@ -19,20 +20,24 @@ from mmengine.utils import digit_version
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from mmpsbn.convert.conversion import (TOLERANCE, build, load_images,
-                                       load_weights)
-from mmpsbn.convert.folding import fold_batch_norm
-from mmpsbn.convert.raw_outputs import (OutputsOf, largest_difference,
-                                        same_detections)
+from mmpsbn.checkpoints.reading import Checkpoint
+from mmpsbn.config.errors import explain_config_errors
 from mmpsbn.convert.stock_config import stock_model
 from mmpsbn.convert.to_stock import stock_state
-from mmpsbn.engine.blame import blamed_on_config, in_a_sentence
-from mmpsbn.engine.whole_files import replacing
-from mmpsbn.errors import InputError
+from mmpsbn.detectors.build import build_model, load_images, load_model
+from mmpsbn.detectors.outputs import (
+    TOLERANCE,
+    BatchRunner,
+    largest_difference,
+    same_detections,
+)
+from mmpsbn.errors import InputError, describe_error
+from mmpsbn.export.exportable import Exportable
+from mmpsbn.export.operators import onnx_translations
+from mmpsbn.files import output_files
 from mmpsbn.stack import check_packages
-from .exportable import Exportable
-from .operators import onnx_translations
 
 OPSET = 18
 # A ResNet with FPN halves the size five times.
@@ -58,42 +63,48 @@ class Exported(NamedTuple):
     """Nodes of the file."""
 
 
-def export_onnx(cfg: Config, checkpoint: dict, name: str,
-                images: Sequence[str], out: str,
-                shape: Optional[Tuple[int, int]], dynamic: bool,
-                raw: bool) -> Exported:
+def export_onnx(
+    cfg: Config,
+    checkpoint: Checkpoint,
+    images: Sequence[str],
+    out: str,
+    *,
+    shape: tuple[int, int] | None = None,
+    dynamic: bool = False,
+    raw: bool = False,
+) -> Exported:
     """Write a detector as ONNX, and compare it with PyTorch.
 
-    psBN, BN, MimicNorm and last BN are folded into convs and linear layers.
+    psBN, BN, MimicNorm and last BN are folded into convolutions and linear
+    layers.
 
     Args:
-        cfg (Config): Of the trained model.
-        checkpoint (dict): Of the trained model.
-        name (str): The checkpoint's, for messages.
+        cfg (Config): The config of the trained model.
+        checkpoint (Checkpoint): The trained model.
         images (list[str]): Files of images to compare on.
         out (str): The file to write.
         shape (tuple[int, int], optional): Height and width of the input, in
             pixels. Defaults to those of the config's test images.
         dynamic (bool): Whether the file takes any number of images, of any
-            size in multiples of 32 pixels.
-        raw (bool): Whether its outputs are those of the heads, in the place
-            of detections.
+            size in multiples of 32 pixels. Defaults to False.
+        raw (bool): Whether its outputs are those of the heads instead of
+            detections. Defaults to False.
 
     Raises:
         InputError: If the checkpoint does not fit, if the detector cannot be
             exported, if the file cannot be written, or if onnxruntime and
-            PyTorch differ; nothing is written then.
+            PyTorch differ. Nothing is written then.
     """
     check_onnx()
-    shape = shape or test_shape(cfg)
-    model = build(cfg, cfg.model)
-    load_weights(model, checkpoint, name)
+    shape = shape or input_shape(cfg)
+    model = load_model(cfg, checkpoint)
     folded = Exportable(folded_stock(cfg, model))
-    check_runs(model, folded, prepared(cfg, images[0], model, shape))
+    check_runs(model, folded, prepare_image(cfg, images[0], model, shape))
     before = _count(_program(Exportable(model), shape, optimize=False))
-    program, *agreement = checked_program(cfg, checkpoint, model, folded,
-                                          images, shape, dynamic, raw)
-    with replacing(out) as (file, ):
+    program, *agreement = checked_program(
+        cfg, checkpoint, model, folded, images, shape, dynamic=dynamic, raw=raw
+    )
+    with output_files(out) as (file,):
         program.save(file)
     return Exported(*agreement, before, _count(program))
 
@@ -106,19 +117,29 @@ def check_onnx() -> None:
     """
     check_packages('ONNX', 'onnx', 'onnxruntime', 'onnxscript')
     if digit_version(torch.__version__) < digit_version('2.5'):
-        raise InputError('ONNX files are made by an exporter that torch has '
-                         f'from 2.5 on, and this is torch {torch.__version__}'
-                         '.')
+        raise InputError(
+            'ONNX files are made by an exporter that torch has '
+            f'from 2.5 on, and this is torch {torch.__version__}'
+            '.'
+        )
 
 
-def checked_program(cfg: Config, checkpoint: dict, model: nn.Module,
-                    exportable: Exportable, images: Sequence[str],
-                    shape: Tuple[int, int], dynamic: bool, raw: bool):
+def checked_program(
+    cfg: Config,
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    exportable: Exportable,
+    images: Sequence[str],
+    shape: tuple[int, int],
+    *,
+    dynamic: bool = False,
+    raw: bool = False,
+):
     """The ONNX program of a model, compared with the trained model.
 
     Args:
-        cfg (Config): Of the trained model.
-        checkpoint (dict): Of the trained model.
+        cfg (Config): The config of the trained model.
+        checkpoint (Checkpoint): The trained model, as a file.
         model (nn.Module): The trained model.
         exportable (Exportable): Computes the same, and becomes the program.
         images (list[str]): Files of images to compare on.
@@ -136,26 +157,27 @@ def checked_program(cfg: Config, checkpoint: dict, model: nn.Module,
     session = _session(program)
     differences, detections, same = [], 0, 0
     for file in images:
-        data = prepared(cfg, file, model, shape)
+        data = prepare_image(cfg, file, model, shape)
         compared = _compare(session, exportable.names, model, data)
         differences.append(compared[0])
         detections, same = detections + compared[1], same + compared[2]
-    if not max(differences) <= TOLERANCE or \
-            detections - same > max(1, SHARE_APART * detections):
+    if not max(differences) <= TOLERANCE or detections - same > max(
+        1, SHARE_APART * detections
+    ):
         raise InputError(
             'onnxruntime gives other outputs than PyTorch: they differ by '
             f'{max(differences):.1e} of their size, and {same} of '
             f'{detections} detections are the same. Nothing was written; '
-            'please report it.')
-    _keep_outputs(program.model, exportable.names[2:] if raw else
-                  exportable.names[:2])
-    program.model.metadata_props.update(_metadata(cfg, checkpoint, model))
+            'please report it.'
+        )
+    _keep_outputs(program.model, exportable.names[2:] if raw else exportable.names[:2])
+    program.model.metadata_props.update(_metadata(checkpoint, model))
     return program, max(differences), detections, same
 
 
 def folded_stock(cfg: Config, model: nn.Module) -> nn.Module:
     """The stock model that computes what a model does, BN in its convs."""
-    stock = build(cfg, stock_model(cfg.model))
+    stock = build_model(cfg, stock_model(cfg.model))
     stock.load_state_dict(stock_state(model, stock))
     fold(stock)
     return stock
@@ -168,26 +190,32 @@ def fold(model: nn.Module) -> None:
     MMCV's ``fuse_conv_bn`` folds several BN into a conv that they share, and
     folds into convs that compute with other weights than their own.
     """
-    uses = Counter(child for module in model.modules()
-                   for child in module.children())
+    uses = Counter(child for module in model.modules() for child in module.children())
     for module in model.modules():
         before = None
         for name, layer in list(module.named_children()):
-            if isinstance(layer, _BatchNorm) and type(before) in PLAIN and \
-                    uses[before] == 1 and _comes_first(module):
-                weight, bias = fold_batch_norm(
-                    before.weight, before.bias, layer.running_mean,
-                    layer.running_var, layer.weight, layer.bias, layer.eps)
-                before.weight.copy_(weight)
-                before.bias = nn.Parameter(bias)
+            if (
+                isinstance(layer, _BatchNorm)
+                and type(before) in PLAIN
+                and uses[before] == 1
+                and _comes_first(module)
+            ):
+                before.weight, before.bias = fuse_conv_bn_weights(
+                    before.weight,
+                    before.bias,
+                    layer.running_mean,
+                    layer.running_var,
+                    layer.eps,
+                    layer.weight,
+                    layer.bias,
+                )
                 module._modules[name] = nn.Identity()
             before = layer
 
 
 def _comes_first(module: nn.Module) -> bool:
     """Whether the conv of a module comes directly before the norm layer."""
-    return not isinstance(module, ConvModule) or \
-        'conv norm' in ' '.join(module.order)
+    return not isinstance(module, ConvModule) or 'conv norm' in ' '.join(module.order)
 
 
 def check_runs(model: nn.Module, exportable: Exportable, data: dict) -> None:
@@ -200,19 +228,20 @@ def check_runs(model: nn.Module, exportable: Exportable, data: dict) -> None:
     try:
         with torch.no_grad():
             exportable(data['inputs'])
-        OutputsOf(data).detections(model)
+        BatchRunner(data).detections(model)
     except InputError:
         raise
     except Exception as error:  # A model may ask for anything.
         raise InputError(
             f'{type(model).__name__} fails on an image of {height} x {width} '
-            f'pixels: {in_a_sentence(error)}. Try a larger --shape. If '
+            f'pixels: {describe_error(error)}. Try a larger --shape. If '
             'tools/test.py fails as well, the cause is in MMDetection or in '
-            'the config.') from error
+            'the config.'
+        ) from error
 
 
-@blamed_on_config()
-def test_shape(cfg: Config) -> Tuple[int, int]:
+@explain_config_errors()
+def input_shape(cfg: Config) -> tuple[int, int]:
     """Height and width that the config's test images fit in, if landscape.
 
     Raises:
@@ -223,12 +252,15 @@ def test_shape(cfg: Config) -> Tuple[int, int]:
         if step['type'] == 'Resize' and scale:
             sizes = [scale] * 2 if isinstance(scale, int) else sorted(scale)
             return tuple(map(_padded, sizes))
-    raise InputError("the config's test pipeline has no Resize with a scale; "
-                     'give the shape by --shape HEIGHT WIDTH.')
+    raise InputError(
+        "the config's test pipeline has no Resize with a scale; "
+        'give the shape by --shape HEIGHT WIDTH.'
+    )
 
 
-def prepared(cfg: Config, file: str, model: nn.Module,
-             shape: Tuple[int, int]) -> dict:
+def prepare_image(
+    cfg: Config, file: str, model: nn.Module, shape: tuple[int, int]
+) -> dict:
     """An image, resized to fit the shape and padded to it with zeros.
 
     Args:
@@ -247,10 +279,10 @@ def prepared(cfg: Config, file: str, model: nn.Module,
             step.update(scale=size, keep_ratio=False)
     data = load_images(cfg, [file], model)
     # What data_preprocessor padded is beyond the image.
-    inputs = data['inputs'][..., :shape[0], :shape[1]]
+    inputs = data['inputs'][..., : shape[0], : shape[1]]
     data['inputs'] = F.pad(
-        inputs,
-        (0, shape[1] - inputs.shape[3], 0, shape[0] - inputs.shape[2]))
+        inputs, (0, shape[1] - inputs.shape[3], 0, shape[0] - inputs.shape[2])
+    )
     for sample in data['data_samples']:
         # The file does not know where an image ends.
         sample.set_metainfo(dict(img_shape=shape))
@@ -261,24 +293,25 @@ def _padded(size: int) -> int:
     return -(-size // MULTIPLE) * MULTIPLE
 
 
-def _program(model: Exportable,
-             shape: Tuple[int, int],
-             dynamic: bool = False,
-             optimize: bool = True):
+def _program(
+    model: Exportable,
+    shape: tuple[int, int],
+    dynamic: bool = False,
+    optimize: bool = True,
+):
     """The ONNX program of a model (``torch.onnx.ONNXProgram``)."""
     example = torch.zeros(2 if dynamic else 1, 3, *shape)
     sizes = None
     if dynamic:
         dim = torch.export.Dim
-        sizes = ({
-            0: dim('batch'),
-            2: MULTIPLE * dim('rows'),
-            3: MULTIPLE * dim('columns')
-        }, )
+        sizes = (
+            {0: dim('batch'), 2: MULTIPLE * dim('rows'), 3: MULTIPLE * dim('columns')},
+        )
     try:
         with _quiet():
             return torch.onnx.export(
-                model, (example, ),
+                model,
+                (example,),
                 input_names=['images'],
                 output_names=model.names,
                 opset_version=OPSET,
@@ -286,12 +319,13 @@ def _program(model: Exportable,
                 dynamic_shapes=sizes,
                 custom_translation_table=onnx_translations(),
                 optimize=optimize,
-                verbose=False)
+                verbose=False,
+            )
     except torch.onnx.OnnxExporterError as error:
         cause = str(error.__cause__ or error).strip().splitlines()[0]
         raise InputError(
-            f"torch's exporter cannot follow this {type(model.model).__name__}"
-            f': {cause}') from error
+            f"torch's exporter cannot follow this {type(model.model).__name__}: {cause}"
+        ) from error
 
 
 @contextmanager
@@ -310,18 +344,24 @@ def _quiet():
 
 def _session(program):
     import onnxruntime
+
     return onnxruntime.InferenceSession(
-        program.model_proto.SerializeToString(),
-        providers=['CPUExecutionProvider'])
+        program.model_proto.SerializeToString(), providers=['CPUExecutionProvider']
+    )
 
 
-def _compare(session, names: List[str], model: nn.Module,
-             data: dict) -> Tuple[float, int, int]:
+def _compare(
+    session, names: list[str], model: nn.Module, data: dict
+) -> tuple[float, int, int]:
     """Of one image: difference of raw outputs, detections and same ones."""
     found = dict(
-        zip(names,
-            map(torch.from_numpy,
-                session.run(None, {'images': data['inputs'].numpy()}))))
+        zip(
+            names,
+            map(
+                torch.from_numpy, session.run(None, {'images': data['inputs'].numpy()})
+            ),
+        )
+    )
     proposals = None
     if 'rois' in found:
         boxes = found['rois'][:, 1:]
@@ -330,25 +370,27 @@ def _compare(session, names: List[str], model: nn.Module,
         proposals = [InstanceData(bboxes=boxes[real])]
         for name in ('cls_score', 'bbox_pred'):
             found[name] = found[name][real]
-    run = OutputsOf(data, proposals)
+    run = BatchRunner(data, proposals)
     outputs = [found[name] for name in names[2:] if name != 'rois']
-    expected, = run.detections(model)
-    given = detections_of(found['dets'][0], found['labels'][0])
-    return (largest_difference(outputs, run(model)),
-            max(len(given['labels']), len(expected['labels'])),
-            same_detections(given, expected))
+    (expected,) = run.detections(model)
+    given = remove_padding(found['dets'][0], found['labels'][0])
+    return (
+        largest_difference(outputs, run(model)),
+        max(len(given['labels']), len(expected['labels'])),
+        same_detections(given, expected),
+    )
 
 
-def detections_of(dets: Tensor, labels: Tensor) -> dict:
+def remove_padding(dets: Tensor, labels: Tensor) -> dict:
     """Boxes, scores and labels of an image, without the padding."""
     valid = labels >= 0
-    return dict(
-        bboxes=dets[valid, :4], scores=dets[valid, 4], labels=labels[valid])
+    return dict(bboxes=dets[valid, :4], scores=dets[valid, 4], labels=labels[valid])
 
 
-def _keep_outputs(model, names: List[str]) -> None:
+def _keep_outputs(model, names: list[str]) -> None:
     """Remove the other outputs, and what is computed for them alone."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass
+
     outputs = model.graph.outputs
     outputs[:] = [output for output in outputs if output.name in names]
     RemoveUnusedNodesPass()(model)
@@ -358,15 +400,17 @@ def _count(program) -> Counter:
     return Counter(node.op_type for node in program.model.graph)
 
 
-def _metadata(cfg: Config, checkpoint: dict, model: nn.Module) -> dict:
+def _metadata(checkpoint: Checkpoint, model: nn.Module) -> dict:
     """What a program that runs the file has to know, as JSON."""
     preprocessor = model.data_preprocessor
-    meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+    meta = checkpoint.meta.get('dataset_meta') or {}
     values = dict(
         classes=meta.get('classes') or meta.get('CLASSES'),
-        bgr_to_rgb=preprocessor._channel_conversion)
+        bgr_to_rgb=preprocessor._channel_conversion,
+    )
     if preprocessor._enable_normalize:
         values.update(
             mean=preprocessor.mean.flatten().tolist(),
-            std=preprocessor.std.flatten().tolist())
+            std=preprocessor.std.flatten().tolist(),
+        )
     return {key: json.dumps(value) for key, value in values.items()}

@@ -3,7 +3,7 @@
 MMCV's own are no operators that an exporter can see; they compute here.
 """
 
-from typing import Callable, Dict
+from collections.abc import Callable
 
 import torch
 from mmcv.ops import nms as mmcv_nms
@@ -33,8 +33,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     for mask, box, score in zip(keep, boxes, scores):
         valid = (score > LEAST_SCORE).nonzero().squeeze(1)
         if len(valid):
-            mask[valid[mmcv_nms(box[valid], score[valid], iou_threshold)[1]]] \
-                = True
+            mask[valid[mmcv_nms(box[valid], score[valid], iou_threshold)[1]]] = True
     return keep
 
 
@@ -44,9 +43,16 @@ def _(boxes, scores, iou_threshold):
 
 
 @torch.library.custom_op('mmpsbn::roi_align', mutates_args=())
-def roi_align(features: Tensor, boxes: Tensor, images: Tensor, height: int,
-              width: int, scale: float, sampling_ratio: int,
-              aligned: bool) -> Tensor:
+def roi_align(
+    features: Tensor,
+    boxes: Tensor,
+    images: Tensor,
+    height: int,
+    width: int,
+    scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
     """RoIAlign by averages.
 
     Args:
@@ -63,35 +69,37 @@ def roi_align(features: Tensor, boxes: Tensor, images: Tensor, height: int,
         Tensor: ``(R, C, height, width)``.
     """
     rois = torch.cat([images.unsqueeze(1).to(boxes), boxes], 1)
-    return mmcv_roi_align(features, rois, (height, width), scale,
-                          sampling_ratio, 'avg', aligned)
+    return mmcv_roi_align(
+        features, rois, (height, width), scale, sampling_ratio, 'avg', aligned
+    )
 
 
 @roi_align.register_fake
 def _(features, boxes, images, height, width, scale, sampling_ratio, aligned):
-    return features.new_empty(
-        (boxes.shape[0], features.shape[1], height, width))
+    return features.new_empty((boxes.shape[0], features.shape[1], height, width))
 
 
-def onnx_translations() -> Dict[Callable, Callable]:
+def onnx_translations() -> dict[Callable, Callable]:
     """For ``torch.onnx.export(custom_translation_table=...)``."""
     from onnxscript import opset18 as op
 
     def onnx_nms(boxes, scores, iou_threshold):
         kept = op.NonMaxSuppression(
-            boxes, op.Unsqueeze(scores, op.Constant(value_ints=[1])),
+            boxes,
+            op.Unsqueeze(scores, op.Constant(value_ints=[1])),
             op.Shape(boxes, start=1, end=2),
             op.Constant(value_floats=[iou_threshold]),
-            op.Constant(value_floats=[LEAST_SCORE]))
+            op.Constant(value_floats=[LEAST_SCORE]),
+        )
         # Rows of image, class 0 and box.
         where = op.Gather(kept, op.Constant(value_ints=[0, 2]), axis=1)
-        ones = op.Expand(
-            op.Constant(value_ints=[1]), op.Shape(kept, start=0, end=1))
+        ones = op.Expand(op.Constant(value_ints=[1]), op.Shape(kept, start=0, end=1))
         none = op.Expand(op.Constant(value_ints=[0]), op.Shape(scores))
         return op.Cast(op.ScatterND(none, where, ones), to=9)
 
-    def onnx_roi_align(features, boxes, images, height, width, scale,
-                       sampling_ratio, aligned):
+    def onnx_roi_align(
+        features, boxes, images, height, width, scale, sampling_ratio, aligned
+    ):
         return op.RoiAlign(
             features,
             boxes,
@@ -101,7 +109,9 @@ def onnx_translations() -> Dict[Callable, Callable]:
             spatial_scale=scale,
             sampling_ratio=sampling_ratio,
             coordinate_transformation_mode='half_pixel'
-            if aligned else 'output_half_pixel')
+            if aligned
+            else 'output_half_pixel',
+        )
 
     return {
         torch.ops.mmpsbn.nms.default: onnx_nms,

@@ -4,18 +4,18 @@ Fei et al., "MimicNorm: Weight Mean and Last BN Layer Mimic the Dynamic of
 Batch Normalization", arXiv:2010.09278.
 """
 
-from typing import List, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .sync_post_shifted_bn import in_several_processes, sync_batch_norm
+from mmpsbn.layers.sync_post_shifted_bn import in_several_processes, sync_batch_norm
 
 
 class LastBN:
-    r"""What turns a layer of logits into one with a batch norm of its own.
+    r"""What time_alternately a layer of logits into one with a batch norm of its own.
 
     .. math::
         y = g \, \frac{W x - \mathrm{E}[W x]}
@@ -43,21 +43,22 @@ class LastBN:
             False.
     """
 
-    def __init__(self,
-                 *args,
-                 affine: bool = True,
-                 gain: float = 1.0,
-                 momentum: float = 0.1,
-                 eps: float = 1e-5,
-                 sync: bool = False,
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        *args,
+        affine: bool = True,
+        gain: float = 1.0,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+        sync: bool = False,
+        **kwargs,
+    ) -> None:
         super().__init__(*args, **{**kwargs, 'bias': affine})
         self.momentum, self.eps, self.sync = momentum, eps, sync
         self.start = gain
         values = self.weight.new_ones(self.weight.shape[0])
         # Not named weight: by that name a head's initialization sets W.
-        self.register_parameter(
-            'gain', nn.Parameter(values * gain) if affine else None)
+        self.register_parameter('gain', nn.Parameter(values * gain) if affine else None)
         self.register_buffer('running_mean', torch.zeros_like(values))
         self.register_buffer('running_var', values)
 
@@ -70,7 +71,7 @@ class LastBN:
         if self.gain is not None:
             nn.init.constant_(self.gain, self.start)
 
-    def normalize(self, logits: Sequence[Tensor]) -> List[Tensor]:
+    def normalize(self, logits: Sequence[Tensor]) -> list[Tensor]:
         """From W x to y, by one set of statistics for all of its parts.
 
         A batch of less than two values per channel (no RoI was sampled, say)
@@ -83,8 +84,7 @@ class LastBN:
             list[Tensor]: In the same shapes.
         """
         flat = [
-            part.flatten(2) if part.dim() > 2 else part.unsqueeze(2)
-            for part in logits
+            part.flatten(2) if part.dim() > 2 else part.unsqueeze(2) for part in logits
         ]
         x = torch.cat(flat, dim=2) if len(flat) > 1 else flat[0]
         parts = self._batch_norm(x).split([p.shape[2] for p in flat], dim=2)
@@ -104,10 +104,10 @@ class LastBN:
             gain, bias = self.gain, self.bias
             if gain is None:
                 gain, bias = torch.ones_like(var), torch.zeros_like(mean)
-            return sync_batch_norm(x, gain, bias, mean, var, self.eps,
-                                   self.momentum)
-        return F.batch_norm(x, mean, var, self.gain, self.bias, batch,
-                            self.momentum, self.eps)
+            return sync_batch_norm(x, gain, bias, mean, var, self.eps, self.momentum)
+        return F.batch_norm(
+            x, mean, var, self.gain, self.bias, batch, self.momentum, self.eps
+        )
 
 
 class LastBNLinear(LastBN, nn.Linear):

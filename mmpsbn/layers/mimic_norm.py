@@ -5,14 +5,13 @@ Batch Normalization", arXiv:2010.09278.
 """
 
 import math
-from typing import List, Optional
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
 from mmpsbn.errors import InputError
-from .optimizer_step import StepAware
+from mmpsbn.layers.optimizer_step import StepAware
 
 # Centering divides the standard deviation after a ReLU by about this factor,
 # 1 / sqrt(1 - 1 / pi), and a scalar restores it.
@@ -141,42 +140,55 @@ class MimicConv(StepAware, SelfInitializedConv2d):
     missed = (
         'MimicConv layers are not centered after a step: no optimizer holds '
         'their weight itself. Train them with DistributedDataParallel, FSDP '
-        'or fully_shard, and without a master copy of the parameters.')
+        'or fully_shard, and without a master copy of the parameters.'
+    )
     #: b of the residual branch that this convolution ends; elsewhere None.
-    branch: Optional[int] = None
+    branch: int | None = None
     #: The initial value of the scalar.
     start: float = 1.0
 
-    def __init__(self,
-                 in_channels: int,
-                 out_channels: int,
-                 kernel_size,
-                 stride=1,
-                 padding=0,
-                 dilation=1,
-                 groups: int = 1,
-                 bias: bool = True,
-                 padding_mode: str = 'zeros',
-                 device=None,
-                 dtype=None,
-                 *,
-                 center: bool = True) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride,
-                         padding, dilation, groups, True, padding_mode,
-                         device, dtype)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = 'zeros',
+        device=None,
+        dtype=None,
+        *,
+        center: bool = True,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            True,
+            padding_mode,
+            device,
+            dtype,
+        )
         self.register_parameter('scale', None)
         self.centered = center and groups == 1
         if self.centered and self.weight[0].numel() == 1:
             raise InputError(
                 'MimicConv got in_channels=1 and kernel_size=1, a fan-in of '
                 '1: centering would make its weight 0. Give the convolution '
-                'more inputs, or set center=False in its conv_cfg.')
+                'more inputs, or set center=False in its conv_cfg.'
+            )
         self.init_weights()
         self.join_steps()
 
     @staticmethod
-    def after_step(layers: List['MimicConv'],
-                   parameters: List[nn.Parameter]) -> None:
+    def after_step(layers: list['MimicConv'], parameters: list[nn.Parameter]) -> None:
         for layer, weight in zip(layers, parameters):
             # FSDP's flat parameters are pieces of one dimension.
             if layer.centered and weight.dim() > 1:
@@ -206,7 +218,7 @@ class MimicConv(StepAware, SelfInitializedConv2d):
         A scalar that has moved from its start keeps its value.
         """
         if self.scale is None:
-            self.scale = nn.Parameter(self.weight.new_full((1, ), start))
+            self.scale = nn.Parameter(self.weight.new_full((1,), start))
         elif self.scale.is_meta or self.scale == self.start:
             self.scale.fill_(start)
         self.start = start
@@ -226,20 +238,23 @@ class MimicConv(StepAware, SelfInitializedConv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight
-        if self.training and self.scale is not None and isinstance(
-                weight, nn.Parameter):
+        if (
+            self.training
+            and self.scale is not None
+            and isinstance(weight, nn.Parameter)
+        ):
             weight = ScaledWeight.apply(weight, self.scale)
         else:
             weight = self.applied_weight
         return self._conv_forward(input, weight, self.bias)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        if f'{prefix}weight' in state_dict and \
-                f'{prefix}bias' not in state_dict:
+        if f'{prefix}weight' in state_dict and f'{prefix}bias' not in state_dict:
             raise InputError(
                 f'the checkpoint has {prefix}weight without a bias, so it is '
                 'not a MimicNorm checkpoint; convert it with tools/convert.py '
-                '--to mimicnorm.')
+                '--to mimicnorm.'
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
         if not self.weight.is_meta:
             self.center_()

@@ -13,8 +13,8 @@ block of :data:`BRANCH_ENDS` when the block becomes part of another module: by
 then, the constructor of the block has finished.
 """
 
-from typing import (Callable, Dict, Iterator, List, NamedTuple, Optional,
-                    Type)
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -22,7 +22,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from mmpsbn.errors import InputError
-from .mimic_norm import CENTERING_GAIN, MimicConv, MimicNorm
+from mmpsbn.layers.mimic_norm import CENTERING_GAIN, MimicConv, MimicNorm
 
 
 class BranchEnd(NamedTuple):
@@ -37,13 +37,13 @@ class BranchEnd(NamedTuple):
 #: The known residual blocks; :mod:`mmpsbn.models` adds those of MMDetection.
 #: Their subclasses (those of ResNeXt and Res2Net, for example) are known, too.
 #: Add your own blocks before you build them.
-BRANCH_ENDS: Dict[Type[nn.Module], BranchEnd] = {}
+BRANCH_ENDS: dict[type[nn.Module], BranchEnd] = {}
 SHORTCUT = 'downsample'
 #: The classes of norm layers.
 NORM_TYPES = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, MimicNorm)
 
 
-def wire(parent: nn.Module, name: str, child: Optional[nn.Module]) -> None:
+def wire(parent: nn.Module, name: str, child: nn.Module | None) -> None:
     """Look at ``child``, which is about to become ``parent.name``."""
     if child is None:
         return
@@ -54,8 +54,9 @@ def wire(parent: nn.Module, name: str, child: Optional[nn.Module]) -> None:
     if isinstance(child, NORM_TYPES):
         check_pair(module_before(parent, name), child)
         return
-    end = next((end for kind, end in BRANCH_ENDS.items()
-                if isinstance(child, kind)), None)
+    end = next(
+        (end for kind, end in BRANCH_ENDS.items() if isinstance(child, kind)), None
+    )
     if end is not None:
         _scale_block(child, end)
     _number_branches(parent, name, mimic_convs(child))
@@ -68,29 +69,35 @@ def _scale_block(block: nn.Module, end: BranchEnd) -> None:
     if not last or last[0].scale is not None:
         return
     branch = [
-        conv for name, part in block.named_children()
-        if name != SHORTCUT for conv in mimic_convs(part)
+        conv
+        for name, part in block.named_children()
+        if name != SHORTCUT
+        for conv in mimic_convs(part)
     ]
     last[0].branch = 1 if end.added(block) else None
-    last[0].set_scale(CENTERING_GAIN**sum(conv.centered for conv in branch))
+    last[0].set_scale(CENTERING_GAIN ** sum(conv.centered for conv in branch))
     for conv in mimic_convs(getattr(block, SHORTCUT, None) or nn.Identity()):
         conv.set_scale(CENTERING_GAIN)
 
 
-def mimic_convs(module: nn.Module) -> List[MimicConv]:
+def mimic_convs(module: nn.Module) -> list[MimicConv]:
     """Return the MimicConvs of a module, in their order."""
     return [m for m in module.modules() if isinstance(m, MimicConv)]
 
 
-def _number_branches(parent: nn.Module, name: str,
-                     convs: List[MimicConv]) -> None:
+def _number_branches(parent: nn.Module, name: str, convs: list[MimicConv]) -> None:
     """Continue the numbers of the branches that come before in the parent."""
     ends = [conv for conv in convs if conv.branch]
     if not ends:
         return
-    before = max((conv.branch or 0 for sibling in modules_before(parent, name)
-                  for conv in mimic_convs(sibling)),
-                 default=0)
+    before = max(
+        (
+            conv.branch or 0
+            for sibling in modules_before(parent, name)
+            for conv in mimic_convs(sibling)
+        ),
+        default=0,
+    )
     # The parts of a network that is composed again are numbered already.
     if min(conv.branch for conv in ends) > before:
         return
@@ -108,12 +115,12 @@ def modules_before(parent: nn.Module, name: str) -> Iterator[nn.Module]:
         yield module
 
 
-def module_before(parent: nn.Module, name: str) -> Optional[nn.Module]:
+def module_before(parent: nn.Module, name: str) -> nn.Module | None:
     """The last sub-module that comes before ``name``."""
     return next(iter([*modules_before(parent, name)][-1:]), None)
 
 
-def check_pair(conv: Optional[nn.Module], norm: nn.Module) -> None:
+def check_pair(conv: nn.Module | None, norm: nn.Module) -> None:
     """Raise if a MimicNorm stands after another layer than a MimicConv.
 
     Or a MimicConv before another norm layer.
@@ -126,20 +133,23 @@ def check_pair(conv: Optional[nn.Module], norm: nn.Module) -> None:
             raise InputError(
                 "conv_cfg=dict(type='MimicConv') is followed by a "
                 f'{type(norm).__name__}, which it replaces: set '
-                "norm_cfg=dict(type='MimicNorm') beside it.")
-    elif isinstance(norm, MimicNorm) and getattr(conv, 'weight',
-                                                 None) is not None:
+                "norm_cfg=dict(type='MimicNorm') beside it."
+            )
+    elif isinstance(norm, MimicNorm) and getattr(conv, 'weight', None) is not None:
         kind = type(conv).__name__
         what = (
             "add conv_cfg=dict(type='MimicConv') next to it, or choose psBN "
             'or BN for a part of the model that ignores conv_cfg (CSPNeXt and '
-            'ResNeSt do)' if type(conv) is nn.Conv2d else
-            'only MimicConv does, so remove the '
+            'ResNeSt do)'
+            if type(conv) is nn.Conv2d
+            else 'only MimicConv does, so remove the '
             f'setting that asks for {kind} (dcn or another conv_cfg), or '
-            'choose psBN or BN there')
+            'choose psBN or BN there'
+        )
         raise InputError(
             f"norm_cfg=dict(type='MimicNorm') follows a {kind}, which has "
-            f'neither centered filters nor a bias: {what}.')
+            f'neither centered filters nor a bias: {what}.'
+        )
 
 
 register_module_module_registration_hook(wire)

@@ -17,9 +17,9 @@ wrapper that runs torch's hooks. Optimizers without such layers are unchanged.
 import functools
 import threading
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import (Callable, Dict, Iterator, List, NamedTuple, Sequence, Set,
-                    Tuple)
+from typing import NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -40,13 +40,15 @@ class StepAware:
     missed: str
 
     @staticmethod
-    def before_step(layers: Sequence['StepAware'],
-                    parameters: Sequence[nn.Parameter]) -> None:
+    def before_step(
+        layers: Sequence['StepAware'], parameters: Sequence[nn.Parameter]
+    ) -> None:
         """Prepare the parameters of an optimizer's layers for its step."""
 
     @staticmethod
-    def after_step(layers: Sequence['StepAware'],
-                   parameters: Sequence[nn.Parameter]) -> None:
+    def after_step(
+        layers: Sequence['StepAware'], parameters: Sequence[nn.Parameter]
+    ) -> None:
         """Finish after the step, and before each call of its closure."""
 
     def join_steps(self) -> None:
@@ -82,19 +84,19 @@ class Part(NamedTuple):
 
     before_step: Callable
     after_step: Callable
-    layers: List[StepAware]
-    parameters: List[nn.Parameter]
+    layers: list[StepAware]
+    parameters: list[nn.Parameter]
 
 
 class Plan:
     """The layers that the steps of an optimizer change."""
 
     def __init__(self) -> None:
-        self.held: List[int] = []
-        self.owned: Dict[int, Tuple[StepAware, nn.Parameter, tuple]] = {}
+        self.held: list[int] = []
+        self.owned: dict[int, tuple[StepAware, nn.Parameter, tuple]] = {}
         self.joined = self.steps = 0
 
-    def update(self, parameters: List[nn.Parameter]) -> None:
+    def update(self, parameters: list[nn.Parameter]) -> None:
         """Find the layers again if parameters or layers have been added.
 
         A layer that was found once is kept, because fully_shard replaces its
@@ -106,23 +108,27 @@ class Plan:
         held = list(map(id, parameters))
         if self.joined == _joined[0] and self.held == held:
             return
-        found = {id(layer._parameters.get(layer.stepped)): layer
-                 for layer in _live_layers()}
+        found = {
+            id(layer._parameters.get(layer.stepped)): layer for layer in _live_layers()
+        }
         found = {**{key: own[0] for key, own in self.owned.items()}, **found}
         self.owned = {}
         for parameter in parameters:
             layer = found.get(id(parameter))
             if layer is not None:
                 # One operation on several DTensors takes one mesh.
-                kind = (layer.before_step, layer.after_step,
-                        getattr(parameter, 'device_mesh', None))
+                kind = (
+                    layer.before_step,
+                    layer.after_step,
+                    getattr(parameter, 'device_mesh', None),
+                )
                 self.owned[id(parameter)] = layer, parameter, kind
                 _reached.add(layer)
         self.held, self.joined = held, _joined[0]
 
-    def parts(self) -> List[Part]:
+    def parts(self) -> list[Part]:
         """The layers whose parameters are trained, in parts."""
-        parts: Dict[tuple, Part] = {}
+        parts: dict[tuple, Part] = {}
         for key, (layer, parameter, kind) in self.owned.items():
             # A step changes what has a gradient, even if it was frozen later.
             frozen = not parameter.requires_grad and parameter.grad is None
@@ -143,10 +149,10 @@ _layers: 'WeakSet[StepAware]' = WeakSet()
 _joined = [0]  # The number of layers that have ever joined.
 _reached: 'WeakSet[StepAware]' = WeakSet()
 _norms: 'WeakKeyDictionary[StepAware, Tensor]' = WeakKeyDictionary()
-_stepping: Set[int] = set()  # Parameters within a step.
+_stepping: set[int] = set()  # Parameters within a step.
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _wrap_optimizers() -> None:
     """Wrap the steps of all optimizer classes, present and future."""
     hooked = Optimizer.profile_hook_step
@@ -182,13 +188,15 @@ def _wrap(step: Callable) -> Callable:
 
         def outside(argument):
             # Some optimizers take the model, too.
-            is_closure = callable(argument) and not isinstance(
-                argument, nn.Module)
+            is_closure = callable(argument) and not isinstance(argument, nn.Module)
             return _outside(parts)(argument) if is_closure else argument
 
         with _inside(parts):
-            return step(optimizer, *map(outside, args),
-                        **{name: outside(arg) for name, arg in kwargs.items()})
+            return step(
+                optimizer,
+                *map(outside, args),
+                **{name: outside(arg) for name, arg in kwargs.items()},
+            )
 
     return wrapper
 
@@ -196,28 +204,27 @@ def _wrap(step: Callable) -> Callable:
 # torch.compile of a step compiles the arithmetic alone. It must not trace the
 # functions that keep account of the layers.
 @torch._disable_dynamo
-def _parts(optimizer: Optimizer) -> List[Part]:
+def _parts(optimizer: Optimizer) -> list[Part]:
     """The layers that a step of an optimizer changes."""
     # A global dictionary of plans would keep the optimizer alive if a hook of
     # a layer refers to it. Copies of an optimizer do not copy this attribute.
     plan = vars(optimizer).get('_step_plan')
     if plan is None:
         plan = optimizer._step_plan = Plan()
-    plan.update(
-        [p for group in optimizer.param_groups for p in group['params']])
+    plan.update([p for group in optimizer.param_groups for p in group['params']])
     if plan.steps < 2:
         _warn_of_missed()
         plan.steps += 1
     return plan.parts()
 
 
-def _live_layers() -> List[StepAware]:
+def _live_layers() -> list[StepAware]:
     with _lock:
         return list(_layers)
 
 
 def _warn_of_missed() -> None:
-    missed: Dict[str, List[StepAware]] = {}
+    missed: dict[str, list[StepAware]] = {}
     for layer in _live_layers():
         if layer.training and layer not in _reached and layer.is_missed():
             missed.setdefault(layer.missed, []).append(layer)
@@ -228,7 +235,7 @@ def _warn_of_missed() -> None:
 
 @torch._disable_dynamo
 @torch.no_grad()
-def _enter(parts: List[Part]) -> None:
+def _enter(parts: list[Part]) -> None:
     for part in parts:
         _stepping.update(map(id, part.parameters))
         part.before_step(part.layers, part.parameters)
@@ -236,7 +243,7 @@ def _enter(parts: List[Part]) -> None:
 
 @torch._disable_dynamo
 @torch.no_grad()
-def _leave(parts: List[Part]) -> None:
+def _leave(parts: list[Part]) -> None:
     for part in parts:
         # Ctrl-C may have come before the part was entered.
         if id(part.parameters[0]) in _stepping:
@@ -245,7 +252,7 @@ def _leave(parts: List[Part]) -> None:
 
 
 @contextmanager
-def _inside(parts: List[Part]) -> Iterator[None]:
+def _inside(parts: list[Part]) -> Iterator[None]:
     try:
         _enter(parts)
         yield
@@ -254,7 +261,7 @@ def _inside(parts: List[Part]) -> Iterator[None]:
 
 
 @contextmanager
-def _outside(parts: List[Part]) -> Iterator[None]:
+def _outside(parts: list[Part]) -> Iterator[None]:
     """For a closure, which sees the layers as they are between steps."""
     _leave(parts)
     try:

@@ -5,34 +5,34 @@ Network Filters?", arXiv:2001.11216.
 """
 
 import math
-from functools import lru_cache
+from functools import cache
 from numbers import Real
-from typing import List, Optional
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .optimizer_step import StepAware
+from mmpsbn.layers.optimizer_step import StepAware
 
 
-@lru_cache(maxsize=None)
+@cache
 def _constant(alpha: float, dtype: torch.dtype) -> Tensor:
     return torch.tensor(alpha, dtype=dtype, device='cpu')
 
 
-def _alphas(layers: List['PostShift'],
-            parameters: List[nn.Parameter]) -> list:
+def _alphas(layers: list['PostShift'], parameters: list[nn.Parameter]) -> list:
     """Return the alphas of layers, for a foreach operation on tensors."""
     if parameters[0].is_cpu and type(parameters[0]) is nn.Parameter:
         # On a CPU, tensors take a third of the time that numbers take.
-        return [_constant(layer.alpha, parameter.dtype)
-                for layer, parameter in zip(layers, parameters)]
+        return [
+            _constant(layer.alpha, parameter.dtype)
+            for layer, parameter in zip(layers, parameters)
+        ]
     return [layer.alpha for layer in layers]
 
 
 class PostShift(StepAware):
-    r"""A mixin that turns a batch norm layer into its post-shifted form.
+    r"""A mixin that time_alternately a batch norm layer into its post-shifted form.
 
     .. math::
         y = \gamma \hat x + \beta + \alpha, \qquad
@@ -63,50 +63,59 @@ class PostShift(StepAware):
         'psBN layers are trained as plain BN: no optimizer holds their bias '
         'itself, so weight decay pulls it to 0 instead of alpha. Train them '
         'with DistributedDataParallel, fully_shard, or FSDP with '
-        'use_orig_params=True, and without a master copy of the parameters.')
+        'use_orig_params=True, and without a master copy of the parameters.'
+    )
     # BN's constructor sets its bias before alpha is known.
     alpha: float = 0.0
     _loaded: bool = False
 
-    def __init__(self,
-                 num_features: int,
-                 eps: float = 1e-5,
-                 momentum: Optional[float] = 0.1,
-                 affine: bool = True,
-                 track_running_stats: bool = True,
-                 device=None,
-                 dtype=None,
-                 *,
-                 bias: bool = True,
-                 alpha: float = 0.1) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        bias: bool = True,
+        alpha: float = 0.1,
+    ) -> None:
         if not (affine and bias):
             raise ValueError(
                 f'{type(self).__name__} got affine={affine}, bias={bias}, but '
                 'psBN needs its learned bias, which weight decay pulls to '
-                'alpha; leave both True, or use BN.')
-        if not (isinstance(alpha, Real) and not isinstance(alpha, bool)
-                and math.isfinite(alpha) and alpha >= 0):
-            raise ValueError(f'{type(self).__name__} got alpha={alpha!r}, but '
-                             'alpha must be a finite number >= 0.')
+                'alpha; leave both True, or use BN.'
+            )
+        if not (
+            isinstance(alpha, Real)
+            and not isinstance(alpha, bool)
+            and math.isfinite(alpha)
+            and alpha >= 0
+        ):
+            raise ValueError(
+                f'{type(self).__name__} got alpha={alpha!r}, but '
+                'alpha must be a finite number >= 0.'
+            )
         super().__init__(
             num_features,
             eps,
             momentum,
             track_running_stats=track_running_stats,
             device=device,
-            dtype=dtype)
+            dtype=dtype,
+        )
         self.alpha = float(alpha)
         self.reset_parameters()
         self.join_steps()
 
     @staticmethod
-    def before_step(layers: List['PostShift'],
-                    parameters: List[nn.Parameter]) -> None:
+    def before_step(layers: list['PostShift'], parameters: list[nn.Parameter]) -> None:
         torch._foreach_sub_(parameters, _alphas(layers, parameters))
 
     @staticmethod
-    def after_step(layers: List['PostShift'],
-                   parameters: List[nn.Parameter]) -> None:
+    def after_step(layers: list['PostShift'], parameters: list[nn.Parameter]) -> None:
         torch._foreach_add_(parameters, _alphas(layers, parameters))
 
     def is_missed(self) -> bool:
@@ -135,8 +144,11 @@ class PostShift(StepAware):
         # Fake and meta tensors have no values, and those of inference mode
         # stay as they are.
         if type(bias) is Tensor and not (
-                bias.is_meta or bias.is_inference() or bias.any()
-                or self.num_batches_tracked):
+            bias.is_meta
+            or bias.is_inference()
+            or bias.any()
+            or self.num_batches_tracked
+        ):
             nn.init.constant_(bias, self.alpha)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:

@@ -1,7 +1,5 @@
 """psSyncBN: psBN whose batch is that of all processes of a group."""
 
-from typing import Optional
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -11,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.modules._functions import SyncBatchNorm as cuda_sync_batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .post_shifted_bn import PostShift
+from mmpsbn.layers.post_shifted_bn import PostShift
 
 
 class SyncBatchNormFunction(Function):
@@ -24,27 +22,28 @@ class SyncBatchNormFunction(Function):
     """
 
     @staticmethod
-    def forward(ctx, input, weight, bias, running_mean, running_var, eps,
-                momentum, group) -> Tensor:
+    def forward(
+        ctx, input, weight, bias, running_mean, running_var, eps, momentum, group
+    ) -> Tensor:
         channels, dims = input.shape[1], _all_but_channels(input)
         x = input.to(weight.dtype)
         count = input.numel() // channels
         mean = x.sum(dims) / max(count, 1)
         deviation = (x - _per_channel(mean, x)).square().sum(dims)
         stats = torch.cat([mean, deviation, mean.new_tensor([count])])
-        gathered = [
-            torch.empty_like(stats) for _ in range(dist.get_world_size(group))
-        ]
+        gathered = [torch.empty_like(stats) for _ in range(dist.get_world_size(group))]
         dist.all_gather(gathered, stats, group)
         means, deviations, counts = torch.stack(gathered).split(
-            [channels, channels, 1], dim=1)
+            [channels, channels, 1], dim=1
+        )
         total = counts.sum()
         if total == 1:
             raise ValueError(
                 'a synchronized batch norm got 1 value per channel in the '
                 f'batch of all processes (input of shape {tuple(input.shape)} '
                 'here), but training needs more; use a larger batch or '
-                'input.')
+                'input.'
+            )
         total = total.clamp(min=1)
         mean = (means * counts).sum(0) / total
         deviation = (deviations + counts * (means - mean).square()).sum(0)
@@ -62,41 +61,54 @@ class SyncBatchNormFunction(Function):
         input, weight, mean, invstd, total = ctx.saved_tensors
         dims = _all_but_channels(input)
         grad = grad_output.to(weight.dtype)
-        x_hat = (input.to(weight.dtype) - _per_channel(mean, input)) \
-            * _per_channel(invstd, input)
+        x_hat = (input.to(weight.dtype) - _per_channel(mean, input)) * _per_channel(
+            invstd, input
+        )
         grad_weight, grad_bias = (grad * x_hat).sum(dims), grad.sum(dims)
         sums = torch.stack([grad_weight, grad_bias])
         dist.all_reduce(sums, group=ctx.group)
         grad_x_hat, grad_mean = sums / total
-        grad_input = (grad - _per_channel(grad_mean, input) -
-                      x_hat * _per_channel(grad_x_hat, input)) \
-            * _per_channel(weight * invstd, input)
-        return (grad_input.to(input.dtype), grad_weight, grad_bias, None, None,
-                None, None, None)
+        grad_input = (
+            grad
+            - _per_channel(grad_mean, input)
+            - x_hat * _per_channel(grad_x_hat, input)
+        ) * _per_channel(weight * invstd, input)
+        return (
+            grad_input.to(input.dtype),
+            grad_weight,
+            grad_bias,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
-def in_several_processes(group: Optional[dist.ProcessGroup] = None) -> bool:
+def in_several_processes(group: dist.ProcessGroup | None = None) -> bool:
     """Whether there is more than one process to share statistics with."""
-    return dist.is_available() and dist.is_initialized() and \
-        dist.get_world_size(group) > 1
+    return (
+        dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+    )
 
 
-def sync_batch_norm(input: Tensor,
-                    weight: Tensor,
-                    bias: Tensor,
-                    running_mean: Optional[Tensor],
-                    running_var: Optional[Tensor],
-                    eps: float,
-                    momentum: float,
-                    group: Optional[dist.ProcessGroup] = None) -> Tensor:
+def sync_batch_norm(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    eps: float,
+    momentum: float,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
     """Batch norm in training over the processes of a group, all by default.
 
     By the kernels of :class:`torch.nn.SyncBatchNorm` on a GPU, and by
     :class:`SyncBatchNormFunction` on a CPU.
     """
     group = group or dist.group.WORLD
-    args = (input, weight, bias, running_mean, running_var, eps, momentum,
-            group)
+    args = (input, weight, bias, running_mean, running_var, eps, momentum, group)
     if input.device.type == 'cpu':
         return SyncBatchNormFunction.apply(*args)
     return cuda_sync_batch_norm.apply(*args, dist.get_world_size(group))
@@ -137,22 +149,24 @@ class PSSyncBatchNorm(PostShift, _BatchNorm):
             all processes has one value per channel.
     """
 
-    def __init__(self,
-                 num_features: int,
-                 eps: float = 1e-5,
-                 momentum: Optional[float] = 0.1,
-                 affine: bool = True,
-                 track_running_stats: bool = True,
-                 process_group: Optional[dist.ProcessGroup] = None,
-                 **kwargs) -> None:
-        super().__init__(num_features, eps, momentum, affine,
-                         track_running_stats, **kwargs)
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: dist.ProcessGroup | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, **kwargs
+        )
         self.process_group = process_group
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
-            raise ValueError('expected at least 2D input (got '
-                             f'{input.dim()}D input)')
+            raise ValueError(f'expected at least 2D input (got {input.dim()}D input)')
 
     def forward(self, input: Tensor) -> Tensor:
         if not (self.training and in_several_processes(self.process_group)):
@@ -166,5 +180,13 @@ class PSSyncBatchNorm(PostShift, _BatchNorm):
                 self.num_batches_tracked.add_(1)
                 if self.momentum is None:
                     momentum = 1 / float(self.num_batches_tracked)
-        return sync_batch_norm(input, self.weight, self.bias, mean, var,
-                               self.eps, momentum, self.process_group)
+        return sync_batch_norm(
+            input,
+            self.weight,
+            self.bias,
+            mean,
+            var,
+            self.eps,
+            momentum,
+            self.process_group,
+        )

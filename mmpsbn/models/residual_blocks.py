@@ -9,19 +9,16 @@ from mmdet.models.layers.res_layer import SimplifiedBasicBlock
 
 from mmpsbn.layers import BRANCH_ENDS, BranchEnd
 
-BRANCH_ENDS.update({
-    BasicBlock:
-    BranchEnd('conv2'),
-    Bottleneck:
-    BranchEnd('conv3'),
-    ResBlock:
-    BranchEnd('conv2'),
-    DarknetBottleneck:
-    BranchEnd('conv2', lambda block: block.add_identity),
-    InvertedResidual:
-    BranchEnd('linear_conv', lambda block: block.with_res_shortcut),
-    EdgeResidual:
-    BranchEnd('conv2', lambda block: block.with_residual),
-    SimplifiedBasicBlock:
-    BranchEnd('conv2'),
-})
+BRANCH_ENDS.update(
+    {
+        BasicBlock: BranchEnd('conv2'),
+        Bottleneck: BranchEnd('conv3'),
+        ResBlock: BranchEnd('conv2'),
+        DarknetBottleneck: BranchEnd('conv2', lambda block: block.add_identity),
+        InvertedResidual: BranchEnd(
+            'linear_conv', lambda block: block.with_res_shortcut
+        ),
+        EdgeResidual: BranchEnd('conv2', lambda block: block.with_residual),
+        SimplifiedBasicBlock: BranchEnd('conv2'),
+    }
+)

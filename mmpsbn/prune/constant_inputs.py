@@ -1,6 +1,6 @@
 """Channels that arrive at a layer as one number, whatever the image."""
 
-from typing import Dict, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +26,12 @@ class InputWatch:
 
     def __init__(self, model: nn.Module, layers: Iterable[str]) -> None:
         self.layers = {name: model.get_submodule(name) for name in layers}
-        self.values: Dict[str, Tensor] = {}
+        self.values: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> 'InputWatch':
         for name, layer in self.layers.items():
-            self._handles.append(
-                layer.register_forward_pre_hook(self._listener(name)))
+            self._handles.append(layer.register_forward_pre_hook(self._listener(name)))
         return self
 
     def __exit__(self, *error) -> None:

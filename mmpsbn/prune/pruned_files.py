@@ -4,27 +4,39 @@ import io
 import json
 import os.path as osp
 import statistics
+from collections.abc import Sequence
 from functools import partial
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmpsbn.analysis import turns
-from mmpsbn.convert.conversion import TOLERANCE, build, load_weights
-from mmpsbn.convert.raw_outputs import (OutputsOf, largest_difference,
-                                        same_detections)
-from mmpsbn.engine.whole_files import replacing
+from mmpsbn.analysis import time_alternately
+from mmpsbn.checkpoints.reading import Checkpoint
+from mmpsbn.detectors.build import load_model
+from mmpsbn.detectors.outputs import (
+    TOLERANCE,
+    BatchRunner,
+    largest_difference,
+    same_detections,
+)
 from mmpsbn.errors import InputError
 from mmpsbn.export.exportable import Exportable
-from mmpsbn.export.onnx_file import (SHARE_APART, check_onnx, check_runs,
-                                     checked_program, folded_stock, prepared,
-                                     test_shape)
+from mmpsbn.export.onnx_file import (
+    SHARE_APART,
+    check_onnx,
+    check_runs,
+    checked_program,
+    folded_stock,
+    input_shape,
+    prepare_image,
+)
+from mmpsbn.files import output_files
+from mmpsbn.prune.constant_inputs import InputWatch
+from mmpsbn.prune.removal import Removal, readers, remove_constants
 from mmpsbn.stack import check_packages
-from .constant_inputs import InputWatch
-from .removal import Removal, readers, remove_constants
 
 FILES = ('pruned.onnx', 'pruned.pt2', 'pruned.json')
 # Images that onnxruntime is compared on; PyTorch is on all.
@@ -44,7 +56,7 @@ class Agreement(NamedTuple):
     """Those that both have."""
 
 
-class Cost(NamedTuple):
+class InferenceCost(NamedTuple):
     """What a model costs, with its norm layers folded into convs."""
 
     parameters: int
@@ -58,26 +70,31 @@ class Pruned(NamedTuple):
     """What was removed, what it saves and what it changes."""
 
     removal: Removal
-    before: Optional[Cost]
+    before: InferenceCost | None
     """As ``after`` and ``agreement``, None if nothing was removed."""
-    after: Optional[Cost]
-    agreement: Optional[Agreement]
+    after: InferenceCost | None
+    agreement: Agreement | None
     """On the images that decided what is removed."""
-    elsewhere: Optional[Agreement]
+    elsewhere: Agreement | None
     """On images that had no say; None without any."""
 
 
-def prune(cfg: Config, checkpoint: dict, name: str, images: Sequence[str],
-          others: Sequence[str], out: str,
-          shape: Optional[Tuple[int, int]]) -> Pruned:
+def prune(
+    cfg: Config,
+    checkpoint: Checkpoint,
+    images: Sequence[str],
+    others: Sequence[str],
+    out: str,
+    *,
+    shape: tuple[int, int] | None = None,
+) -> Pruned:
     """Write a detector without the channels that are constant on images.
 
     If there is none, nothing is written.
 
     Args:
-        cfg (Config): Of the trained model.
-        checkpoint (dict): Of the trained model.
-        name (str): The checkpoint's, for messages.
+        cfg (Config): The config of the trained model.
+        checkpoint (Checkpoint): The trained model.
         images (list[str]): Files of the images that decide.
         others (list[str]): Files of images to compare on as well.
         out (str): The folder to write :data:`FILES` to.
@@ -91,17 +108,16 @@ def prune(cfg: Config, checkpoint: dict, name: str, images: Sequence[str],
     """
     check_packages('pruning', 'prune', 'torch_pruning')
     check_onnx()
-    shape = shape or test_shape(cfg)
-    model = build(cfg, cfg.model)
-    load_weights(model, checkpoint, name)
+    shape = shape or input_shape(cfg)
+    model = load_model(cfg, checkpoint)
     before = Exportable(folded_stock(cfg, model))
     after = Exportable(folded_stock(cfg, model))
-    check_runs(model, after, prepared(cfg, images[0], model, shape))
+    check_runs(model, after, prepare_image(cfg, images[0], model, shape))
     watch = InputWatch(model, readers(after.model))
     for file in images:
-        data = prepared(cfg, file, model, shape)
+        data = prepare_image(cfg, file, model, shape)
         with watch:
-            OutputsOf(data).detections(model)
+            BatchRunner(data).detections(model)
     example = data['inputs']
     removed = remove_constants(after.model, watch.values, example)
     if not removed.removed:
@@ -112,29 +128,37 @@ def prune(cfg: Config, checkpoint: dict, name: str, images: Sequence[str],
             'the pruned model gives other outputs: they differ by '
             f'{agreement.difference:.1e} of their size, and {agreement.same} '
             f'of {agreement.detections} detections are the same. Nothing was '
-            'written; please report it.')
+            'written; please report it.'
+        )
     program, *_ = checked_program(
-        cfg, checkpoint, model, after, images[:ONNX_IMAGES], shape,
-        dynamic=False, raw=False)
+        cfg, checkpoint, model, after, images[:ONNX_IMAGES], shape
+    )
     exported = _exported(after, example)
     pruned = Pruned(
-        removed, *_costs(before, after, example), agreement,
-        _agreement(cfg, model, after.model, others, shape)
-        if others else None)
-    with replacing(*(osp.join(out, file) for file in FILES)) as files:
+        removed,
+        *_costs(before, after, example),
+        agreement,
+        _agreement(cfg, model, after.model, others, shape) if others else None,
+    )
+    with output_files(*(osp.join(out, file) for file in FILES)) as files:
         program.save(files[0])
         with open(files[1], 'wb') as file:
             file.write(exported)
         with open(files[2], 'w') as file:
-            json.dump(_content(pruned, name, shape), file, indent=1)
+            json.dump(_content(pruned, checkpoint, shape), file, indent=1)
     return pruned
 
 
-def _agreement(cfg: Config, model: nn.Module, pruned: nn.Module,
-               files: Sequence[str], shape: Tuple[int, int]) -> Agreement:
+def _agreement(
+    cfg: Config,
+    model: nn.Module,
+    pruned: nn.Module,
+    files: Sequence[str],
+    shape: tuple[int, int],
+) -> Agreement:
     differences, detections, same = [], 0, 0
     for file in files:
-        run = OutputsOf(prepared(cfg, file, model, shape))
+        run = BatchRunner(prepare_image(cfg, file, model, shape))
         expected = run(model)
         differences.append(largest_difference(run(pruned), expected))
         one, other = (run.detections(m)[0] for m in (model, pruned))
@@ -145,7 +169,8 @@ def _agreement(cfg: Config, model: nn.Module, pruned: nn.Module,
 
 def _same_enough(agreement: Agreement) -> bool:
     return agreement.detections - agreement.same <= max(
-        1, SHARE_APART * agreement.detections)
+        1, SHARE_APART * agreement.detections
+    )
 
 
 def _exported(model: Exportable, example: Tensor) -> bytes:
@@ -155,7 +180,7 @@ def _exported(model: Exportable, example: Tensor) -> bytes:
         InputError: If it computes something else.
     """
     with torch.no_grad():
-        program = torch.export.export(model, (example, ))
+        program = torch.export.export(model, (example,))
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         buffer.seek(0)
@@ -166,32 +191,38 @@ def _exported(model: Exportable, example: Tensor) -> bytes:
         raise InputError(
             'the ExportedProgram gives other outputs: they differ by '
             f'{difference:.1e} of their size. Nothing was written; please '
-            'report it.')
+            'report it.'
+        )
     return buffer.getvalue()
 
 
 @torch.no_grad()
-def _costs(before: Exportable, after: Exportable,
-           example: Tensor) -> List[Cost]:
-    seconds = turns(
-        {model: partial(model, example)
-         for model in (before, after)}, ROUNDS)
+def _costs(
+    before: Exportable, after: Exportable, example: Tensor
+) -> list[InferenceCost]:
+    seconds = time_alternately(
+        {model: partial(model, example) for model in (before, after)}, ROUNDS
+    )
     costs = []
     for model, own in seconds.items():
         with FlopCounterMode(display=False) as counter:
             model(example)
         costs.append(
-            Cost(
+            InferenceCost(
                 sum(p.numel() for p in model.parameters()),
-                counter.get_total_flops(), statistics.median(own) * 1e3))
+                counter.get_total_flops(),
+                statistics.median(own) * 1e3,
+            )
+        )
     return costs
 
 
-def _content(pruned: Pruned, name: str, shape: Tuple[int, int]) -> dict:
+def _content(pruned: Pruned, checkpoint: Checkpoint, shape: tuple[int, int]) -> dict:
     return dict(
-        checkpoint=osp.basename(name),
+        checkpoint=osp.basename(checkpoint.path),
         shape=shape,
         **{
             key: value._asdict() if value else None
             for key, value in pruned._asdict().items()
-        })
+        },
+    )

@@ -6,7 +6,8 @@ Pruning", arXiv:2301.12900.
 """
 
 from collections import Counter
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +25,9 @@ LAST = 'the last channel of a layer'
 class Removal(NamedTuple):
     """What was removed from a model."""
 
-    channels: Dict[str, List[int]]
+    channels: dict[str, list[int]]
     """For each conv or linear layer that lost some, the output channels."""
-    sizes: Dict[str, int]
+    sizes: dict[str, int]
     """How many output channels each of these layers had."""
     removed: int
     """Channels, one of a residual stream counted once."""
@@ -34,16 +35,18 @@ class Removal(NamedTuple):
     """Channels that are constant for some layer and stay, by reason."""
 
 
-def readers(model: nn.Module) -> List[str]:
+def readers(model: nn.Module) -> list[str]:
     """Names of the layers that read channels: convs and linear layers."""
     return [
-        name for name, layer in model.named_modules()
+        name
+        for name, layer in model.named_modules()
         if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear))
     ]
 
 
-def remove_constants(model: nn.Module, values: Dict[str, Tensor],
-                     images: Tensor) -> Removal:
+def remove_constants(
+    model: nn.Module, values: dict[str, Tensor], images: Tensor
+) -> Removal:
     """Remove channels that are constant for every layer that reads them.
 
     Other than by rounding, nothing else changes: from a channel that is 0
@@ -85,20 +88,23 @@ def remove_constants(model: nn.Module, values: Dict[str, Tensor],
 def _graph(model: nn.Module, images: Tensor):
     """Torch-Pruning's graph of all but the post-processing."""
     import torch_pruning
+
     for module in model.modules():
         if getattr(module, 'with_cp', False):
             module.with_cp = False
     try:
         with torch.enable_grad():
             return torch_pruning.DependencyGraph().build_dependency(
-                model, images, forward_fn=_forward, verbose=False)
+                model, images, forward_fn=_forward, verbose=False
+            )
     except Exception as error:  # Whatever a model makes it stumble over.
         cause = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError('Torch-Pruning cannot follow this '
-                         f'{type(model).__name__}: {cause}') from error
+        raise InputError(
+            f'Torch-Pruning cannot follow this {type(model).__name__}: {cause}'
+        ) from error
 
 
-def _forward(model: nn.Module, images: Tensor) -> List[Tensor]:
+def _forward(model: nn.Module, images: Tensor) -> list[Tensor]:
     # What is traced are gradients, and ResNet.eval() freezes layers again.
     model.requires_grad_(True)
     features = model.extract_feat(images)
@@ -116,39 +122,40 @@ def _forward(model: nn.Module, images: Tensor) -> List[Tensor]:
     return outputs
 
 
-def _layers(group) -> List[Tuple[nn.Module, bool]]:
+def _layers(group) -> list[tuple[nn.Module, bool]]:
     """Convs and linear layers, and whether they read the channels."""
     graph = group._DG
-    return [(dep.target.module, graph.is_in_channel_pruning_fn(dep.handler))
-            for dep, _ in group
-            if isinstance(dep.target.module,
-                          (nn.modules.conv._ConvNd, nn.Linear))]
+    return [
+        (dep.target.module, graph.is_in_channel_pruning_fn(dep.handler))
+        for dep, _ in group
+        if isinstance(dep.target.module, (nn.modules.conv._ConvNd, nn.Linear))
+    ]
 
 
-def _judge(group, values: Dict[str, Tensor],
-           names: Dict[nn.Module, str]) -> Tuple[List[int], Counter]:
+def _judge(
+    group, values: dict[str, Tensor], names: dict[nn.Module, str]
+) -> tuple[list[int], Counter]:
     """The channels of a group to remove, and why constant ones stay."""
     number = len(group[0].idxs)
     # Elsewhere a layer reads channels of several groups, or parts of one.
     reading = [
-        layer for layer, reads in _layers(group) if reads and
-        names[layer] in values and len(values[names[layer]]) == number
+        layer
+        for layer, reads in _layers(group)
+        if reads and names[layer] in values and len(values[names[layer]]) == number
     ]
     if not reading:
         return [], Counter()
     value = torch.stack([values[names[layer]] for layer in reading])
     constant = ~value.isnan()
     somewhere, remove = constant.any(0), constant.all(0)
-    padded = torch.tensor([any(getattr(layer, 'padding', ()))
-                           for layer in reading])
+    padded = torch.tensor([any(getattr(layer, 'padding', ())) for layer in reading])
     exact = ~((value != 0) & padded[:, None]).any(0)
     reason = _obstacle(group, reading)
     if reason:
         return [], Counter({reason: int(somewhere.sum())})
-    kept = Counter({
-        ALIVE: int((somewhere & ~remove).sum()),
-        PADDED: int((remove & ~exact).sum())
-    })
+    kept = Counter(
+        {ALIVE: int((somewhere & ~remove).sum()), PADDED: int((remove & ~exact).sum())}
+    )
     remove = remove & exact
     if remove.all():
         remove[0] = False
@@ -159,27 +166,30 @@ def _judge(group, values: Dict[str, Tensor],
 def _obstacle(group, reading: Sequence[nn.Module]) -> str:
     """Why nothing of a group can be removed, '' if it can."""
     from torch_pruning.ops import OPTYPE
+
     types = {dep.target.type for dep, _ in group}
     if OPTYPE.OUTPUT in types:
         return OUTPUT
     layers = _layers(group)
     # Subclasses may pad by themselves, or compute with other weights.
-    plain = types <= {OPTYPE.CONV, OPTYPE.LINEAR, OPTYPE.ELEMENTWISE} and \
-        all(type(layer) in (nn.Conv2d, nn.Linear) and
-            getattr(layer, 'groups', 1) == 1 for layer, _ in layers)
+    plain = types <= {OPTYPE.CONV, OPTYPE.LINEAR, OPTYPE.ELEMENTWISE} and all(
+        type(layer) in (nn.Conv2d, nn.Linear) and getattr(layer, 'groups', 1) == 1
+        for layer, _ in layers
+    )
     if not plain or len(reading) < sum(reads for _, reads in layers):
         return COUPLED
     return ''
 
 
 @torch.no_grad()
-def _absorb(layer: nn.Module, channels: List[int], value: Tensor) -> None:
+def _absorb(layer: nn.Module, channels: list[int], value: Tensor) -> None:
     """Add to a layer's bias what constant input channels give."""
     value = value[channels]
     if not value.any():
         return
-    weight = layer.weight[:, channels].reshape(
-        len(layer.weight), len(channels), -1).sum(2)
+    weight = (
+        layer.weight[:, channels].reshape(len(layer.weight), len(channels), -1).sum(2)
+    )
     if layer.bias is None:
         layer.bias = nn.Parameter(torch.zeros(len(weight)))
     layer.bias += weight @ value

@@ -17,8 +17,11 @@ from mmengine.registry import MODELS
 from torch import nn
 from torch.testing import assert_close
 from torch.testing._internal.common_modules import module_db
-from torch.testing._internal.common_utils import (gradcheck, gradgradcheck,
-                                                  noncontiguous_like)
+from torch.testing._internal.common_utils import (
+    gradcheck,
+    gradgradcheck,
+    noncontiguous_like,
+)
 
 INFOS = {info.module_cls: info for info in module_db}
 DIMS = (1, 2, 3)
@@ -30,8 +33,9 @@ class Case:
     def __init__(self, dim: int, training: bool, index: int) -> None:
         self.dim, self.training = dim, training
         info = INFOS[getattr(nn, f'BatchNorm{dim}d')]
-        self.given = info.module_inputs_func(
-            info, 'cpu', torch.double, True, training)[index]
+        self.given = info.module_inputs_func(info, 'cpu', torch.double, True, training)[
+            index
+        ]
 
     @property
     def input(self):
@@ -39,20 +43,21 @@ class Case:
 
     def layer(self, **kwargs) -> nn.Module:
         given = self.given.constructor_input
-        layer = MODELS.get(f'BN{self.dim}d')(*given.args, **{
-            'dtype': torch.double, **given.kwargs, **kwargs})
+        layer = MODELS.get(f'BN{self.dim}d')(
+            *given.args, **{'dtype': torch.double, **given.kwargs, **kwargs}
+        )
         return layer.train(self.training)
 
 
 def names(dim):
     info = INFOS[getattr(nn, f'BatchNorm{dim}d')]
     for training in (True, False):
-        inputs = info.module_inputs_func(info, 'cpu', torch.double, True,
-                                         training)
+        inputs = info.module_inputs_func(info, 'cpu', torch.double, True, training)
         for index, given in enumerate(inputs):
             mode = 'train' if training else 'eval'
-            yield pytest.param((dim, training, index),
-                               id=f'{dim}d-{given.desc or "affine"}-{mode}')
+            yield pytest.param(
+                (dim, training, index), id=f'{dim}d-{given.desc or "affine"}-{mode}'
+            )
 
 
 @pytest.fixture(params=[each for dim in DIMS for each in names(dim)])
@@ -65,8 +70,9 @@ def gradients(layer, x):
     """Of the input and the parameters, for an output with random weights."""
     y = layer(x)
     torch.manual_seed(1)
-    return torch.autograd.grad((y * torch.randn_like(y)).sum(),
-                               (x, *layer.parameters()))
+    return torch.autograd.grad(
+        (y * torch.randn_like(y)).sum(), (x, *layer.parameters())
+    )
 
 
 def test_forward(case):
@@ -76,7 +82,7 @@ def test_forward(case):
     mean, var = x.mean(dims), x.var(dims, unbiased=False)
     if not case.training and layer.track_running_stats:
         mean, var = state['running_mean'], state['running_var']
-    shape = (1, -1) + (1, ) * (x.dim() - 2)
+    shape = (1, -1) + (1,) * (x.dim() - 2)
     expected = (x - mean.view(shape)) / (var.view(shape) + layer.eps).sqrt()
     if 'weight' in state:
         expected = expected * state['weight'].view(shape)
@@ -104,8 +110,7 @@ def test_to(case):
         try:
             layer.double()
             assert {p.dtype for p in layer.parameters()} <= {torch.double}
-            assert_close(layer(case.input), expected.double(), rtol=1e-4,
-                         atol=1e-4)
+            assert_close(layer(case.input), expected.double(), rtol=1e-4, atol=1e-4)
             layer.to('meta')
             assert all(v.is_meta for v in layer.state_dict().values())
             layer.to_empty(device='cpu')
@@ -125,7 +130,8 @@ def test_pickle_and_copy(case):
         assert torch.equal(twin(case.input), expected)
         assert str(twin) == str(layer)
         assert not {id(p) for p in twin.parameters()} & {
-            id(p) for p in layer.parameters()}
+            id(p) for p in layer.parameters()
+        }
 
 
 def test_save_and_load(case):
@@ -185,11 +191,11 @@ def test_errors_of_training(dim, index):
     info = INFOS[getattr(nn, f'BatchNorm{dim}d')]
     if info.module_error_inputs_func is None:
         pytest.skip('this torch has no inputs with errors')
-    error = info.module_error_inputs_func(info, 'cpu', torch.double, False,
-                                          True)[index]
+    error = info.module_error_inputs_func(info, 'cpu', torch.double, False, True)[index]
     given = error.module_error_input
     layer = MODELS.get(f'BN{dim}d')(
-        *given.constructor_input.args, **given.constructor_input.kwargs)
+        *given.constructor_input.args, **given.constructor_input.kwargs
+    )
     with pytest.raises(error.error_type, match=error.error_regex):
         layer(*given.forward_input.args)
 

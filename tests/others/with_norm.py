@@ -1,6 +1,6 @@
 """Run pytest where ``BN`` of a config builds another norm layer.
 
-    python tests/others/with_norm.py psBN tests/test_cnn/test_conv_module.py
+    python tests/others/replace_norm.py psBN tests/test_cnn/test_conv_module.py
 
 ``BN``, ``BN1d``, ``BN2d``, ``BN3d`` and ``SyncBN`` of MMEngine's registry
 become psBN's layers, or stay as they are; what follows are pytest's arguments.
@@ -24,6 +24,7 @@ def put_in_place_of_bn(norm: str) -> tuple:
     """Register the layers of ``norm``, and return what NAMES now build."""
     if norm == 'psBN':
         import mmpsbn.layers  # noqa: F401
+
         for name in NAMES:
             layer = MODELS.get(f'ps{name}')
             MODELS.register_module(name, force=True, module=layer)
@@ -56,8 +57,9 @@ class NormLayers:
 
 if __name__ == '__main__':
     if len(sys.argv) < 2 or sys.argv[1] not in NORMS:
-        sys.exit(f'error: give one of {", ".join(NORMS)}, then the arguments '
-                 'of pytest.')
+        sys.exit(
+            f'error: give one of {", ".join(NORMS)}, then the arguments of pytest.'
+        )
     sys.dont_write_bytecode = True
     layers = put_in_place_of_bn(sys.argv[1])
     sys.exit(pytest.main(sys.argv[2:], plugins=[NormLayers(layers)]))

@@ -2,7 +2,6 @@
 
 import json
 import os.path as osp
-from typing import Dict, List, Optional
 
 import torch
 from mmengine.dist import all_reduce, is_main_process
@@ -10,12 +9,11 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from mmpsbn.analysis.collapse import (ChannelWatch, Outputs, channels_of,
-                                      stage_of)
+from mmpsbn.analysis.collapse import ChannelWatch, Outputs, channels_of, stage_of
 from mmpsbn.errors import InputError
+from mmpsbn.files import write_atomically
+from mmpsbn.hooks.watched_step import watch_next_step
 from mmpsbn.registry import HOOKS
-from .watched_step import watch_next_step
-from .whole_files import write_whole
 
 HISTORY = 'filter_collapse.jsonl'
 UNSEEN, DEAD, ALIVE = range(3)
@@ -50,22 +48,23 @@ class FilterCollapseHook(Hook):
         InputError: If an argument is out of range.
     """
 
-    def __init__(self,
-                 interval: int = 500,
-                 sample: int = 4,
-                 warn_above: float = 0.1) -> None:
+    def __init__(
+        self, interval: int = 500, sample: int = 4, warn_above: float = 0.1
+    ) -> None:
         if not 1 <= sample <= interval:
             raise InputError(
                 f'FilterCollapseHook(interval={interval}, sample={sample}): '
-                'sample must be from 1 to interval.')
+                'sample must be from 1 to interval.'
+            )
         if not 0 <= warn_above <= 1:
-            raise InputError(f'FilterCollapseHook(warn_above={warn_above}): '
-                             'a share is from 0 to 1.')
+            raise InputError(
+                f'FilterCollapseHook(warn_above={warn_above}): a share is from 0 to 1.'
+            )
         self.interval, self.sample = interval, sample
         self.warn_above, self._warned = warn_above, False
-        self._watch: Optional[ChannelWatch] = None
+        self._watch: ChannelWatch | None = None
         self._watched = 0
-        self._last: Dict[str, List[int]] = {}
+        self._last: dict[str, list[int]] = {}
 
     def before_train(self, runner: Runner) -> None:
         """Keep the history up to the iteration that a run resumes from."""
@@ -74,41 +73,49 @@ class FilterCollapseHook(Hook):
             return
         path, lines = osp.join(runner.work_dir, HISTORY), []
         if runner.iter and osp.isfile(path):
-            lines = [line for line in read_history(path)
-                     if line['iter'] <= runner.iter]
+            lines = [line for line in read_history(path) if line['iter'] <= runner.iter]
         if lines:
             self._last = _dead(lines[-1])
-        write_whole(
-            path, ''.join(json.dumps(line) + '\n' for line in lines).encode())
+        write_atomically(
+            path, ''.join(json.dumps(line) + '\n' for line in lines).encode()
+        )
 
-    def before_train_iter(self, runner: Runner, batch_idx: int,
-                          data_batch=None) -> None:
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch=None
+    ) -> None:
         if self._watch is None and self._begins(runner):
             model = runner.model
             self._watch = ChannelWatch(
-                model.module if is_model_wrapper(model) else model)
+                model.module if is_model_wrapper(model) else model
+            )
             self._watched = 0
         if self._watch is not None:
             watch_next_step(runner.model, self._watch)
 
-    def after_train_iter(self, runner: Runner, batch_idx: int,
-                         data_batch=None, outputs=None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
+    ) -> None:
         if self._watch is None:
             return
         self._watched += 1
         if self._watched == self.sample or runner.iter + 1 == runner.max_iters:
             device = next(runner.model.parameters()).device
-            found, self._watch = over_processes(self._watch, device), None
+            found, self._watch = combine_processes(self._watch, device), None
             self._report(runner, found)
 
     def _begins(self, runner: Runner) -> bool:
-        return runner.iter % self.interval == 0 or \
-            runner.iter == runner.max_iters - self.sample
+        return (
+            runner.iter % self.interval == 0
+            or runner.iter == runner.max_iters - self.sample
+        )
 
-    def _report(self, runner: Runner, found: Dict[str, Outputs]) -> None:
+    def _report(self, runner: Runner, found: dict[str, Outputs]) -> None:
         if not found:
-            self._warn(runner, 'FilterCollapseHook found no norm layer that a '
-                       'ReLU follows; there is nothing to watch.')
+            self._warn(
+                runner,
+                'FilterCollapseHook found no norm layer that a '
+                'ReLU follows; there is nothing to watch.',
+            )
             return
         line = dict(
             iter=runner.iter + 1,
@@ -117,17 +124,19 @@ class FilterCollapseHook(Hook):
                 name: dict(
                     channels=len(output.dead),
                     after_sum=output.after_sum,
-                    dead=output.dead.nonzero().flatten().tolist())
+                    dead=output.dead.nonzero().flatten().tolist(),
+                )
                 for name, output in found.items()
-            })
+            },
+        )
         dead = _dead(line)
-        pairs = [(set(self._last.get(name, now)), set(now))
-                 for name, now in dead.items()]
+        pairs = [
+            (set(self._last.get(name, now)), set(now)) for name, now in dead.items()
+        ]
         line['died'] = sum(len(now - before) for before, now in pairs)
         line['came_back'] = sum(len(before - now) for before, now in pairs)
         self._last = dead
-        scalars = {**shares(line), 'died': line['died'],
-                   'came_back': line['came_back']}
+        scalars = {**shares(line), 'died': line['died'], 'came_back': line['came_back']}
         for name, value in scalars.items():
             runner.message_hub.update_scalar(f'train/collapse/{name}', value)
         if is_main_process():
@@ -136,10 +145,12 @@ class FilterCollapseHook(Hook):
         share = scalars.get('dead', 0)
         if share > self.warn_above:
             self._warn(
-                runner, f'{share:.0%} of the channels before a ReLU are dead '
+                runner,
+                f'{share:.0%} of the channels before a ReLU are dead '
                 f'at iteration {line["iter"]}: they give 0 for every image. '
                 'psBN brings such channels back; a smaller learning rate '
-                'loses fewer.')
+                'loses fewer.',
+            )
 
     def _warn(self, runner: Runner, message: str) -> None:
         if not self._warned:
@@ -147,7 +158,7 @@ class FilterCollapseHook(Hook):
         self._warned = True
 
 
-def shares(line: dict) -> Dict[str, float]:
+def shares(line: dict) -> dict[str, float]:
     """Shares of dead channels: in total, after sums, and by stage.
 
     Args:
@@ -157,11 +168,9 @@ def shares(line: dict) -> Dict[str, float]:
         dict: ``dead`` and ``dead_after_sum`` where there are such layers,
         and, for layers without a sum, each stage (``backbone.layer1``).
     """
-    counts: Dict[str, List[int]] = {}
+    counts: dict[str, list[int]] = {}
     for name, layer in line['layers'].items():
-        keys = ['dead_after_sum'] if layer['after_sum'] else [
-            'dead', stage_of(name)
-        ]
+        keys = ['dead_after_sum'] if layer['after_sum'] else ['dead', stage_of(name)]
         for key in keys:
             count = counts.setdefault(key, [0, 0])
             count[0] += len(layer['dead'])
@@ -169,7 +178,7 @@ def shares(line: dict) -> Dict[str, float]:
     return {key: dead / channels for key, (dead, channels) in counts.items()}
 
 
-def read_history(path: str) -> List[dict]:
+def read_history(path: str) -> list[dict]:
     """The lines of ``filter_collapse.jsonl``; a torn last one is left out."""
     lines = []
     with open(path) as file:
@@ -181,12 +190,11 @@ def read_history(path: str) -> List[dict]:
     return lines
 
 
-def _dead(line: dict) -> Dict[str, List[int]]:
+def _dead(line: dict) -> dict[str, list[int]]:
     return {name: layer['dead'] for name, layer in line['layers'].items()}
 
 
-def over_processes(watch: ChannelWatch,
-                   device: torch.device) -> Dict[str, Outputs]:
+def combine_processes(watch: ChannelWatch, device: torch.device) -> dict[str, Outputs]:
     """What was seen in any process, the same in each of them.
 
     Args:
@@ -200,14 +208,16 @@ def over_processes(watch: ChannelWatch,
     outputs = watch.outputs
     sizes = [channels_of(layer) for layer in watch.layers.values()]
     states = [
-        (~outputs[name].dead).long() + DEAD if name in outputs else torch.full(
-            (size, ), UNSEEN, device=device)
+        (~outputs[name].dead).long() + DEAD
+        if name in outputs
+        else torch.full((size,), UNSEEN, device=device)
         for name, size in zip(watch.layers, sizes)
     ]
     summed = torch.tensor(
         [name in outputs and outputs[name].after_sum for name in watch.layers],
         dtype=torch.long,
-        device=device)
+        device=device,
+    )
     state = torch.cat([summed, *states])
     all_reduce(state, 'max')
     summed, *states = state.cpu().split([len(summed), *sizes])

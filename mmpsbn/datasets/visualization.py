@@ -1,6 +1,6 @@
 """Detections beside the truth, as one picture."""
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import matplotlib
 import mmcv
@@ -15,10 +15,9 @@ from pycocotools.coco import COCO
 TRUTH, RIGHT, WRONG = '#56B4E9', '#E69F00', '#CC79A7'
 
 
-def draw_detections(samples: Sequence[dict],
-                    ann_file: str,
-                    out: str,
-                    score_thr: float = 0.5) -> None:
+def draw_detections(
+    samples: Sequence[dict], ann_file: str, out: str, score_thr: float = 0.5
+) -> None:
     """Draw the truth of some images above what was detected in them.
 
     A detection is right if it overlaps a box of its class with an IoU of at
@@ -49,15 +48,14 @@ def draw_detections(samples: Sequence[dict],
             truth = coco.loadAnns(coco.getAnnIds(sample['img_id']))
             boxes = torch.tensor([item['bbox'] for item in truth]).view(-1, 4)
             boxes[:, 2:] += boxes[:, :2]
-            labels = torch.tensor(
-                [labels_of[item['category_id']] for item in truth])
+            labels = torch.tensor([labels_of[item['category_id']] for item in truth])
             for box, label in zip(boxes, labels):
                 _draw(top, box, classes[label], TRUTH)
             found = sample['pred_instances']
             kept = found['scores'] >= score_thr
-            for box, label, score in zip(found['bboxes'][kept],
-                                         found['labels'][kept],
-                                         found['scores'][kept]):
+            for box, label, score in zip(
+                found['bboxes'][kept], found['labels'][kept], found['scores'][kept]
+            ):
                 same = boxes[labels == label].float()
                 right = bool((bbox_overlaps(box[None], same) >= 0.5).any())
                 text = f'{classes[label]} {score:.2f}'.replace(' 0.', ' .')
@@ -65,22 +63,41 @@ def draw_detections(samples: Sequence[dict],
         axes[0, 0].set_ylabel('truth')
         axes[1, 0].set_ylabel(f'detected, score ≥ {score_thr}')
         handles = [
-            Rectangle((0, 0), 1, 1, fill=False, edgecolor=RIGHT,
-                      linewidth=1.5),
-            Rectangle((0, 0), 1, 1, fill=False, edgecolor=WRONG, linewidth=1.5,
-                      linestyle='--')
+            Rectangle((0, 0), 1, 1, fill=False, edgecolor=RIGHT, linewidth=1.5),
+            Rectangle(
+                (0, 0), 1, 1, fill=False, edgecolor=WRONG, linewidth=1.5, linestyle='--'
+            ),
         ]
         figure.legend(
-            handles, ['class and box right (IoU ≥ 0.5)', 'wrong'],
-            loc='outside lower center', ncols=2, frameon=False)
+            handles,
+            ['class and box right (IoU ≥ 0.5)', 'wrong'],
+            loc='outside lower center',
+            ncols=2,
+            frameon=False,
+        )
         figure.savefig(out, dpi=110)
 
 
 def _draw(axis, box, text: str, colour: str, solid: bool = True) -> None:
     x1, y1, x2, y2 = np.asarray(box, dtype=float)
     axis.add_patch(
-        Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour,
-                  linewidth=1.5, linestyle='-' if solid else '--'))
-    axis.text(x1, max(y1 - 2, 12), text, va='bottom', color='black',
-              fontsize=8, clip_on=True,
-              bbox=dict(facecolor=colour, edgecolor='none', pad=1))
+        Rectangle(
+            (x1, y1),
+            x2 - x1,
+            y2 - y1,
+            fill=False,
+            edgecolor=colour,
+            linewidth=1.5,
+            linestyle='-' if solid else '--',
+        )
+    )
+    axis.text(
+        x1,
+        max(y1 - 2, 12),
+        text,
+        va='bottom',
+        color='black',
+        fontsize=8,
+        clip_on=True,
+        bbox=dict(facecolor=colour, edgecolor='none', pad=1),
+    )

@@ -1,18 +1,19 @@
 """What a detector computes before post-processing, to compare two models.
 
 As a program, this file runs a stock model in a process that cannot import
-mmpsbn: ``python raw_outputs.py CONFIG CHECKPOINT INPUTS OUTPUTS``.
+mmpsbn: ``python outputs.py CONFIG CHECKPOINT INPUTS OUTPUTS``.
 """
 
 import os
 import sys
-from typing import List, Optional, Sequence
+from collections.abc import Sequence
 
 import torch
+from mmengine.config import Config
 from torch import Tensor, nn
 
 
-class OutputsOf:
+class BatchRunner:
     """Runs detectors, or backbones alone, on one batch of images.
 
     RoI heads see the proposals of the first detector, so that the outputs of
@@ -25,12 +26,12 @@ class OutputsOf:
             the first detector.
     """
 
-    def __init__(self, data: dict, proposals: Optional[list] = None) -> None:
+    def __init__(self, data: dict, proposals: list | None = None) -> None:
         self.inputs, self.samples = data['inputs'], data['data_samples']
         self.proposals = proposals
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module) -> List[Tensor]:
+    def __call__(self, model: nn.Module) -> list[Tensor]:
         if not hasattr(model, 'extract_feat'):
             return list(model(self.inputs))
         if not hasattr(model, 'roi_head'):
@@ -38,29 +39,31 @@ class OutputsOf:
         features = model.extract_feat(self.inputs)
         if self.proposals is None:
             self.proposals = model.rpn_head.predict(
-                features, self.samples, rescale=False)
+                features, self.samples, rescale=False
+            )
         outputs = _tensors(
-            model.roi_head.forward(features, self.proposals, self.samples))
+            model.roi_head.forward(features, self.proposals, self.samples)
+        )
         # Those of Cascade RPN and Sparse R-CNN only predict.
         if type(model.rpn_head).forward is not nn.Module.forward:
             outputs = _tensors(model.rpn_head(features)) + outputs
         return outputs
 
     @torch.no_grad()
-    def detections(self, model: nn.Module) -> List[dict]:
+    def detections(self, model: nn.Module) -> list[dict]:
         """Boxes, scores and labels for each image, after post-processing.
 
         Results without boxes (of panoptic segmentation, say) are left out.
         """
         results = model.predict(self.inputs, self.samples, rescale=False)
-        return [{
-            key: result.pred_instances[key]
-            for key in ('bboxes', 'scores', 'labels')
-        } for result in results
-                if 'bboxes' in result.get('pred_instances', ())]
+        return [
+            {key: result.pred_instances[key] for key in ('bboxes', 'scores', 'labels')}
+            for result in results
+            if 'bboxes' in result.get('pred_instances', ())
+        ]
 
 
-def _tensors(node) -> List[Tensor]:
+def _tensors(node) -> list[Tensor]:
     """All floating-point tensors in nested outputs of a detector."""
     if isinstance(node, Tensor):
         return [node] if node.is_floating_point() else []
@@ -77,22 +80,28 @@ def distance(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
     Outputs that are expected to be empty or 0 are left out.
     """
-    distances = [(one - other).norm() / other.norm()
-                 for one, other in zip(outputs, expected) if other.any()]
+    distances = [
+        (one - other).norm() / other.norm()
+        for one, other in zip(outputs, expected)
+        if other.any()
+    ]
     return float(torch.stack(distances).mean())
 
 
-def largest_difference(outputs: Sequence[Tensor],
-                       expected: Sequence[Tensor]) -> float:
+def largest_difference(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Largest difference of any output, relative to its largest number.
 
     It is NaN if any output has NaN or infinity.
     """
     return float(
-        torch.stack([
-            (one - other).abs().max() / other.abs().max().clamp(min=1e-12)
-            for one, other in zip(outputs, expected) if other.numel()
-        ]).max())
+        torch.stack(
+            [
+                (one - other).abs().max() / other.abs().max().clamp(min=1e-12)
+                for one, other in zip(outputs, expected)
+                if other.numel()
+            ]
+        ).max()
+    )
 
 
 def same_detections(one: dict, other: dict) -> int:
@@ -105,8 +114,9 @@ def same_detections(one: dict, other: dict) -> int:
     close = one['labels'][:, None] == other['labels']
     for key, limit in (('bboxes', 0.1), ('scores', 1e-3)):
         apart = (one[key][:, None] - other[key]).abs()
-        close = close & (apart.flatten(2).amax(2) < limit
-                         if apart.dim() > 2 else apart < limit)
+        close = close & (
+            apart.flatten(2).amax(2) < limit if apart.dim() > 2 else apart < limit
+        )
     return int(min(close.any(0).sum(), close.any(1).sum()))
 
 
@@ -115,7 +125,7 @@ def main(config: str, checkpoint: str, inputs: str, outputs: str) -> None:
     sys.modules['mmpsbn'] = None  # From here its import fails.
     from mmdet.registry import MODELS
     from mmdet.utils import register_all_modules
-    from mmengine.config import Config
+
     register_all_modules()
     model = MODELS.build(Config.fromfile(config).model)
     weights = torch.load(checkpoint, map_location='cpu', weights_only=True)
@@ -124,10 +134,12 @@ def main(config: str, checkpoint: str, inputs: str, outputs: str) -> None:
     # Written by the parent, which made it: boxes and metainfo of images.
     os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
     given = torch.load(inputs, weights_only=False)
-    run = OutputsOf(given['data'], given['proposals'])
-    torch.save(
-        dict(raw=run(model), detections=run.detections(model)), outputs)
+    run = BatchRunner(given['data'], given['proposals'])
+    torch.save(dict(raw=run(model), detections=run.detections(model)), outputs)
 
 
 if __name__ == '__main__':
     main(*sys.argv[1:])
+
+# Of the largest output, what rounding may change.
+TOLERANCE = 1e-4

@@ -1,8 +1,8 @@
 """Gradients that are NaN or infinite, caught before they reach the weights."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
-from typing import Iterator, List
 
 import torch
 from mmengine.dist import all_reduce
@@ -45,8 +45,10 @@ class NonFiniteHook(Hook):
 
     def __init__(self, action: str = 'stop', most_skipped: int = 10) -> None:
         if action not in ACTIONS:
-            raise InputError(f'NonFiniteHook(action={action!r}): it is one of '
-                             f'{", ".join(map(repr, ACTIONS))}.')
+            raise InputError(
+                f'NonFiniteHook(action={action!r}): it is one of '
+                f'{", ".join(map(repr, ACTIONS))}.'
+            )
         self.action, self.most_skipped = action, most_skipped
         self._skipped = 0
         self._batch = None
@@ -54,7 +56,8 @@ class NonFiniteHook(Hook):
     def before_train(self, runner: Runner) -> None:
         self._handles = [
             optimizer.register_step_pre_hook(
-                lambda optimizer, *_: self._judge(runner, optimizer))
+                lambda optimizer, *_: self._judge(runner, optimizer)
+            )
             for optimizer in _optimizers(runner.optim_wrapper)
         ]
 
@@ -62,20 +65,23 @@ class NonFiniteHook(Hook):
         for handle in self._handles:
             handle.remove()
 
-    def before_train_iter(self, runner: Runner, batch_idx: int,
-                          data_batch=None) -> None:
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch=None
+    ) -> None:
         self._batch = data_batch
 
-    def after_train_iter(self, runner: Runner, batch_idx: int,
-                         data_batch=None, outputs=None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
+    ) -> None:
         scaler = _scaler(runner.optim_wrapper)
         if scaler is None:
             return
         if not _everywhere(_finite(list(_tensors(outputs)))):
             self._refuse(runner, 'the loss is not finite')
         elif scaler.get_scale() < LEAST_SCALE:
-            self._refuse(runner, 'the gradients are not finite, however '
-                         'small the loss scale is')
+            self._refuse(
+                runner, 'the gradients are not finite, however small the loss scale is'
+            )
         else:
             self._skipped = 0
 
@@ -85,10 +91,9 @@ class NonFiniteHook(Hook):
         if getattr(optimizer, 'found_inf', None) is not None:
             return
         parameters = list(
-            chain.from_iterable(group['params']
-                                for group in optimizer.param_groups))
-        if _everywhere(
-                _finite([p.grad for p in parameters if p.grad is not None])):
+            chain.from_iterable(group['params'] for group in optimizer.param_groups)
+        )
+        if _everywhere(_finite([p.grad for p in parameters if p.grad is not None])):
             self._skipped = 0
             return
         self._refuse(runner, 'the gradients are not finite')
@@ -105,7 +110,8 @@ class NonFiniteHook(Hook):
                 f'{what} Training stopped before the step, and checkpoints '
                 'are of finite weights. Try a smaller lr, a longer warm-up, '
                 'or optim_wrapper.clip_grad; NonFiniteHook(action="skip") '
-                'leaves out such steps.')
+                'leaves out such steps.'
+            )
         runner.logger.warning(f'{what} The step is skipped.')
 
 
@@ -116,42 +122,43 @@ def find_origin(model: nn.Module, batch) -> str:
         model (nn.Module): MMEngine's, in training mode; it stays as it is.
         batch: Of its training data.
     """
-    wrapper, model = model, (
-        model.module if is_model_wrapper(model) else model)
+    wrapper, model = model, (model.module if is_model_wrapper(model) else model)
     # Without FSDP's own forward the parts of a weight stay apart.
     run = wrapper if isinstance(wrapper, FullyShardedDataParallel) else model
     bad = [name for name, p in model.named_parameters() if not _finite([p])]
     if not _everywhere(not bad):
-        return 'the weights were not before it' + (
-            f', {bad[0]} for one' if bad else '')
-    found: List[str] = []
+        return 'the weights were not before it' + (f', {bad[0]} for one' if bad else '')
+    found: list[str] = []
     handles = [
         module.register_forward_hook(_listener(name, found))
-        for name, module in model.named_modules() if name
+        for name, module in model.named_modules()
+        if name
     ]
     try:
         with _buffers_kept(model), torch.no_grad():
             losses = run(
-                **_as_arguments(model.data_preprocessor(batch, True)),
-                mode='loss')
+                **_as_arguments(model.data_preprocessor(batch, True)), mode='loss'
+            )
     except Exception:  # NaN makes MMDetection's samplers and losses stumble.
         losses = {}
     finally:
         for handle in handles:
             handle.remove()
-    found += [name for name, value in losses.items()
-              if not _finite(list(_tensors(value)))]
+    found += [
+        name for name, value in losses.items() if not _finite(list(_tensors(value)))
+    ]
     if not found:
         return 'all layers and losses are, so that it began in the backward'
     return f'it began in {found[0]}'
 
 
-def _listener(name: str, found: List[str]):
+def _listener(name: str, found: list[str]):
 
     def listen(module, args, output):
         if not found and not _finite(list(_tensors(output))):
-            found.append(name if _finite(list(_tensors(args))) else
-                         f'the input of {name}')
+            found.append(
+                name if _finite(list(_tensors(args))) else f'the input of {name}'
+            )
 
     return listen
 
@@ -168,20 +175,21 @@ def _buffers_kept(model: nn.Module):
 
 
 def _as_arguments(data) -> dict:
-    return data if isinstance(data, dict) else dict(
-        zip(('inputs', 'data_samples'), data))
+    return (
+        data if isinstance(data, dict) else dict(zip(('inputs', 'data_samples'), data))
+    )
 
 
-def _finite(tensors: List[Tensor]) -> bool:
-    tensors = [t.detach() for t in tensors
-               if t.is_floating_point() and t.numel()]
+def _finite(tensors: list[Tensor]) -> bool:
+    tensors = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
     if not tensors:
         return True
     # A norm is read once and written nowhere; that of finite values may be
     # infinite, in half precision for one.
     norms = torch.stack([t.norm().float() for t in tensors])
     return bool(norms.isfinite().all()) or all(
-        bool(t.isfinite().all()) for t in tensors)
+        bool(t.isfinite().all()) for t in tensors
+    )
 
 
 def _tensors(value) -> Iterator[Tensor]:
@@ -195,7 +203,7 @@ def _tensors(value) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _optimizers(optim_wrapper) -> List[torch.optim.Optimizer]:
+def _optimizers(optim_wrapper) -> list[torch.optim.Optimizer]:
     if hasattr(optim_wrapper, 'optim_wrappers'):  # An OptimWrapperDict.
         return [w.optimizer for w in optim_wrapper.optim_wrappers.values()]
     return [optim_wrapper.optimizer]

@@ -8,8 +8,9 @@ of BN stays dead: weight decay moves beta to 0, where the ReLU is still closed.
 
 import copy
 import math
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
-from typing import Dict, Iterable, List, NamedTuple, Sequence
+from typing import NamedTuple
 
 import torch
 from mmcv.cnn.bricks.norm import infer_abbr
@@ -18,11 +19,15 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmpsbn.analysis.collapse import (LEAST_PROBABILITY, channels_of,
-                                      gamma_and_shift, norm_layers,
-                                      positive_probability)
+from mmpsbn.analysis.collapse import (
+    LEAST_PROBABILITY,
+    channels_of,
+    gamma_and_shift,
+    norm_layers,
+    positive_probability,
+)
+from mmpsbn.analysis.report import align_columns
 from mmpsbn.layers.post_shifted_bn import PostShift
-from .cli import in_columns
 
 ALPHA = 0.1  # That of psBN by default.
 # Others may do more in a step than set parameters of the optimizer.
@@ -47,10 +52,10 @@ class Start(NamedTuple):
     @property
     def reach(self) -> float:
         """The abs(beta) below which psBN recovers a channel."""
-        return self.alpha * math.exp(min(self.decay, 700.))
+        return self.alpha * math.exp(min(self.decay, 700.0))
 
 
-def starts(model: nn.Module, runner: Runner) -> Dict[str, Start]:
+def starts(model: nn.Module, runner: Runner) -> dict[str, Start]:
     """Judge the norm layers of a model by their parameters.
 
     Args:
@@ -65,64 +70,78 @@ def starts(model: nn.Module, runner: Runner) -> Dict[str, Start]:
     found = {}
     for name, norm in norm_layers(model):
         shift = getattr(norm, 'bias', None)
-        if type(shift) is not nn.Parameter or \
-                shift.shape != (channels_of(norm), ):
+        if type(shift) is not nn.Parameter or shift.shape != (channels_of(norm),):
             continue
-        alpha = getattr(norm, 'alpha', ALPHA) if isinstance(
-            norm, _BatchNorm) else math.nan
+        alpha = (
+            getattr(norm, 'alpha', ALPHA) if isinstance(norm, _BatchNorm) else math.nan
+        )
         found[name] = Start(
-            'psBN' if isinstance(norm, PostShift) else infer_abbr(
-                type(norm)).upper(), alpha, decays.get(id(shift), 0.),
+            'psBN' if isinstance(norm, PostShift) else infer_abbr(type(norm)).upper(),
+            alpha,
+            decays.get(id(shift), 0.0),
             not shift.requires_grad or id(shift) not in decays,
             positive_probability(norm).cpu() < LEAST_PROBABILITY,
-            gamma_and_shift(norm)[1].cpu() - alpha)
+            gamma_and_shift(norm)[1].cpu() - alpha,
+        )
     return found
 
 
-def starting_table(layers: Iterable[Start]) -> List[List[str]]:
+def starting_table(layers: Iterable[Start]) -> list[list[str]]:
     """Rows for each kind of norm layer, the first one a head.
 
     Args:
         layers (iterable[Start]): That a ReLU follows.
     """
-    kinds: Dict[str, List[Start]] = {}
+    kinds: dict[str, list[Start]] = {}
     for layer in layers:
-        kinds.setdefault(layer.kind + ' (frozen)' * layer.frozen,
-                         []).append(layer)
-    rows = [['norm', 'layers', 'channels', 'dead', 'D', 'psBN recovers',
-             'of the dead']]
+        kinds.setdefault(layer.kind + ' (frozen)' * layer.frozen, []).append(layer)
+    rows = [['norm', 'layers', 'channels', 'dead', 'D', 'psBN recovers', 'of the dead']]
     for kind, own in kinds.items():
         channels = sum(len(layer.dead) for layer in own)
         dead = sum(int(layer.dead.sum()) for layer in own)
-        row = [kind, str(len(own)), str(channels),
-               f'{dead} ({dead / channels:.1%})', '-', '-', '-']
+        row = [
+            kind,
+            str(len(own)),
+            str(channels),
+            f'{dead} ({dead / channels:.1%})',
+            '-',
+            '-',
+            '-',
+        ]
         if not own[0].frozen:
             row[4] = _span([layer.decay for layer in own])
             if not any(math.isnan(layer.reach) for layer in own):
                 row[5] = f'|beta| < {_span([layer.reach for layer in own])}'
-                row[6] = str(sum(
-                    int((layer.dead & (layer.beta > -layer.reach)).sum())
-                    for layer in own))
+                row[6] = str(
+                    sum(
+                        int((layer.dead & (layer.beta > -layer.reach)).sum())
+                        for layer in own
+                    )
+                )
         rows.append(row)
     return rows
 
 
-def start_in_words(layers: Sequence[Start], iterations: int) -> str:
+def describe_start(layers: Sequence[Start], iterations: int) -> str:
     """Explain what a training can recover, with :func:`starting_table`.
 
     Args:
         layers (list[Start]): That a ReLU follows.
         iterations (int): Of the training that begins.
     """
-    text = ('Channels that are dead at the start of these '
-            f'{iterations} iterations, by their parameters (P(y > 0) < '
-            f'{LEAST_PROBABILITY:.0e}):\n{in_columns(starting_table(layers))}'
-            '\nD = weight decay / (1 - momentum) * sum of the learning rates. '
-            'psBN recovers a dead channel if |beta| < alpha * exp(D).')
+    text = (
+        'Channels that are dead at the start of these '
+        f'{iterations} iterations, by their parameters (P(y > 0) < '
+        f'{LEAST_PROBABILITY:.0e}):\n{align_columns(starting_table(layers))}'
+        '\nD = weight decay / (1 - momentum) * sum of the learning rates. '
+        'psBN recovers a dead channel if |beta| < alpha * exp(D).'
+    )
     if any(layer.kind == 'BN' for layer in layers):
-        text += (' Dead channels of BN stay dead, because weight decay moves '
-                 'beta to 0 but not above it. psBN takes the weights of BN '
-                 "unchanged: set norm_cfg=dict(type='psBN').")
+        text += (
+            ' Dead channels of BN stay dead, because weight decay moves '
+            'beta to 0 but not above it. psBN takes the weights of BN '
+            "unchanged: set norm_cfg=dict(type='psBN')."
+        )
     return text
 
 
@@ -133,7 +152,7 @@ def _span(values: Sequence[float]) -> str:
     return low if low == high else f'{low} to {high}'
 
 
-def decay_of_schedule(runner: Runner) -> Dict[int, float]:
+def decay_of_schedule(runner: Runner) -> dict[int, float]:
     """Compute D for the rest of a training.
 
     The schedulers run on a copy of the optimizer's settings. A reduction on a
@@ -158,30 +177,34 @@ def decay_of_schedule(runner: Runner) -> Dict[int, float]:
     for name, wrapper in wrappers.items():
         groups = wrapper.param_groups
         for group, decay in zip(
-                groups, _decays(wrapper, schedulers.get(name, []), runner)):
+            groups, _decays(wrapper, schedulers.get(name, []), runner)
+        ):
             decays.update((id(p), decay) for p in group['params'])
     return decays
 
 
-def _decays(wrapper: OptimWrapper, schedulers: list,
-            runner: Runner) -> List[float]:
+def _decays(wrapper: OptimWrapper, schedulers: list, runner: Runner) -> list[float]:
     """D of each parameter group of an optimizer."""
     groups = wrapper.param_groups
-    schedulers = [scheduler for scheduler in schedulers
-                  if not getattr(scheduler, 'need_val_args', False)]
-    if not all(type(scheduler).__module__.startswith(KNOWN_SCHEDULERS)
-               for scheduler in schedulers):
+    schedulers = [
+        scheduler
+        for scheduler in schedulers
+        if not getattr(scheduler, 'need_val_args', False)
+    ]
+    if not all(
+        type(scheduler).__module__.startswith(KNOWN_SCHEDULERS)
+        for scheduler in schedulers
+    ):
         return [math.nan] * len(groups)
     # Groups of equal settings have one D; a config may give each parameter
     # a group of its own.
-    kinds = [_settings(index, group, schedulers)
-             for index, group in enumerate(groups)]
+    kinds = [_settings(index, group, schedulers) for index, group in enumerate(groups)]
     firsts = {kind: index for index, kind in reversed([*enumerate(kinds)])}
     simulated = SimpleNamespace(
-        param_groups=[{**groups[index], 'params': []}
-                      for index in firsts.values()],
+        param_groups=[{**groups[index], 'params': []} for index in firsts.values()],
         step=SimpleNamespace(_with_counter=True),  # A scheduler asks for it.
-        _global_step=0)
+        _global_step=0,
+    )
     copies = []
     # MMEngine steps those by iteration before those by epoch.
     for scheduler in sorted(schedulers, key=lambda own: own.by_epoch):
@@ -196,18 +219,20 @@ def _decays(wrapper: OptimWrapper, schedulers: list,
 
 
 def _settings(index: int, group: dict, schedulers: list) -> str:
-    return repr([scheduler.base_values[index] for scheduler in schedulers] + [
-        item for item in group.items() if not isinstance(item[1], (list, str))
-    ])
+    return repr(
+        [scheduler.base_values[index] for scheduler in schedulers]
+        + [item for item in group.items() if not isinstance(item[1], (list, str))]
+    )
 
 
-def _sums(wrapper: OptimWrapper, groups: List[dict], schedulers: list,
-          runner: Runner) -> List[float]:
+def _sums(
+    wrapper: OptimWrapper, groups: list[dict], schedulers: list, runner: Runner
+) -> list[float]:
     """Add up what the rest of the steps shrink, moving the schedulers."""
     end, every = runner.max_iters, getattr(wrapper, '_accumulative_counts', 1)
     # One epoch is the whole training in a loop by iterations.
     epoch = math.ceil(end / max(1, runner.max_epochs))
-    sums = [0.] * len(groups)
+    sums = [0.0] * len(groups)
     for done in range(runner.iter + 1, end + 1):
         if done % every == 0 or done == end:
             for index, group in enumerate(groups):
@@ -224,9 +249,7 @@ def _rate(optimizer: torch.optim.Optimizer, group: dict) -> float:
     if isinstance(optimizer, torch.optim.SGD):
         momentum = group['momentum']
         # In the long run: the step has the decay of all steps before it.
-        return rate * (1 - group['dampening'] * bool(momentum)) / (
-            1 - momentum)
-    if isinstance(optimizer, torch.optim.AdamW) or group.get(
-            'decoupled_weight_decay'):
+        return rate * (1 - group['dampening'] * bool(momentum)) / (1 - momentum)
+    if isinstance(optimizer, torch.optim.AdamW) or group.get('decoupled_weight_decay'):
         return rate
     return math.nan

@@ -1,6 +1,6 @@
 """A data set and a model that do not belong together, stopped at once."""
 
-from typing import Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from mmdet.datasets import XMLDataset
 from mmdet.models.dense_heads import DETRHead
@@ -9,9 +9,9 @@ from mmdet.models.roi_heads import BBoxHead, FCNMaskHead
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmpsbn.registry import HOOKS
-from .data import check_classes
+from mmpsbn.config.data import check_classes
 from mmpsbn.errors import InputError
+from mmpsbn.registry import HOOKS
 
 HEADS = BaseDenseHead, BBoxHead, DETRHead, FCNMaskHead
 
@@ -64,17 +64,17 @@ def _name(dataset) -> str:
 
 
 def _check_boxes(dataset, classes: Sequence[str]) -> None:
-    check_classes(
-        _name(dataset), getattr(dataset, 'cat_ids', classes), classes)
+    check_classes(_name(dataset), getattr(dataset, 'cat_ids', classes), classes)
     if isinstance(dataset, XMLDataset) and not any(
-            dataset.get_data_info(index)['instances']
-            for index in range(len(dataset))):
+        dataset.get_data_info(index)['instances'] for index in range(len(dataset))
+    ):
         raise InputError(
             f'none of the {len(dataset)} images of {_name(dataset)} has a box '
             f'of a class in metainfo ({", ".join(classes[:3])}, ...). Set '
             'metainfo=dict(classes=(...)) of the dataset to the names of the '
             "objects in its XML files, and num_classes of the model's heads "
-            'to their number.')
+            'to their number.'
+        )
 
 
 def _check_heads(runner: Runner, dataset, number: int) -> None:
@@ -88,10 +88,14 @@ def _check_heads(runner: Runner, dataset, number: int) -> None:
             raise InputError(
                 f'{part} predicts {module.num_classes} classes, but '
                 f'{_name(dataset)} has {number}; set num_classes of the head '
-                f'to {number}.')
+                f'to {number}.'
+            )
 
 
 def _any_class(part: str, head) -> bool:
     """Whether a head has one output for all classes, as in an RPN."""
-    return 'rpn_head' in part.split('.') or \
-        'RPN' in type(head).__name__ or getattr(head, 'class_agnostic', False)
+    return (
+        'rpn_head' in part.split('.')
+        or 'RPN' in type(head).__name__
+        or getattr(head, 'class_agnostic', False)
+    )

@@ -2,7 +2,6 @@
 
 from contextlib import ExitStack
 from itertools import chain
-from typing import Dict, List, Optional, Set
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -12,18 +11,17 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpsbn.analysis.collapse import ChannelWatch
+from mmpsbn.config.model import psbn_types
+from mmpsbn.hooks.recovery import Start, describe_start, starts
+from mmpsbn.hooks.watched_step import watch_next_step
 from mmpsbn.layers.post_shifted_bn import PostShift
 from mmpsbn.layers.sync_post_shifted_bn import PSSyncBatchNorm
 from mmpsbn.registry import HOOKS
-from .config import psbn_types
-from .recovery import Start, start_in_words, starts
-from .watched_step import watch_next_step
 
 LEVELS_APART = 3  # In area: levels are 4 apart, less what is rounded.
 
 
-def find_idle_norms(model: nn.Module,
-                    optim_wrapper: OptimWrapper) -> List[str]:
+def find_idle_norms(model: nn.Module, optim_wrapper: OptimWrapper) -> list[str]:
     """Why the psBN and SyncBN layers of a model have no effect, if so.
 
     A few frozen layers (``frozen_stages=1``) are usual; what is reported
@@ -38,8 +36,7 @@ def find_idle_norms(model: nn.Module,
     """
     shifted = [m for m in model.modules() if isinstance(m, PostShift)]
     synced = [
-        m for m in model.modules()
-        if isinstance(m, (nn.SyncBatchNorm, PSSyncBatchNorm))
+        m for m in model.modules() if isinstance(m, (nn.SyncBatchNorm, PSSyncBatchNorm))
     ]
     reasons = []
     for name, layers in (('psBN', shifted), ('SyncBN', synced)):
@@ -47,7 +44,8 @@ def find_idle_norms(model: nn.Module,
             reasons.append(
                 f'every {name} layer is in evaluation mode while training, '
                 'so that it normalizes with running statistics that never '
-                'change: set norm_eval=False in the backbone')
+                'change: set norm_eval=False in the backbone'
+            )
     if shifted:
         learned = [m.bias for m in shifted if m.bias.requires_grad]
         groups = optim_wrapper.param_groups
@@ -62,7 +60,8 @@ def find_idle_norms(model: nn.Module,
             reasons.append(
                 'every psBN layer is frozen, so that no filter can come '
                 'back: set requires_grad=True in norm_cfg, and a smaller '
-                'frozen_stages')
+                'frozen_stages'
+            )
         elif not any(id(bias) in decay for bias in learned):
             reasons.append(f'{len(learned)} {PostShift.missed}'.rstrip('.'))
         elif not any(decay.get(id(bias)) for bias in learned):
@@ -70,7 +69,8 @@ def find_idle_norms(model: nn.Module,
                 'no psBN layer has weight decay on its bias, so that a '
                 'collapsed filter stays collapsed: set weight_decay in the '
                 'optimizer, and remove norm_decay_mult=0 or bias_decay_mult=0 '
-                'from paramwise_cfg')
+                'from paramwise_cfg'
+            )
     return reasons
 
 
@@ -89,11 +89,12 @@ class LevelWatch:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._areas: Dict[str, Set[int]] = {}
+        self._areas: dict[str, set[int]] = {}
         self._handles = [
             module.register_forward_hook(self._listener(name))
             for name, module in model.named_modules()
-            if isinstance(module, _BatchNorm) and module.training
+            if isinstance(module, _BatchNorm)
+            and module.training
             and module.track_running_stats
         ]
 
@@ -105,7 +106,7 @@ class LevelWatch:
 
         return listen
 
-    def end(self) -> List[str]:
+    def end(self) -> list[str]:
         """Stop, and name the layers.
 
         Returns:
@@ -113,18 +114,23 @@ class LevelWatch:
         """
         for handle in self._handles:
             handle.remove()
-        return [name for name, areas in self._areas.items()
-                if max(areas) >= LEVELS_APART * min(areas)]
+        return [
+            name
+            for name, areas in self._areas.items()
+            if max(areas) >= LEVELS_APART * min(areas)
+        ]
 
 
-def shared_in_words(names: List[str]) -> str:
+def describe_shared(names: list[str]) -> str:
     """What :class:`LevelWatch` has found, and what to do."""
-    return (f'{len(names)} batch norm layers, {names[0]} for one, normalize '
-            'several pyramid levels in turn: evaluation uses an average of '
-            'their statistics that is right for none, and can cost much of '
-            'the mAP. Give each level its own (RetinaNet: bbox_head '
-            "type='RetinaSepBNHead' with num_ins), or leave norm_cfg out of "
-            'this head, or set GN or MimicNorm there.')
+    return (
+        f'{len(names)} batch norm layers, {names[0]} for one, normalize '
+        'several pyramid levels in turn: evaluation uses an average of '
+        'their statistics that is right for none, and can cost much of '
+        'the mAP. Give each level its own (RetinaNet: bbox_head '
+        "type='RetinaSepBNHead' with num_ins), or leave norm_cfg out of "
+        'this head, or set GN or MimicNorm there.'
+    )
 
 
 @HOOKS.register_module()
@@ -136,32 +142,34 @@ class NormCheckHook(Hook):
     layers without effect, see :func:`find_idle_norms` and
     :class:`LevelWatch`. It logs how many channels of the starting weights are
     dead and which of them psBN can recover, see
-    :mod:`mmpsbn.engine.recovery`. With ``compile`` in the config, this table
+    :mod:`mmpsbn.hooks.recovery`. With ``compile`` in the config, this table
     is left out, because the functions that a step calls are not visible.
     """
 
     def __init__(self) -> None:
         self._checked = False
-        self._watch: Optional[LevelWatch] = None
-        self._channels: Optional[ChannelWatch] = None
-        self._starts: Dict[str, Start] = {}
+        self._watch: LevelWatch | None = None
+        self._channels: ChannelWatch | None = None
+        self._starts: dict[str, Start] = {}
 
-    def before_train_iter(self, runner: Runner, batch_idx: int,
-                          data_batch=None) -> None:
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch=None
+    ) -> None:
         if self._checked:
             return
         self._checked = True
         reasons = find_idle_norms(runner.model, runner.optim_wrapper)
         asked = psbn_types(runner.cfg.get('model') or {})
-        if asked and not any(
-                isinstance(m, PostShift) for m in runner.model.modules()):
+        if asked and not any(isinstance(m, PostShift) for m in runner.model.modules()):
             reasons.append(
                 f'the config asks for {asked[0]}, and the model has no such '
                 'layer, as after convert_sync_batchnorm or sync_bn: set '
-                "norm_cfg=dict(type='psSyncBN') instead")
+                "norm_cfg=dict(type='psSyncBN') instead"
+            )
         if reasons:
-            runner.logger.warning('The normalization has no effect: ' +
-                                  '; '.join(reasons) + '.')
+            runner.logger.warning(
+                'The normalization has no effect: ' + '; '.join(reasons) + '.'
+            )
         self._watch = LevelWatch(runner.model)
         ended = ExitStack()
         ended.callback(self._watch.end)
@@ -174,17 +182,20 @@ class NormCheckHook(Hook):
             self._channels = ChannelWatch(model)
             watch_next_step(runner.model, self._channels)
 
-    def after_train_iter(self, runner: Runner, batch_idx: int,
-                         data_batch=None, outputs=None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
+    ) -> None:
         if self._watch is None:
             return
         shared, self._watch = self._watch.end(), None
         if shared:
-            runner.logger.warning(shared_in_words(shared))
+            runner.logger.warning(describe_shared(shared))
         seen = self._channels.outputs if self._channels else {}
-        layers = [start for name, start in self._starts.items()
-                  if name in seen and not seen[name].after_sum]
+        layers = [
+            start
+            for name, start in self._starts.items()
+            if name in seen and not seen[name].after_sum
+        ]
         if layers:
-            runner.logger.info(
-                start_in_words(layers, runner.max_iters - runner.iter))
+            runner.logger.info(describe_start(layers, runner.max_iters - runner.iter))
         self._channels, self._starts = None, {}

@@ -8,15 +8,15 @@ from mmengine.hooks import LoggerHook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from .blame import blamed_on_config
-from .data_check_hook import DataCheckHook
+from mmpsbn.checkpoints.backend import use_atomic_checkpoints
+from mmpsbn.config.errors import explain_config_errors
 from mmpsbn.errors import InputError
-from .non_finite_hook import NonFiniteHook
-from .norm_check_hook import NormCheckHook
-from .whole_files import write_whole_checkpoints
+from mmpsbn.hooks.data_check_hook import DataCheckHook
+from mmpsbn.hooks.non_finite_hook import NonFiniteHook
+from mmpsbn.hooks.norm_check_hook import NormCheckHook
 
 
-@blamed_on_config()
+@explain_config_errors()
 def build_runner(cfg: Config) -> Runner:
     """Build the Runner of a config, with this package's checks as hooks.
 
@@ -28,12 +28,11 @@ def build_runner(cfg: Config) -> Runner:
     """
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         _distribute_on_cpu(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(
-        cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     for check in (DataCheckHook, NormCheckHook, NonFiniteHook):
         if not any(isinstance(hook, check) for hook in runner.hooks):
             runner.register_hook(check())
-    write_whole_checkpoints(runner)
+    use_atomic_checkpoints(runner)
     _write_metrics_once(runner)
     return runner
 
@@ -50,8 +49,10 @@ def _distribute_on_cpu(cfg: Config) -> None:
     # MMEngine's launcher asks for a CUDA device; it leaves a process group
     # alone that exists, and DDP on the CPU takes no device ids.
     if cfg.launcher != 'pytorch':
-        raise InputError(f'--launcher {cfg.launcher} needs GPUs; without any, '
-                         'use tools/dist_train.sh (--launcher pytorch).')
+        raise InputError(
+            f'--launcher {cfg.launcher} needs GPUs; without any, '
+            'use tools/dist_train.sh (--launcher pytorch).'
+        )
     if not dist.is_initialized():
         dist.init_process_group('gloo')
     cfg.setdefault(
@@ -60,10 +61,12 @@ def _distribute_on_cpu(cfg: Config) -> None:
             type='MMDistributedDataParallel',
             device_ids=None,
             broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False)))
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        ),
+    )
 
 
-@blamed_on_config()
+@explain_config_errors()
 def set_amp(cfg: Config) -> None:
     """Train in mixed precision, as MMDetection's ``--amp`` does."""
     if not torch.cuda.is_available():
@@ -72,11 +75,13 @@ def set_amp(cfg: Config) -> None:
     cfg.optim_wrapper.loss_scale = 'dynamic'
 
 
-@blamed_on_config()
+@explain_config_errors()
 def set_auto_scale_lr(cfg: Config) -> None:
     """Scale the learning rate by the batch size, as MMDetection does."""
     if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-        raise InputError('--auto-scale-lr needs the batch size that the '
-                         'learning rate is meant for; set '
-                         'auto_scale_lr=dict(base_batch_size=16).')
+        raise InputError(
+            '--auto-scale-lr needs the batch size that the '
+            'learning rate is meant for; set '
+            'auto_scale_lr=dict(base_batch_size=16).'
+        )
     cfg.auto_scale_lr.enable = True

@@ -1,0 +1,1 @@
+"""Checkpoints: read without running code, compared with models, written whole."""

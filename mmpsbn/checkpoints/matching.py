@@ -1,0 +1,158 @@
+"""Whether a checkpoint fits a model, and what its weights belong to."""
+
+import torch
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+
+from mmpsbn.checkpoints.reading import Checkpoint
+from mmpsbn.errors import InputError
+
+
+def has_mimicnorm(state: dict) -> bool:
+    """Return whether a state dict has the scalars of MimicNorm."""
+    return any(
+        isinstance(key, str)
+        and key.endswith('.scale')
+        and f'{layer_name(key)}.weight' in state
+        for key in state
+    )
+
+
+def mimicnorm_parts_in(state: dict) -> tuple[bool, bool]:
+    """Return whether a state dict has MimicNorm's body, and a last BN.
+
+    A last BN is a layer with running statistics next to a weight matrix.
+    """
+    last_bns = (
+        isinstance(key, str)
+        and key.endswith('.running_var')
+        and _is_numeric(state.get(f'{layer_name(key)}.weight'))
+        and state[f'{layer_name(key)}.weight'].dim() > 1
+        for key in state
+    )
+    return has_mimicnorm(state), any(last_bns)
+
+
+def layer_name(key: str) -> str:
+    """Return the layer that a key of a state dict belongs to."""
+    return key.rpartition('.')[0]
+
+
+def keep_class_layers(
+    model: nn.Module, checkpoint: Checkpoint
+) -> tuple[Checkpoint, list[str]]:
+    """Prepare a detector's weights for the same detector of other classes.
+
+    Layers that differ only in the number of their outputs predict classes, or
+    boxes by class. They keep the weights of the model. An inner layer of
+    another width also differs in its inputs, or the next layer does.
+
+    Args:
+        model (nn.Module): The detector that is to start from the weights.
+        checkpoint (Checkpoint): The weights.
+
+    Returns:
+        tuple: The checkpoint for the model, and the names of those layers.
+    """
+    state = checkpoint.state_dict
+    layers: dict[str, dict] = {}
+    for key, value in model.state_dict().items():
+        layers.setdefault(layer_name(key), {})[key] = value
+    kept = {
+        layer: own
+        for layer, own in layers.items()
+        if any(value.dim() > 1 for value in own.values())
+        and all(_has_other_outputs(value, state.get(key)) for key, value in own.items())
+    }
+    for own in kept.values():
+        state.update(own)
+    return checkpoint.with_state_dict(state), list(kept)
+
+
+def _has_other_outputs(own: Tensor, value) -> bool:
+    return (
+        _is_numeric(value)
+        and own.dim() == value.dim() > 0
+        and len(own) != len(value)
+        and own.shape[1:] == value.shape[1:]
+    )
+
+
+def _is_numeric(value) -> bool:
+    return isinstance(value, Tensor) and not (
+        value.is_complex() or value.is_meta or value.layout != torch.strided
+    )
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Load a checkpoint into a model that it fits.
+
+    Raises:
+        InputError: If it does not fit, see :func:`check_compatible`.
+    """
+    check_compatible(model, checkpoint)
+    model.load_state_dict(checkpoint.state_dict, strict=False)
+
+
+def check_compatible(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Raise if a checkpoint does not have this model's architecture.
+
+    MMEngine loads what fits and logs the rest, so a wrong checkpoint would
+    evaluate to a wrong number.
+
+    Raises:
+        InputError: With the first keys that are missing, unexpected, of
+            another shape, or without real numbers.
+    """
+    state = checkpoint.state_dict
+    own = (model.module if is_model_wrapper(model) else model).state_dict()
+    missing = [
+        key
+        for key in own
+        if key not in state and not key.endswith('num_batches_tracked')
+    ]
+    unexpected = [key for key in state if key not in own]
+    common = [key for key in own if key in state]
+    problems = {
+        'missing': missing,
+        'unexpected': unexpected,
+        'of another shape': [
+            f'{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}'
+            for key in common
+            if _is_numeric(state[key]) and state[key].shape != own[key].shape
+        ],
+        'of no dense tensor of real numbers': [
+            key for key in common if not _is_numeric(state[key])
+        ],
+    }
+    text = '; '.join(
+        f'{len(keys)} {what} ({", ".join(map(str, keys[:3]))}'
+        f'{", ..." if len(keys) > 3 else ""})'
+        for what, keys in problems.items()
+        if keys
+    )
+    if text:
+        raise InputError(
+            f'the checkpoint {checkpoint.path} does not fit the model of the '
+            f'config: of {len(own)} keys {text}. '
+            f'{_likely_reason(missing, list(map(str, unexpected)))}'
+        )
+
+
+def _likely_reason(missing: list[str], unexpected: list[str]) -> str:
+    norms, scales = '.running_var', '.scale'
+
+    def found(keys, ending):
+        return any(key.endswith(ending) for key in keys)
+
+    if found(unexpected, norms) and found(missing, scales):
+        return (
+            'The checkpoint has norm layers and the model has MimicNorm: '
+            'convert it with tools/convert.py --to mimicnorm.'
+        )
+    if found(missing, norms) and found(unexpected, scales):
+        return (
+            'The checkpoint is of MimicNorm and the model has norm '
+            'layers: take the config that it was trained with.'
+        )
+    return 'Was it trained with another config, or another number of classes?'

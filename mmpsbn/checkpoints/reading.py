@@ -1,0 +1,295 @@
+"""Reading checkpoints without running code that may hide in them."""
+
+import codecs
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Optional
+from urllib.error import URLError
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader, find_latest_checkpoint
+from mmengine.runner import checkpoint as loading
+
+from mmpsbn.errors import InputError
+
+# The names that MMEngine's CheckpointHook gives.
+NAMES = re.compile(r'(epoch|iter)_\d+\.pth')
+
+multiarray = (np.core if np.__version__ < '2' else np._core).multiarray
+
+
+def history_method(cls: type, name: str):
+    """Stand in for ``getattr`` in checkpoints of MMEngine.
+
+    A pickled HistoryBuffer names its methods by ``getattr``. The real one
+    would give a malicious file a way to any function.
+    """
+    if cls is not HistoryBuffer or name.startswith('_'):
+        raise pickle.UnpicklingError(
+            'Weights only load failed: GLOBAL getattr is allowed only for the '
+            'public methods of HistoryBuffer'
+        )
+    return getattr(cls, name)
+
+
+# torch looks up safe globals by their names. It takes pairs of a function and
+# another name only since 2.5. test_malicious_files.py (test_is_refused) and
+# test_resume.py need it.
+history_method.__module__ = 'builtins'
+history_method.__name__ = history_method.__qualname__ = 'getattr'
+
+# What a checkpoint of MMEngine's Runner contains besides tensors and plain
+# values: the HistoryBuffers of its message hub with their NumPy arrays.
+SAFE_GLOBALS = [
+    HistoryBuffer,
+    np.ndarray,
+    np.dtype,
+    multiarray._reconstruct,
+    multiarray.scalar,
+    codecs.encode,  # The bytes of an array. torch 2.4 does not know it.
+    *{type(np.dtype(kind)) for kind in ('f2', 'f4', 'f8', 'i4', 'i8', '?')},
+    history_method,
+]
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Let torch read MMEngine's checkpoints with ``weights_only=True``.
+
+    Otherwise ``tools/test.py``, ``--resume`` and ``DetInferencer`` refuse
+    their own checkpoints (open-mmlab/mmengine, issue 1655).
+    """
+    torch.serialization.add_safe_globals(SAFE_GLOBALS)
+
+
+# The successors' MMEngine has a list of its own, which it adds for each load.
+# The list has the real getattr, and which of the two torch finds depends on
+# the order of a set.
+GLOBALS_OF_SUCCESSORS = getattr(loading, 'get_torch_safe_globals', None)
+
+
+def _safe_globals_of_successors() -> list:
+    return SAFE_GLOBALS + [
+        allowed for allowed in GLOBALS_OF_SUCCESSORS() if allowed is not getattr
+    ]
+
+
+@contextmanager
+def safe_loading() -> Iterator[None]:
+    """Let every ``torch.load`` refuse files that would run code.
+
+    torch refuses them by default since 2.6, but an environment variable turns
+    this off, and MMEngine loads downloads with ``weights_only=False``. Only
+    environment variables reach these calls. Needed by test_malicious_files.py.
+    """
+    changed = dict(
+        TORCH_FORCE_WEIGHTS_ONLY_LOAD='1', TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='0'
+    )
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    allow_mmengine_checkpoints()
+    # One context may be within another: read_checkpoint within a tool.
+    outer = getattr(loading, 'get_torch_safe_globals', None)
+    if GLOBALS_OF_SUCCESSORS:
+        loading.get_torch_safe_globals = _safe_globals_of_successors
+    try:
+        yield
+    finally:
+        if GLOBALS_OF_SUCCESSORS:
+            loading.get_torch_safe_globals = outer
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+class DamagedCheckpoint(InputError):
+    """A file is not a complete checkpoint."""
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that has been read."""
+
+    path: str
+    """Where it was read from."""
+    content: dict
+    """All of it, on the CPU."""
+
+    @property
+    def state_dict(self) -> dict:
+        """The weights, without the prefix of a wrapper such as DDP."""
+        return {
+            key.removeprefix('module.') if isinstance(key, str) else key: value
+            for key, value in self.content.get('state_dict', self.content).items()
+        }
+
+    @property
+    def meta(self) -> dict:
+        """What MMEngine's Runner notes about a training."""
+        return self.content.get('meta') or {}
+
+    @property
+    def backbone(self) -> Optional['Checkpoint']:
+        """The weights of a backbone without a detector, less its classifier.
+
+        It is None if the checkpoint is that of a detector.
+        """
+        state = self.state_dict
+        if any('backbone.' in str(key) for key in state):
+            return None
+        return self.with_state_dict(
+            {
+                key: value
+                for key, value in state.items()
+                if not str(key).startswith('fc.')
+            }
+        )
+
+    def with_state_dict(self, state_dict: dict) -> 'Checkpoint':
+        """Return the same checkpoint with other weights."""
+        return self._replace(
+            content={**self.content, 'state_dict': state_dict}
+            if 'state_dict' in self.content
+            else state_dict
+        )
+
+
+def find_latest(work_dir: str) -> Checkpoint | None:
+    """Find and read the newest complete checkpoint of a work dir.
+
+    The file ``last_checkpoint`` of MMEngine may be older than the newest
+    checkpoint, or damaged, if a training was killed.
+
+    Returns:
+        Checkpoint: None if the work dir has no checkpoint.
+
+    Raises:
+        InputError: If none is complete, or if the newest complete one would
+            run code.
+    """
+    paths = (
+        [entry.path for entry in os.scandir(work_dir) if NAMES.fullmatch(entry.name)]
+        if os.path.isdir(work_dir)
+        else []
+    )
+    if os.path.isfile(os.path.join(work_dir, 'last_checkpoint')):
+        last = find_latest_checkpoint(work_dir)
+        if os.path.isdir(last):  # DeepSpeed reads its own folders.
+            return Checkpoint(last, {})
+        if os.path.isfile(last) and os.path.abspath(last) not in map(
+            os.path.abspath, paths
+        ):
+            paths.append(last)
+    damaged = None
+    for path in sorted(paths, key=os.path.getmtime, reverse=True):
+        try:
+            return read_checkpoint(path)
+        except DamagedCheckpoint as error:
+            damaged = damaged or error
+    if damaged:
+        raise damaged
+    return None
+
+
+def find_checkpoint(path: str) -> Checkpoint:
+    """Read a checkpoint file, or the last checkpoint of a work dir.
+
+    Raises:
+        InputError: If there is neither, or if no checkpoint can be read.
+    """
+    if '://' in path or os.path.isfile(path):
+        return read_checkpoint(path)
+    if not os.path.exists(path):
+        raise InputError(
+            f'{path} does not exist. Name a checkpoint file, or '
+            'the work dir of a training.'
+        )
+    found = find_latest(path)
+    if found is None:
+        raise InputError(
+            f'the work dir {path} has no checkpoint, because it contains no '
+            'file epoch_N.pth or iter_N.pth. Name the work dir of a training '
+            'that has written one, or a checkpoint file.'
+        )
+    return found
+
+
+def read_checkpoint(path: str) -> Checkpoint:
+    """Read a checkpoint with MMEngine's loader.
+
+    Args:
+        path (str): A file, or any name that MMEngine loads from.
+
+    Raises:
+        InputError: If there is no such file, if it is damaged, if it would
+            run code, or if it is not a checkpoint.
+    """
+    try:
+        _check_sums(path)
+        with safe_loading():
+            content = CheckpointLoader.load_checkpoint(
+                path, map_location='cpu', logger='silent'
+            )
+    except FileNotFoundError as error:
+        raise InputError(
+            f'the checkpoint {path} does not exist, or is no file.'
+        ) from error
+    except PermissionError as error:  # For the file, or for a download.
+        remedy = (
+            'Set TORCH_HOME to a folder that you can write'
+            if '://' in path
+            else 'Change its permissions'
+        )
+        raise InputError(
+            f'the checkpoint {path} cannot be read ({error}). {remedy}.'
+        ) from error
+    except pickle.UnpicklingError as error:
+        if 'Weights only load failed' not in str(error):
+            raise DamagedCheckpoint(_damaged(path)) from error
+        raise InputError(
+            f'the checkpoint {path} was refused: it holds '
+            f'{_refused(error)}, and loading that could run code; load only '
+            'files of MMEngine, or of torch with tensors alone.'
+        ) from error
+    except (InputError, URLError):
+        raise
+    except Exception as error:  # A damaged pickle may ask for anything.
+        raise DamagedCheckpoint(_damaged(path)) from error
+    if not isinstance(content, dict) or not isinstance(
+        content.get('state_dict', {}), dict
+    ):
+        raise InputError(
+            f'{path} holds a {type(content).__name__}, not a '
+            'checkpoint with a state dict.'
+        )
+    return Checkpoint(path, content)
+
+
+def _check_sums(path: str) -> None:
+    """Compare a file's contents with its checksums, which torch ignores."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(damaged)
+
+
+def _damaged(path: str) -> str:
+    return (
+        f'the checkpoint {path} cannot be read: it is truncated or '
+        'damaged, or no checkpoint of torch; take an earlier one, or copy '
+        'it again.'
+    )
+
+
+def _refused(error: Exception) -> str:
+    for line in str(error).splitlines():
+        if 'GLOBAL ' in line:
+            return line.split('GLOBAL ')[1].split()[0]
+    return 'more than tensors and plain values'

@@ -1,0 +1,129 @@
+"""Annotation files in COCO's layout, read and checked."""
+
+import json
+import math
+
+from mmdet.datasets import CocoDataset
+
+from mmpsbn.config.data import DataFiles, check_classes
+from mmpsbn.errors import InputError
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _is_box(value) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+# What MMDetection reads of COCO's layout: tests, and what they ask for.
+NUMBER, TEXT = (
+    (_is_number, 'a number'),
+    (lambda value: isinstance(value, str), 'a text'),
+)
+IDENTITY = (lambda value: isinstance(value, (int, str)), 'a number')
+LAYOUT = dict(
+    images=dict(id=IDENTITY, file_name=TEXT, height=NUMBER, width=NUMBER),
+    categories=dict(id=IDENTITY, name=TEXT),
+    annotations=dict(
+        id=IDENTITY,
+        image_id=IDENTITY,
+        category_id=IDENTITY,
+        bbox=(_is_box, 'a list of x, y, width and height'),
+        area=NUMBER,
+    ),
+)
+
+
+class UniqueIds(CocoDataset.COCOAPI):
+    """The index of an annotation file, in which no id comes twice.
+
+    In pycocotools' own the last of several images or categories of one id
+    takes the boxes of all, without a word.
+    """
+
+    def createIndex(self) -> None:
+        super().createIndex()
+        for part, index in (('images', self.imgs), ('categories', self.cats)):
+            if len(index) != len(self.dataset.get(part, index)):
+                raise ValueError(f"ids of '{part}' are not unique")
+
+
+def check_annotations(files: DataFiles) -> None:
+    """Raise if an annotation file is not what MMDetection can read.
+
+    Raises:
+        InputError: With the first thing that is wrong.
+    """
+    content = read_annotations(files.annotations)
+    for part, fields in LAYOUT.items():
+        _check_part(files.annotations, part, content[part], fields)
+    if not content['images']:
+        raise InputError(f'{files.annotations} lists no image.')
+    names = {category['name'] for category in content['categories']}
+    classes = tuple(
+        (files.dataset.get('metainfo') or {}).get(
+            'classes', files.kind.METAINFO['classes']
+        )
+    )
+    check_classes(
+        files.annotations, [name for name in classes if name in names], classes
+    )
+    if not content['annotations']:
+        raise InputError(f'{files.annotations} has no box.')
+    images = {image['id'] for image in content['images']}
+    for annotation in content['annotations']:
+        if annotation['image_id'] not in images:
+            raise InputError(
+                f'annotation {annotation["id"]} of {files.annotations} is of '
+                f'the image {annotation["image_id"]}, which is not listed.'
+            )
+
+
+def _check_part(file: str, part: str, items, fields: dict) -> None:
+    if not isinstance(items, list):
+        raise InputError(f"'{part}' of {file} is no list.")
+    ids = set()
+    for index, item in enumerate(items):
+        where = f"entry {index} of '{part}' in {file}"
+        if not isinstance(item, dict):
+            raise InputError(f'{where} is no object with fields.')
+        missing = [name for name in fields if name not in item]
+        if missing:
+            raise InputError(f'{where} has no {", ".join(missing)}.')
+        for name, (test, kind) in fields.items():
+            if not test(item[name]):
+                raise InputError(
+                    f'{where}: {name} is {item[name]!r}, and has to be {kind}.'
+                )
+        if item['id'] in ids:
+            raise InputError(f'{where}: another entry has the id {item["id"]} as well.')
+        ids.add(item['id'])
+
+
+def read_annotations(file: str) -> dict:
+    """Read a COCO annotation file.
+
+    Raises:
+        InputError: If it is no JSON, or lacks a part of COCO's layout.
+    """
+    try:
+        with open(file, encoding='utf-8') as stream:
+            content = json.load(stream)
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f'the annotation file {file} cannot be read: {error}'
+        ) from error
+    missing = [
+        part
+        for part in ('images', 'annotations', 'categories')
+        if not isinstance(content, dict) or part not in content
+    ]
+    if missing:
+        raise InputError(
+            f'the annotation file {file} has no '
+            f"{' and no '.join(missing)}, which COCO's layout "
+            'has.'
+        )
+    return content

@@ -1,0 +1,145 @@
+"""The files that the data sets of a config name."""
+
+import os.path as osp
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from mmdet.datasets import XMLDataset
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+
+from mmpsbn.config.errors import explain_config_errors
+from mmpsbn.config.images import check_images, list_images
+from mmpsbn.config.model import dicts_in
+from mmpsbn.errors import InputError
+
+# Where the data sets of MMDetection's configs belong, and what they contain.
+COCO = 'COCO2017', 'data/coco/', 'annotations/, train2017/, val2017/'
+VOC = 'PASCAL VOC', 'data/VOCdevkit/', 'VOC2007/, VOC2012/'
+
+
+class DataFiles(NamedTuple):
+    """What one data set of a config reads."""
+
+    annotations: str
+    images: str
+    dataset: dict
+    """The data set's part of the config."""
+    kind: type
+    """Its class; ``object`` if there is none of this name."""
+
+
+def data_files(cfg: Config, loaders: Sequence[str]) -> Iterator[DataFiles]:
+    """The local files of the data sets of some data loaders.
+
+    Wrappers (repeated, concatenated data sets) are looked into.
+    """
+    for loader in loaders:
+        for dataset in dicts_in((cfg.get(loader) or {}).get('dataset')):
+            root = dataset.get('data_root') or ''
+            if not dataset.get('ann_file') or '://' in root:
+                continue
+            kind = dataset.get('type')
+            if not isinstance(kind, type):
+                kind = DATASETS.get(str(kind)) or object
+            prefixes = dataset.get('data_prefix') or {}
+            prefix = (
+                osp.join(
+                    prefixes.get('sub_data_root', ''),
+                    dataset.get('img_subdir', 'JPEGImages'),
+                )
+                if issubclass(kind, XMLDataset)
+                else prefixes.get('img', '')
+            )
+            yield DataFiles(
+                osp.join(root, dataset['ann_file']),
+                osp.join(root, prefix),
+                dataset,
+                kind,
+            )
+
+
+@explain_config_errors()
+def check_data(cfg: Config, loaders: Sequence[str]) -> None:
+    """Raise if files of the data set are missing.
+
+    Raises:
+        InputError: With the files, where the data set belongs, and the way
+            to do without it.
+    """
+    sets = list(data_files(cfg, loaders))
+    paths = [path for files in sets for path in files[:2]]
+    missing = [path for path in dict.fromkeys(paths) if not osp.exists(path)]
+    if missing:
+        name, root, content = (
+            VOC if any(issubclass(files.kind, XMLDataset) for files in sets) else COCO
+        )
+        raise InputError(
+            f'the data set is incomplete: {", ".join(missing)} '
+            f'{"does" if len(missing) == 1 else "do"} not exist. Put {name} '
+            f'under {cfg.get("data_root", root)} ({content}), or set '
+            'MMDET_DATASETS to the folder that holds it. The demo makes its '
+            'own data: python tools/make_demo_data.py --out data/digits.'
+        )
+    for files in sets:
+        if not osp.getsize(files.annotations):
+            raise InputError(f'the annotation file {files.annotations} is empty.')
+
+
+def check_classes(name: str, found: Sequence, classes: Sequence[str]) -> None:
+    """Raise if an annotation file lacks classes of the data set.
+
+    Raises:
+        InputError: With the numbers, and what to set.
+    """
+    if len(found) != len(classes):
+        raise InputError(
+            f'{name} has {len(found)} of the {len(classes)} classes in '
+            f'metainfo ({", ".join(classes[:3])}, ...). Set '
+            "metainfo=dict(classes=(...)) of the dataset to the file's "
+            "category names, and num_classes of the model's heads to their "
+            'number.'
+        )
+
+
+@explain_config_errors()
+def find_images(cfg: Config, folder: str | None, number: int) -> list[str]:
+    """The first images of a folder, by name, which can be read.
+
+    Args:
+        cfg (Config): Whose training images are taken without a folder.
+        folder (str, optional): Where they are.
+        number (int): How many at most.
+
+    Raises:
+        InputError: If there is none, or if one cannot be read.
+    """
+    if number < 1:
+        raise InputError(f'--number {number}: at least 1 image is needed.')
+    if folder is None:
+        files = next(data_files(cfg, ('train_dataloader',)), None)
+        if files is None or not osp.isdir(files.images):
+            raise InputError(
+                "the config's folder of training images "
+                f'{files.images if files else ""} cannot be read; name a '
+                'folder by --images.'
+            )
+        images = _training_images(files)
+    else:
+        images = list_images(folder)
+    check_images(images[:number])
+    return images[:number]
+
+
+def _training_images(files: DataFiles) -> list[str]:
+    if not issubclass(files.kind, XMLDataset):
+        return list_images(files.images)
+    # A folder of PASCAL VOC has the images of training and of tests.
+    try:
+        with open(files.annotations) as stream:
+            names = stream.read().split()
+    except OSError as error:
+        raise InputError(
+            f'{files.annotations} cannot be read ({error.strerror}).'
+        ) from error
+    return [osp.join(files.images, f'{name}.jpg') for name in names]

@@ -1,0 +1,148 @@
+"""What the config of a model asks for: its dicts, norm layers and methods."""
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+
+from mmengine.config import Config
+from mmengine.registry import DefaultScope, Registry
+
+from mmpsbn.errors import InputError
+from mmpsbn.layers import NORM_TYPES
+from mmpsbn.layers.post_shifted_bn import PostShift
+from mmpsbn.registry import MODELS
+
+
+def dicts_in(node) -> Iterator[dict]:
+    """Iterate over all dicts in a nested config."""
+    if isinstance(node, dict):
+        yield node
+        node = node.values()
+    elif not isinstance(node, (list, tuple)):
+        return
+    for value in node:
+        yield from dicts_in(value)
+
+
+def config_scope(cfg: dict):
+    """Return a context in which types are looked up as in a config."""
+    return DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmdet')
+
+
+def find_class(cfg: Config, registry: Registry, name) -> type | None:
+    """Find the class that a config means by a type; None if there is none."""
+    if not isinstance(name, str):
+        return name
+    with config_scope(cfg), registry.switch_scope_and_registry(None) as found:
+        return found.get(name)
+
+
+def psbn_types(model: dict) -> list[str]:
+    """Return the types of psBN that the config of a model asks for."""
+    types = {str(norm_cfg.get('type')).split('.')[-1] for norm_cfg in _norm_cfgs(model)}
+    return sorted(
+        name
+        for name in types
+        if issubclass(MODELS.module_dict.get(name, object), PostShift)
+    )
+
+
+def _norm_cfgs(model: dict) -> Iterator[dict]:
+    for node in dicts_in(model):
+        if isinstance(node.get('norm_cfg'), dict):
+            yield node['norm_cfg']
+
+
+def check_deformable_convs(model: dict) -> None:
+    """Raise if a config has both MimicNorm and deformable convolutions.
+
+    MMDetection itself has only an assertion on ``conv_cfg``.
+
+    Raises:
+        InputError: With the two settings.
+    """
+    for node in dicts_in(model):
+        norm_cfg = node.get('norm_cfg') or {}
+        if node.get('dcn') and norm_cfg.get('type') == 'MimicNorm':
+            raise InputError(
+                "norm_cfg=dict(type='MimicNorm') and dcn exclude each other: "
+                'deformable convs have no centered filters; remove dcn, or '
+                'choose psBN or BN.'
+            )
+
+
+def check_norm_types(model: dict, scope: str = 'mmdet') -> None:
+    """Raise if a ``norm_cfg`` names a norm layer that is not registered.
+
+    Raises:
+        InputError: With the norm layers of the most similar names.
+    """
+    for norm_cfg in _norm_cfgs(model):
+        name = norm_cfg.get('type')
+        if not isinstance(name, str):
+            continue
+        with (
+            DefaultScope.overwrite_default_scope(scope),
+            MODELS.switch_scope_and_registry(None) as registry,
+        ):
+            if registry.get(name) is not None:
+                continue
+            known = _norm_names(registry)
+        folded = {other.lower(): other for other in known}
+        near = get_close_matches(name.lower(), folded, n=4, cutoff=0.5)
+        names = [folded[other] for other in near] or sorted(known)
+        raise InputError(
+            f"norm_cfg=dict(type='{name}') names no norm layer; "
+            f'did you mean {" or ".join(names)}?'
+        )
+
+
+def _norm_names(registry) -> list[str]:
+    names = []
+    while registry is not None:
+        for name, module in registry.module_dict.items():
+            if isinstance(module, type) and issubclass(module, NORM_TYPES):
+                names.append(name)
+        registry = registry.parent
+    return names
+
+
+STOCK_NORMS = {
+    'psBN': 'BN',
+    'psBN1d': 'BN1d',
+    'psBN2d': 'BN2d',
+    'psBN3d': 'BN3d',
+    'psSyncBN': 'SyncBN',
+}
+STOCK_MODULES = {
+    'LastBNLinear': 'Linear',
+    'LastBNRetinaHead': 'RetinaHead',
+    'LastBNRetinaSepBNHead': 'RetinaSepBNHead',
+    'LastBNRPNHead': 'RPNHead',
+}
+
+
+def type_of(node) -> str:
+    """The type that a dict of a config names, without our scope."""
+    name = node.get('type') if isinstance(node, dict) else None
+    return name.replace('mmpsbn.', '') if isinstance(name, str) else ''
+
+
+def mimic_inside(model: dict) -> bool:
+    """Whether a model's config asks for MimicNorm anywhere."""
+    return any(type_of(node.get('conv_cfg')) == 'MimicConv' for node in dicts_in(model))
+
+
+def mimicnorm_parts(model: dict) -> tuple[bool, bool]:
+    """Say which parts of MimicNorm a model's config has.
+
+    Returns:
+        tuple: Whether it has the body, and whether it has a last BN.
+    """
+    return mimic_inside(model), any(
+        type_of(node) in STOCK_MODULES for node in dicts_in(model)
+    )
+
+
+def psbn_inside(model: dict) -> bool:
+    """Whether a model's config asks for psBN anywhere."""
+    return any(type_of(node) in STOCK_NORMS for node in dicts_in(model))

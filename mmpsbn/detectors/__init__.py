@@ -1,0 +1,1 @@
+"""Detectors: built from configs, and run on images to compare them."""
