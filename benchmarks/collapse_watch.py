@@ -3,7 +3,7 @@
     python -m benchmarks.collapse_watch [--rounds 20]
 
 Time of a training step (forward, backward and SGD) of the demo's detectors on
-8 images of 160 x 160, watched over not watched: the two models take time_alternately
+8 images of 160 x 160, watched over not watched: the two models take turns
 within each round, and the ratio is the median over the rounds. The hook
 watches 4 steps of every 500, so that its cost is that share of it.
 """

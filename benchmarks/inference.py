@@ -6,7 +6,7 @@ Each detector, with random weights, is exported by the function behind
 tools/export_onnx.py and compared on images there. Then one image goes through
 it as trained, through the stock model that tools/convert.py --to bn gives,
 with BN folded into its convs, and through ONNX Runtime, all with their
-post-processing, in time_alternately within each round, on the same number of threads.
+post-processing, in turns within each round, on the same number of threads.
 Printed are the median time and the median over rounds of the ratios.
 """
 

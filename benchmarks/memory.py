@@ -13,7 +13,7 @@ name after it, --backbones or --detectors leaves all of them out.
   backward, as distinct storages; the parameters themselves are left out,
   copies of them count. Exact on any hardware.
 - Step: time of a training step (forward, backward and SGD) of two images of
-  320 x 320; inference: of a forward in evaluation mode. The models take time_alternately
+  320 x 320; inference: of a forward in evaluation mode. The models take turns
   within each round; the ratio is the median over the rounds of the time of a
   model over BN's in that round. The ratio "of none" is over the time of the
   same network with nothing instead of its norm layers, the limit of what a
@@ -226,7 +226,7 @@ def training_step(model, size, batch=2):
 
 
 def side_by_side(models, size, rounds, training, batch=2):
-    """Return the seconds of each model, by time_alternately, in each of the rounds."""
+    """Return the seconds of each model, in turns, in each of the rounds."""
 
     def action(model):
         model.train(training)

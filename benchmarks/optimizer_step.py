@@ -6,7 +6,7 @@ The forward and backward pass of psBN are BN's. It adds time only to
 ``optimizer.step()``, which subtracts alpha from each bias and adds it again.
 MimicNorm centers its weights there. This is measured with SGD with momentum
 for MMDetection's ResNet-50. The first column is the median time of a step over
-the rounds, in which all take time_alternately. The others are the median of what a step
+the rounds, in which all take turns. The others are the median of what a step
 takes more than that of BN in the same round, for the whole step and for what
 mmpsbn does around the arithmetic, timed alone.
 """

@@ -37,10 +37,10 @@ LAYOUT = dict(
 
 
 class UniqueIds(CocoDataset.COCOAPI):
-    """The index of an annotation file, in which no id comes twice.
+    """The index of an annotation file in which each id is unique.
 
-    In pycocotools' own the last of several images or categories of one id
-    takes the boxes of all, without a word.
+    In pycocotools' index, the last of several images with one id silently
+    gets the boxes of all, and categories likewise.
     """
 
     def createIndex(self) -> None:
@@ -51,22 +51,14 @@ class UniqueIds(CocoDataset.COCOAPI):
 
 
 def check_annotations(files: DataFiles) -> None:
-    """Raise if an annotation file is not what MMDetection can read.
-
-    Raises:
-        InputError: With the first thing that is wrong.
-    """
+    """Raise an InputError with the first error in an annotation file."""
     content = read_annotations(files.annotations)
     for part, fields in LAYOUT.items():
         _check_part(files.annotations, part, content[part], fields)
     if not content['images']:
         raise InputError(f'{files.annotations} lists no image.')
     names = {category['name'] for category in content['categories']}
-    classes = tuple(
-        (files.dataset.get('metainfo') or {}).get(
-            'classes', files.kind.METAINFO['classes']
-        )
-    )
+    classes = files.classes
     check_classes(
         files.annotations, [name for name in classes if name in names], classes
     )

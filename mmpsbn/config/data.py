@@ -4,7 +4,7 @@ import os.path as osp
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from mmdet.datasets import XMLDataset
+from mmdet.datasets import CocoDataset, XMLDataset
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 
@@ -19,7 +19,7 @@ VOC = 'PASCAL VOC', 'data/VOCdevkit/', 'VOC2007/, VOC2012/'
 
 
 class DataFiles(NamedTuple):
-    """What one data set of a config reads."""
+    """The files that one data set of a config reads."""
 
     annotations: str
     images: str
@@ -28,11 +28,23 @@ class DataFiles(NamedTuple):
     kind: type
     """Its class; ``object`` if there is none of this name."""
 
+    @property
+    def in_coco_layout(self) -> bool:
+        """Whether the annotations are read as those of COCO."""
+        load = getattr(self.kind, 'load_data_list', None)
+        return load is CocoDataset.load_data_list
+
+    @property
+    def classes(self) -> tuple:
+        """The names of its classes."""
+        metainfo = self.dataset.get('metainfo') or {}
+        return tuple(metainfo.get('classes', self.kind.METAINFO['classes']))
+
 
 def data_files(cfg: Config, loaders: Sequence[str]) -> Iterator[DataFiles]:
-    """The local files of the data sets of some data loaders.
+    """Iterate over the local data sets of data loaders.
 
-    Wrappers (repeated, concatenated data sets) are looked into.
+    This includes those in wrappers (repeated and concatenated data sets).
     """
     for loader in loaders:
         for dataset in dicts_in((cfg.get(loader) or {}).get('dataset')):
@@ -61,11 +73,10 @@ def data_files(cfg: Config, loaders: Sequence[str]) -> Iterator[DataFiles]:
 
 @explain_config_errors()
 def check_data(cfg: Config, loaders: Sequence[str]) -> None:
-    """Raise if files of the data set are missing.
+    """Raise if files of the data sets are missing.
 
     Raises:
-        InputError: With the files, where the data set belongs, and the way
-            to do without it.
+        InputError: With the files, and where the data set belongs.
     """
     sets = list(data_files(cfg, loaders))
     paths = [path for files in sets for path in files[:2]]
@@ -104,12 +115,12 @@ def check_classes(name: str, found: Sequence, classes: Sequence[str]) -> None:
 
 @explain_config_errors()
 def find_images(cfg: Config, folder: str | None, number: int) -> list[str]:
-    """The first images of a folder, by name, which can be read.
+    """Return the first images of a folder, sorted by name.
 
     Args:
-        cfg (Config): Whose training images are taken without a folder.
-        folder (str, optional): Where they are.
-        number (int): How many at most.
+        cfg (Config): The config whose training images are the default.
+        folder (str, optional): The folder.
+        number (int): The largest number of images.
 
     Raises:
         InputError: If there is none, or if one cannot be read.

@@ -15,20 +15,22 @@ from mmpsbn.config.data import DataFiles, data_files
 from mmpsbn.config.images import is_readable
 from mmpsbn.errors import InputError, describe_error
 
-# Of MMEngine, MMDetection and pycocotools: what reads annotations.
+# Files of MMEngine, MMDetection and pycocotools that read annotations. Errors
+# of a data loader's process arrive as text.
 READERS = ('base_dataset.py', 'coco.py', 'coco_metric.py')
 
 
 @contextmanager
 def explain_data_errors(cfg: Config, loaders: Sequence[str]):
-    """Name the file of the data set that made a run fail, if one did.
+    """Name the file of a data set that made a run fail, if a file did.
 
-    The data set is looked through only after the failure, so that a run
-    that is right pays nothing. Meanwhile CocoDataset reads by
-    :class:`UniqueIds`.
+    The files are checked only after a failure, so this costs nothing if all
+    is well. Meanwhile, CocoDataset reads with :class:`UniqueIds`: reading a
+    large annotation file twice would take as long as loading it
+    (test_bad_files.py needs it).
 
     Raises:
-        InputError: If a file is the cause; any other error passes.
+        InputError: If a file is the cause. Other errors pass through.
     """
     reader, CocoDataset.COCOAPI = CocoDataset.COCOAPI, UniqueIds
     try:
@@ -37,50 +39,46 @@ def explain_data_errors(cfg: Config, loaders: Sequence[str]):
         raise
     except Exception as error:
         trace = ''.join(traceback.format_exception(error))
-        _explain_xml(error)
+
+        def mentions(*words):
+            return any(word in trace for word in words)
+
+        frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+        _explain_xml(frames, error)
         for files in data_files(cfg, loaders):
-            if (
-                any(name in trace for name in READERS)
-                and getattr(files.kind, 'load_data_list', None)
-                is CocoDataset.load_data_list
-            ):
+            if mentions(*READERS) and files.in_coco_layout:
                 check_annotations(files)
-            if any(name in trace for name in ("'mask'", "'segmentation'")):
+            if mentions("'mask'", "'segmentation'"):
                 _check_masks(files)
-            if 'loading.py' in trace:
+            if mentions('loading.py'):
                 check_listed_images(files)
-        _explain_filters(error)
+        _explain_filters(frames, error)
         raise
     finally:
         CocoDataset.COCOAPI = reader
 
 
-def _explain_xml(error: Exception) -> None:
+def _explain_xml(frames: list[dict], error: Exception) -> None:
     """Raise if an error comes from reading a file of PASCAL VOC's layout."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        self = frame.f_locals.get('self')
-        image = frame.f_locals.get('img_info')
-        if isinstance(self, XMLDataset) and isinstance(image, dict):
+    for names in frames:
+        dataset, image = names.get('self'), names.get('img_info')
+        if isinstance(dataset, XMLDataset) and isinstance(image, dict):
             raise InputError(
                 f'the annotation file {image["xml_path"]} cannot be used: '
-                f'{describe_error(error)}. {self.ann_file} lists its image, '
+                f'{describe_error(error)}. {dataset.ann_file} lists its image, '
                 "and in PASCAL VOC's layout each object has a name and a "
                 'bndbox of xmin, ymin, xmax and ymax. Correct the file, or '
                 'remove its line from the list.'
             ) from error
 
 
-def _explain_filters(error: Exception) -> None:
+def _explain_filters(frames: list[dict], error: Exception) -> None:
     """Raise if an error comes from a data set that leaves out every image."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        self = frame.f_locals.get('self')
-        if (
-            frame.f_code.co_name == '_serialize_data'
-            and isinstance(self, BaseDataset)
-            and not self.data_list
-        ):
+    for names in frames:
+        dataset = names.get('self')
+        if isinstance(dataset, BaseDataset) and not getattr(dataset, 'data_list', 1):
             raise InputError(
-                f'no image of {self.ann_file} is left: filter_cfg of the '
+                f'no image of {dataset.ann_file} is left: filter_cfg of the '
                 'dataset removes those without a box of a class in metainfo, '
                 'and small ones. Set metainfo=dict(classes=(...)) of the '
                 'dataset to the names in the annotations, or change '
@@ -89,17 +87,13 @@ def _explain_filters(error: Exception) -> None:
 
 
 def _samples(files: DataFiles) -> Iterator[dict]:
-    """What a data set gives its pipeline."""
+    """Iterate over what a data set gives its pipeline."""
     dataset = DATASETS.build(dict(files.dataset, pipeline=[]))
     yield from map(dataset.get_data_info, range(len(dataset)))
 
 
 def _check_masks(files: DataFiles) -> None:
-    """Raise if a data set has boxes without masks.
-
-    Raises:
-        InputError: With the first image of such a box.
-    """
+    """Raise an InputError if a data set has boxes without masks."""
     for sample in _samples(files):
         if any('mask' not in box for box in sample['instances']):
             raise InputError(
@@ -112,11 +106,7 @@ def _check_masks(files: DataFiles) -> None:
 
 
 def check_listed_images(files: DataFiles) -> None:
-    """Raise if an image of a data set cannot be read.
-
-    Raises:
-        InputError: With the first such image.
-    """
+    """Raise an InputError with the first listed image that cannot be read."""
     for sample in _samples(files):
         path = sample['img_path']
         if not osp.exists(path):

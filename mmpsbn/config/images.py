@@ -8,38 +8,35 @@ import mmcv
 
 from mmpsbn.errors import InputError
 
-IMAGES = ('.jpg', '.jpeg', '.png', '.bmp')
+ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp')
 
 
 def list_images(folder: str) -> list[str]:
-    """The images of a folder, by name.
+    """Return the images of a folder, sorted by name.
 
     Raises:
-        InputError: If it cannot be read, or has none.
+        InputError: If the folder cannot be read, or has no image.
     """
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise InputError(f'{folder} cannot be read ({error.strerror}).') from error
-    images = [osp.join(folder, name) for name in names if name.lower().endswith(IMAGES)]
-    if not images:
-        raise InputError(f'{folder} has no image ({", ".join(IMAGES)}).')
-    return images
+    names = [name for name in names if name.lower().endswith(ENDINGS)]
+    if not names:
+        raise InputError(f'{folder} has no image ({", ".join(ENDINGS)}).')
+    return [osp.join(folder, name) for name in names]
 
 
 def check_images(files: Sequence[str]) -> None:
-    """Raise for an image that cannot be read.
-
-    Raises:
-        InputError: With its name.
-    """
+    """Raise an InputError with the first image that cannot be read."""
     for file in files:
         if not is_readable(file):
             raise InputError(f'the image {file} cannot be read.')
 
 
 def is_readable(file: str) -> bool:
+    """Return whether an image can be read."""
     try:
         return mmcv.imread(file) is not None
-    except Exception:  # Of OpenCV, for an empty file, or of the disk.
+    except Exception:  # OpenCV raises for an empty file, or the disk fails.
         return False

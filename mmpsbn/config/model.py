@@ -70,22 +70,17 @@ def check_deformable_convs(model: dict) -> None:
             )
 
 
-def check_norm_types(model: dict, scope: str = 'mmdet') -> None:
+def check_norm_types(cfg: Config) -> None:
     """Raise if a ``norm_cfg`` names a norm layer that is not registered.
 
     Raises:
         InputError: With the norm layers of the most similar names.
     """
-    for norm_cfg in _norm_cfgs(model):
+    for norm_cfg in _norm_cfgs(cfg.get('model', {})):
         name = norm_cfg.get('type')
-        if not isinstance(name, str):
+        if not isinstance(name, str) or find_class(cfg, MODELS, name) is not None:
             continue
-        with (
-            DefaultScope.overwrite_default_scope(scope),
-            MODELS.switch_scope_and_registry(None) as registry,
-        ):
-            if registry.get(name) is not None:
-                continue
+        with config_scope(cfg), MODELS.switch_scope_and_registry(None) as registry:
             known = _norm_names(registry)
         folded = {other.lower(): other for other in known}
         near = get_close_matches(name.lower(), folded, n=4, cutoff=0.5)
@@ -122,27 +117,23 @@ STOCK_MODULES = {
 
 
 def type_of(node) -> str:
-    """The type that a dict of a config names, without our scope."""
+    """Return the type that a dict of a config names, without our scope."""
     name = node.get('type') if isinstance(node, dict) else None
     return name.replace('mmpsbn.', '') if isinstance(name, str) else ''
 
 
 def mimic_inside(model: dict) -> bool:
-    """Whether a model's config asks for MimicNorm anywhere."""
+    """Return whether a model's config asks for MimicNorm's body anywhere."""
     return any(type_of(node.get('conv_cfg')) == 'MimicConv' for node in dicts_in(model))
 
 
 def mimicnorm_parts(model: dict) -> tuple[bool, bool]:
-    """Say which parts of MimicNorm a model's config has.
-
-    Returns:
-        tuple: Whether it has the body, and whether it has a last BN.
-    """
+    """Return whether a model's config has MimicNorm's body, and a last BN."""
     return mimic_inside(model), any(
         type_of(node) in STOCK_MODULES for node in dicts_in(model)
     )
 
 
 def psbn_inside(model: dict) -> bool:
-    """Whether a model's config asks for psBN anywhere."""
+    """Return whether a model's config asks for psBN anywhere."""
     return any(type_of(node) in STOCK_NORMS for node in dicts_in(model))

@@ -48,8 +48,8 @@ KINDS = {
 def read_config(path: str, options: dict | None = None) -> Config:
     """Read a config, with the settings of the command line.
 
-    In a pure Python config of MMEngine, whose types are classes, the types
-    become names: everything that reads configs compares names.
+    In a pure Python config of MMEngine, types are classes. They become names,
+    which the rest of this package compares.
 
     The environment variable MMDET_DATASETS, if set, replaces the config's
     ``data_root``.
@@ -72,7 +72,7 @@ def read_config(path: str, options: dict | None = None) -> Config:
         ) from error
     _check_kinds(dict(cfg.items()), '')
     _move_data_root(cfg)
-    check_norm_types(cfg.get('model', {}), cfg.get('default_scope', 'mmdet'))
+    check_norm_types(cfg)
     check_deformable_convs(cfg.get('model', {}))
     return cfg
 
@@ -138,14 +138,9 @@ def _registered_names(scope: str) -> dict[object, str]:
 
 
 def _check_kinds(node, place: str) -> None:
-    items = (
-        node.items()
-        if isinstance(node, dict)
-        else enumerate(node)
-        if isinstance(node, (list, tuple))
-        else ()
-    )
-    for key, value in items:
+    if isinstance(node, (list, tuple)):
+        node = dict(enumerate(node))
+    for key, value in node.items() if isinstance(node, dict) else ():
         here = f'{place}.{key}' if place else str(key)
         kinds = KINDS.get(key, object)
         if value is not None and not isinstance(value, kinds):
@@ -193,7 +188,7 @@ def _check_sync_bn(cfg: Config) -> None:
     ours = psbn_types(cfg.get('model', {}))
     if cfg.get('sync_bn') and cfg.launcher != 'none' and ours:
         raise InputError(
-            f'sync_bn={cfg.sync_bn!r} time_alternately {ours[0]} into SyncBN, whose bias '
+            f'sync_bn={cfg.sync_bn!r} turns {ours[0]} into SyncBN, whose bias '
             'weight decay pulls to 0 instead of alpha: remove sync_bn from '
             "the config, and set norm_cfg=dict(type='psSyncBN')."
         )
