@@ -57,12 +57,11 @@ def output_folder(out: str) -> Iterator[str]:
             _move(new, old, Path(out))
     except OSError as error:
         # An image that cannot be read, say, is not a file of this folder.
-        ours = (
-            str(error.filename).startswith(inside)
+        if in_body and not (
+            error.filename.startswith(inside)
             if error.filename
-            else (is_disk_error(error))
-        )
-        if in_body and not ours:
+            else is_disk_error(error)
+        ):
             raise
         raise InputError(
             f'{out} cannot be written: {error.strerror or error}. Files that '

@@ -207,9 +207,9 @@ def test_fused_norm_layers_change_nothing():
 def test_a_detector_becomes_an_onnx_file(digits, tmp_path):
     cfg, file = any_score(config('psBN')), tmp_path / 'a.onnx'
     exported = export(cfg, build(cfg.model), digits, file, (96, 128))
-    assert exported.difference < 1e-4
+    assert exported.agreement.difference < 1e-4
     # Rounding may change a decision of NMS.
-    assert exported.same > 0.95 * exported.detections > 0
+    assert exported.agreement.same > 0.95 * exported.agreement.detections > 0
     assert_folded(file)
 
 

@@ -192,8 +192,8 @@ def test_a_trained_model_and_its_file(
     cfg, file = any_score(demo_config(detector, norm)), tmp_path / 'a.onnx'
     model, dynamic = trained(cfg), len(sizes) > 1
     exported = export(cfg, model, digits, file, sizes[0][1:], dynamic)
-    assert exported.difference < 1e-5
-    assert exported.same == exported.detections > 0
+    assert exported.agreement.difference < 1e-5
+    assert exported.agreement.same == exported.agreement.detections > 0
     assert exported.before['BatchNormalization'] > 0
     assert_folded(file)
     for number, *size in sizes:

@@ -518,7 +518,7 @@ def test_files_of_a_retinanet(retina, digits, tmp_path):
 def test_a_folder_that_cannot_be_written(retina, digits, tmp_path, monkeypatch):
     cfg, model = retina
     planted_retina(model)
-    monkeypatch.setattr(pruned_files, 'checked_program', lambda *a, **k: [0])
+    monkeypatch.setattr(pruned_files, 'checked_program', lambda *a, **k: (0, None))
     monkeypatch.setattr(pruned_files, '_exported', lambda *a: b'')
     (tmp_path / 'file').touch()
     with pytest.raises(InputError, match='cannot be written'):

@@ -68,10 +68,7 @@ def main():
             print(f'{kind:24}{before[kind]:9}{after[kind]:9}')
     print(f'{"all":24}{before.total():9}{after.total():9}')
     print(
-        f'{args.out}, run by onnxruntime on {len(images)} images: raw '
-        f'outputs differ by at most {exported.difference:.1e} of the '
-        f'largest, {exported.same} of {exported.detections} detections are '
-        'the same.'
+        f'{args.out}, run by onnxruntime on {len(images)} images: {exported.agreement}'
     )
 
 

@@ -103,17 +103,9 @@ def main():
         f'{pruned.removal.removed}.'
     )
     show_kept(pruned.removal.kept)
-    for which, agreement in (
-        ('that decided', pruned.agreement),
-        ('that had no say', pruned.elsewhere),
-    ):
-        if agreement:
-            print(
-                f'{agreement.images} images {which}: raw outputs differ by '
-                f'at most {agreement.difference:.1e} of the largest, '
-                f'{agreement.same} of {agreement.detections} detections '
-                'are the same.'
-            )
+    print(f'{len(images)} images that decided: {pruned.agreement}')
+    if pruned.elsewhere:
+        print(f'{len(others)} images that had no say: {pruned.elsewhere}')
     print(f'Files: {args.out}')
 
 

@@ -1,15 +1,5 @@
 """Checkpoints converted between BN, psBN and MimicNorm."""
 
-from .conversion import (
-    Verification,
-    convert_to_mimicnorm,
-    convert_to_psbn,
-    convert_to_stock,
-)
+from .conversion import convert_to_mimicnorm, convert_to_psbn, convert_to_stock
 
-__all__ = [
-    'Verification',
-    'convert_to_mimicnorm',
-    'convert_to_psbn',
-    'convert_to_stock',
-]
+__all__ = ['convert_to_mimicnorm', 'convert_to_psbn', 'convert_to_stock']

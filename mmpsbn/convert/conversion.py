@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -22,27 +21,12 @@ from mmpsbn.convert.stock_config import fused_model, stock_config, stock_model
 from mmpsbn.convert.to_mimicnorm import Converted, to_mimicnorm
 from mmpsbn.convert.to_stock import fuse, stock_state
 from mmpsbn.detectors import outputs
+from mmpsbn.detectors.agreement import Agreement
 from mmpsbn.detectors.build import build_model, load_images, load_model
-from mmpsbn.detectors.outputs import (
-    TOLERANCE,
-    BatchRunner,
-    largest_difference,
-    same_detections,
-)
+from mmpsbn.detectors.outputs import BatchRunner
 from mmpsbn.errors import InputError
 from mmpsbn.files import output_files
 from mmpsbn.registry import MODELS
-
-
-class Verification(NamedTuple):
-    """How a stock model compares with the model it was made from."""
-
-    difference: float
-    """Largest difference of raw outputs, of the largest of each output."""
-    detections: int
-    """Detections of the original model on the images."""
-    same: int
-    """Those that the stock model has, too."""
 
 
 def convert_to_stock(
@@ -53,7 +37,7 @@ def convert_to_stock(
     *,
     fused: bool = False,
     keep_optimizer: bool = False,
-) -> Verification:
+) -> Agreement:
     """Write a stock config and checkpoint, and verify them.
 
     They are run on the images in a new process that cannot import this
@@ -106,14 +90,9 @@ def convert_to_stock(
             content,
             **(optimizer if keep_optimizer else {}),
         )
-        found = verify(model, data, config_file, weights_file)
-        if not found.difference <= TOLERANCE:
-            raise InputError(
-                f'the stock model gives other outputs: they differ by '
-                f'{found.difference:.1e} of their size, and rounding explains '
-                f'{TOLERANCE:.0e}. Nothing was written; please report it.'
-            )
-    return found
+        agreement = run_stock(model, data, config_file, weights_file)
+        agreement.require('the stock model')
+    return agreement
 
 
 def convert_to_mimicnorm(
@@ -220,7 +199,7 @@ def _save(
         raise OSError(errno.EIO, str(error), file) from error
 
 
-def verify(model: nn.Module, data: dict, config: str, checkpoint: str) -> Verification:
+def run_stock(model: nn.Module, data: dict, config: str, checkpoint: str) -> Agreement:
     """Compare a model with stock files, run where mmpsbn cannot be imported.
 
     Raises:
@@ -231,26 +210,25 @@ def verify(model: nn.Module, data: dict, config: str, checkpoint: str) -> Verifi
     with explain_config_errors():
         expected = run(model)
         _check_finite(all(bool(part.isfinite().all()) for part in expected))
-        found = run.detections(model)
+        detections = run.detections(model)
     with tempfile.TemporaryDirectory() as folder:
         inputs, results = osp.join(folder, 'in'), osp.join(folder, 'out')
         torch.save(dict(data=data, proposals=run.proposals), inputs)
-        child = subprocess.run(
-            [sys.executable, outputs.__file__, config, checkpoint, inputs, results],
-            capture_output=True,
-            text=True,
-        )
+        command = [
+            sys.executable,
+            outputs.__file__,
+            config,
+            checkpoint,
+            inputs,
+            results,
+        ]
+        child = subprocess.run(command, capture_output=True, text=True)
         if child.returncode:
             raise InputError(
                 f'the stock model does not run without mmpsbn: {_why_ended(child)}'
             )
         given = torch.load(results, weights_only=True)
-    same = sum(map(same_detections, given['detections'], found))
-    return Verification(
-        largest_difference(given['raw'], expected),
-        sum(len(d['labels']) for d in found),
-        same,
-    )
+    return Agreement.measure(given['raw'], expected, given['detections'], detections)
 
 
 def _check_finite(finite: bool) -> None:

@@ -140,6 +140,3 @@ def main(config: str, checkpoint: str, inputs: str, outputs: str) -> None:
 
 if __name__ == '__main__':
     main(*sys.argv[1:])
-
-# Of the largest output, what rounding may change.
-TOLERANCE = 1e-4

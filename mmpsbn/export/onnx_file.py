@@ -26,13 +26,9 @@ from mmpsbn.checkpoints.reading import Checkpoint
 from mmpsbn.config.errors import explain_config_errors
 from mmpsbn.convert.stock_config import stock_model
 from mmpsbn.convert.to_stock import stock_state
+from mmpsbn.detectors.agreement import Agreement
 from mmpsbn.detectors.build import build_model, load_images, load_model
-from mmpsbn.detectors.outputs import (
-    TOLERANCE,
-    BatchRunner,
-    largest_difference,
-    same_detections,
-)
+from mmpsbn.detectors.outputs import BatchRunner
 from mmpsbn.errors import InputError, describe_error
 from mmpsbn.export.exportable import Exportable
 from mmpsbn.export.operators import onnx_translations
@@ -42,21 +38,14 @@ from mmpsbn.stack import check_packages
 OPSET = 18
 # A ResNet with FPN halves the size five times.
 MULTIPLE = 32
-# Convs that BN folds into.
+# Convolutions that BN folds into.
 PLAIN = (nn.Conv2d, Conv2dAdaptivePadding)
-# Of the detections, what rounding may turn around in NMS.
-SHARE_APART = 0.01
 
 
 class Exported(NamedTuple):
-    """An ONNX file beside the model it was made from."""
+    """An ONNX file, compared with the model it was made from."""
 
-    difference: float
-    """Largest difference of raw outputs, of the largest of each output."""
-    detections: int
-    """Of PyTorch or of onnxruntime, whichever has more."""
-    same: int
-    """Those that both have."""
+    agreement: Agreement
     before: Counter
     """Nodes of the trained model's graph, not optimized, by operator."""
     after: Counter
@@ -101,20 +90,16 @@ def export_onnx(
     folded = Exportable(folded_stock(cfg, model))
     check_runs(model, folded, prepare_image(cfg, images[0], model, shape))
     before = _count(_program(Exportable(model), shape, optimize=False))
-    program, *agreement = checked_program(
+    program, agreement = checked_program(
         cfg, checkpoint, model, folded, images, shape, dynamic=dynamic, raw=raw
     )
     with output_files(out) as (file,):
         program.save(file)
-    return Exported(*agreement, before, _count(program))
+    return Exported(agreement, before, _count(program))
 
 
 def check_onnx() -> None:
-    """Raise if ONNX files cannot be made here.
-
-    Raises:
-        InputError: With what is missing, or too old.
-    """
+    """Raise an InputError if ONNX files cannot be made in this environment."""
     check_packages('ONNX', 'onnx', 'onnxruntime', 'onnxscript')
     if digit_version(torch.__version__) < digit_version('2.5'):
         raise InputError(
@@ -147,36 +132,27 @@ def checked_program(
             :func:`export_onnx`.
 
     Returns:
-        tuple: The program (``torch.onnx.ONNXProgram``), and the first three
-        values of :class:`Exported`.
+        tuple: The program (``torch.onnx.ONNXProgram``), and an Agreement.
 
     Raises:
         InputError: If onnxruntime and PyTorch differ.
     """
     program = _program(exportable, shape, dynamic)
     session = _session(program)
-    differences, detections, same = [], 0, 0
-    for file in images:
-        data = prepare_image(cfg, file, model, shape)
-        compared = _compare(session, exportable.names, model, data)
-        differences.append(compared[0])
-        detections, same = detections + compared[1], same + compared[2]
-    if not max(differences) <= TOLERANCE or detections - same > max(
-        1, SHARE_APART * detections
-    ):
-        raise InputError(
-            'onnxruntime gives other outputs than PyTorch: they differ by '
-            f'{max(differences):.1e} of their size, and {same} of '
-            f'{detections} detections are the same. Nothing was written; '
-            'please report it.'
+    agreement = Agreement.total(
+        _compare(
+            session, exportable.names, model, prepare_image(cfg, file, model, shape)
         )
+        for file in images
+    )
+    agreement.require('onnxruntime')
     _keep_outputs(program.model, exportable.names[2:] if raw else exportable.names[:2])
     program.model.metadata_props.update(_metadata(checkpoint, model))
-    return program, max(differences), detections, same
+    return program, agreement
 
 
 def folded_stock(cfg: Config, model: nn.Module) -> nn.Module:
-    """The stock model that computes what a model does, BN in its convs."""
+    """Return the stock model that computes the same, with BN folded."""
     stock = build_model(cfg, stock_model(cfg.model))
     stock.load_state_dict(stock_state(model, stock))
     fold(stock)
@@ -214,16 +190,12 @@ def fold(model: nn.Module) -> None:
 
 
 def _comes_first(module: nn.Module) -> bool:
-    """Whether the conv of a module comes directly before the norm layer."""
+    """Return whether the norm layer of a module directly follows its conv."""
     return not isinstance(module, ConvModule) or 'conv norm' in ' '.join(module.order)
 
 
 def check_runs(model: nn.Module, exportable: Exportable, data: dict) -> None:
-    """Run a detector on one image.
-
-    Raises:
-        InputError: If it fails, or if it cannot be exported.
-    """
+    """Run a detector on one image, and raise an InputError if it fails."""
     height, width = data['inputs'].shape[-2:]
     try:
         with torch.no_grad():
@@ -242,16 +214,12 @@ def check_runs(model: nn.Module, exportable: Exportable, data: dict) -> None:
 
 @explain_config_errors()
 def input_shape(cfg: Config) -> tuple[int, int]:
-    """Height and width that the config's test images fit in, if landscape.
-
-    Raises:
-        InputError: If its test pipeline does not say.
-    """
+    """Return height and width that the config's landscape test images fit in."""
     for step in get_test_pipeline_cfg(cfg):
         scale = step.get('scale')
         if step['type'] == 'Resize' and scale:
             sizes = [scale] * 2 if isinstance(scale, int) else sorted(scale)
-            return tuple(map(_padded, sizes))
+            return tuple(-(-size // MULTIPLE) * MULTIPLE for size in sizes)
     raise InputError(
         "the config's test pipeline has no Resize with a scale; "
         'give the shape by --shape HEIGHT WIDTH.'
@@ -261,14 +229,7 @@ def input_shape(cfg: Config) -> tuple[int, int]:
 def prepare_image(
     cfg: Config, file: str, model: nn.Module, shape: tuple[int, int]
 ) -> dict:
-    """An image, resized to fit the shape and padded to it with zeros.
-
-    Args:
-        cfg (Config): Whose test pipeline is used.
-        file (str): Of the image.
-        model (nn.Module): Whose data preprocessor is used.
-        shape (tuple[int, int]): Height and width.
-    """
+    """Load an image, resized to fit a shape and padded to it with zeros."""
     height, width = mmcv.imread(file).shape[:2]
     factor = min(shape[0] / height, shape[1] / width)
     size = (max(1, int(width * factor)), max(1, int(height * factor)))
@@ -289,17 +250,13 @@ def prepare_image(
     return data
 
 
-def _padded(size: int) -> int:
-    return -(-size // MULTIPLE) * MULTIPLE
-
-
 def _program(
     model: Exportable,
     shape: tuple[int, int],
     dynamic: bool = False,
     optimize: bool = True,
 ):
-    """The ONNX program of a model (``torch.onnx.ONNXProgram``)."""
+    """Return the ONNX program of a model (``torch.onnx.ONNXProgram``)."""
     example = torch.zeros(2 if dynamic else 1, 3, *shape)
     sizes = None
     if dynamic:
@@ -330,7 +287,7 @@ def _program(
 
 @contextmanager
 def _quiet():
-    """Without the exporter's remarks, on torchvision's absence for one."""
+    """Silence the exporter, which remarks on the absence of torchvision."""
     logger = logging.getLogger('torch')
     level = logger.level
     torch._logging.set_logs(all=logging.ERROR)
@@ -350,45 +307,33 @@ def _session(program):
     )
 
 
-def _compare(
-    session, names: list[str], model: nn.Module, data: dict
-) -> tuple[float, int, int]:
-    """Of one image: difference of raw outputs, detections and same ones."""
-    found = dict(
-        zip(
-            names,
-            map(
-                torch.from_numpy, session.run(None, {'images': data['inputs'].numpy()})
-            ),
-        )
-    )
+def _compare(session, names: list[str], model: nn.Module, data: dict) -> Agreement:
+    """Compare the program with the trained model on one image."""
+    outputs = session.run(None, {'images': data['inputs'].numpy()})
+    found = dict(zip(names, map(torch.from_numpy, outputs)))
     proposals = None
     if 'rois' in found:
-        boxes = found['rois'][:, 1:]
-        # Those that fill up their number have no area, and no meaning.
+        boxes = found.pop('rois')[:, 1:]
+        # Boxes that fill up the number of proposals have no area.
         real = boxes.any(1)
         proposals = [InstanceData(bboxes=boxes[real])]
         for name in ('cls_score', 'bbox_pred'):
             found[name] = found[name][real]
+    detections = remove_padding(found.pop('dets')[0], found.pop('labels')[0])
     run = BatchRunner(data, proposals)
-    outputs = [found[name] for name in names[2:] if name != 'rois']
-    (expected,) = run.detections(model)
-    given = remove_padding(found['dets'][0], found['labels'][0])
-    return (
-        largest_difference(outputs, run(model)),
-        max(len(given['labels']), len(expected['labels'])),
-        same_detections(given, expected),
+    return Agreement.measure(
+        list(found.values()), run(model), [detections], run.detections(model)
     )
 
 
 def remove_padding(dets: Tensor, labels: Tensor) -> dict:
-    """Boxes, scores and labels of an image, without the padding."""
+    """Return boxes, scores and labels of an image without the padding."""
     valid = labels >= 0
     return dict(bboxes=dets[valid, :4], scores=dets[valid, 4], labels=labels[valid])
 
 
 def _keep_outputs(model, names: list[str]) -> None:
-    """Remove the other outputs, and what is computed for them alone."""
+    """Remove the other outputs, and nodes that only they need."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     outputs = model.graph.outputs
@@ -401,7 +346,7 @@ def _count(program) -> Counter:
 
 
 def _metadata(checkpoint: Checkpoint, model: nn.Module) -> dict:
-    """What a program that runs the file has to know, as JSON."""
+    """Return what a program that runs the file must know, as JSON."""
     preprocessor = model.data_preprocessor
     meta = checkpoint.meta.get('dataset_meta') or {}
     values = dict(

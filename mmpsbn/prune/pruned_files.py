@@ -15,17 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmpsbn.analysis import time_alternately
 from mmpsbn.checkpoints.reading import Checkpoint
+from mmpsbn.detectors.agreement import TOLERANCE, Agreement
 from mmpsbn.detectors.build import load_model
-from mmpsbn.detectors.outputs import (
-    TOLERANCE,
-    BatchRunner,
-    largest_difference,
-    same_detections,
-)
+from mmpsbn.detectors.outputs import BatchRunner, largest_difference
 from mmpsbn.errors import InputError
 from mmpsbn.export.exportable import Exportable
 from mmpsbn.export.onnx_file import (
-    SHARE_APART,
     check_onnx,
     check_runs,
     checked_program,
@@ -44,39 +39,27 @@ ONNX_IMAGES = 4
 ROUNDS = 9
 
 
-class Agreement(NamedTuple):
-    """How the pruned model compares with the trained one on images."""
-
-    images: int
-    difference: float
-    """Largest difference of raw outputs, of the largest of each output."""
-    detections: int
-    """Of the trained or of the pruned model, whichever has more."""
-    same: int
-    """Those that both have."""
-
-
 class InferenceCost(NamedTuple):
-    """What a model costs, with its norm layers folded into convs."""
+    """The cost of a model whose norm layers are folded into convolutions."""
 
     parameters: int
     flops: int
-    """For one image; a multiplication and its addition are 2."""
+    """For one image. A multiplication and its addition count as 2."""
     milliseconds: float
-    """For one image with post-processing, in PyTorch: a median."""
+    """For one image with post-processing, in PyTorch (median)."""
 
 
 class Pruned(NamedTuple):
-    """What was removed, what it saves and what it changes."""
+    """What was removed, and how the pruned model compares."""
 
     removal: Removal
     before: InferenceCost | None
-    """As ``after`` and ``agreement``, None if nothing was removed."""
+    """None if nothing was removed, like ``after`` and ``agreement``."""
     after: InferenceCost | None
     agreement: Agreement | None
     """On the images that decided what is removed."""
     elsewhere: Agreement | None
-    """On images that had no say; None without any."""
+    """On other images; None without any."""
 
 
 def prune(
@@ -122,15 +105,9 @@ def prune(
     removed = remove_constants(after.model, watch.values, example)
     if not removed.removed:
         return Pruned(removed, None, None, None, None)
-    agreement = _agreement(cfg, model, after.model, images, shape)
-    if not (agreement.difference <= TOLERANCE and _same_enough(agreement)):
-        raise InputError(
-            'the pruned model gives other outputs: they differ by '
-            f'{agreement.difference:.1e} of their size, and {agreement.same} '
-            f'of {agreement.detections} detections are the same. Nothing was '
-            'written; please report it.'
-        )
-    program, *_ = checked_program(
+    agreement = _compare(cfg, model, after.model, images, shape)
+    agreement.require('the pruned model')
+    program, _ = checked_program(
         cfg, checkpoint, model, after, images[:ONNX_IMAGES], shape
     )
     exported = _exported(after, example)
@@ -138,7 +115,7 @@ def prune(
         removed,
         *_costs(before, after, example),
         agreement,
-        _agreement(cfg, model, after.model, others, shape) if others else None,
+        _compare(cfg, model, after.model, others, shape) if others else None,
     )
     with output_files(*(osp.join(out, file) for file in FILES)) as files:
         program.save(files[0])
@@ -149,27 +126,23 @@ def prune(
     return pruned
 
 
-def _agreement(
+def _compare(
     cfg: Config,
     model: nn.Module,
     pruned: nn.Module,
     files: Sequence[str],
     shape: tuple[int, int],
 ) -> Agreement:
-    differences, detections, same = [], 0, 0
-    for file in files:
-        run = BatchRunner(prepare_image(cfg, file, model, shape))
-        expected = run(model)
-        differences.append(largest_difference(run(pruned), expected))
-        one, other = (run.detections(m)[0] for m in (model, pruned))
-        detections += max(len(one['labels']), len(other['labels']))
-        same += same_detections(one, other)
-    return Agreement(len(files), max(differences), detections, same)
+    """Compare a pruned model with the trained one on images."""
 
+    def compare(run):
+        expected = run(model)  # The trained model gives the proposals.
+        return Agreement.measure(
+            run(pruned), expected, run.detections(pruned), run.detections(model)
+        )
 
-def _same_enough(agreement: Agreement) -> bool:
-    return agreement.detections - agreement.same <= max(
-        1, SHARE_APART * agreement.detections
+    return Agreement.total(
+        compare(BatchRunner(prepare_image(cfg, file, model, shape))) for file in files
     )
 
 

@@ -1,0 +1,74 @@
+"""Whether two models compute the same on images."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mmpsbn.detectors.outputs import largest_difference, same_detections
+from mmpsbn.errors import InputError
+
+# Rounding changes raw outputs by less than this share of the largest one.
+TOLERANCE = 1e-4
+# Rounding changes less than this share of the detections, through NMS.
+CHANGED_SHARE = 0.01
+
+
+class Agreement(NamedTuple):
+    """How a new model compares with the trained one."""
+
+    images: int
+    difference: float
+    """Largest difference of raw outputs, relative to the largest of each."""
+    detections: int
+    """Detections of the model that has more of them, image by image."""
+    same: int
+    """Detections that both models have."""
+
+    @classmethod
+    def measure(
+        cls,
+        raw: Sequence[Tensor],
+        expected_raw: Sequence[Tensor],
+        detections: Sequence[dict],
+        expected: Sequence[dict],
+    ) -> 'Agreement':
+        """Compare raw outputs, and the detections of each image."""
+        return cls(
+            len(expected),
+            largest_difference(raw, expected_raw),
+            sum(
+                max(len(one['labels']), len(other['labels']))
+                for one, other in zip(detections, expected)
+            ),
+            sum(map(same_detections, detections, expected)),
+        )
+
+    @classmethod
+    def total(cls, parts: Iterable['Agreement']) -> 'Agreement':
+        """Combine the agreement on several batches of images."""
+        images, differences, detections, same = zip(*parts)
+        return cls(sum(images), max(differences), sum(detections), sum(same))
+
+    def require(self, model: str) -> None:
+        """Raise an InputError unless both models compute the same.
+
+        Args:
+            model (str): The new model, for the message.
+        """
+        changed = self.detections - self.same
+        if not self.difference <= TOLERANCE or changed > max(
+            1, CHANGED_SHARE * self.detections
+        ):
+            raise InputError(
+                f'{model} gives other outputs: they differ by '
+                f'{self.difference:.1e} of their size, and rounding explains '
+                f'{TOLERANCE:.0e}; {self.same} of {self.detections} detections '
+                'are the same. Nothing was written; please report it.'
+            )
+
+    def __str__(self) -> str:
+        return (
+            f'raw outputs differ by at most {self.difference:.1e} of the largest, '
+            f'{self.same} of {self.detections} detections are the same.'
+        )
