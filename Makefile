@@ -1,7 +1,7 @@
 # make demo        set up, train and evaluate a psBN detector, show its detections
 # make test        set up, run all tests
 # make test-STACK  the same with another file of requirements/stacks
-# make lint        check style, docstrings and spelling
+# make lint        check style, docstrings, spelling, imports and types
 # make docs        set up, build the documentation into build/site (Python >= 3.11)
 #
 # Another Python (3.10 to 3.12): make PYTHON=python3.12 demo
@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
 	2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo test lint docs setup
+.PHONY: demo test lint format docs setup
 
 demo: setup
 	@$(VENV)/bin/python tools/demo.py
@@ -28,7 +28,14 @@ lint:
 	@test -x .venv-lint/bin/ruff || $(PYTHON) -m venv .venv-lint
 	@.venv-lint/bin/python -m pip install -q --disable-pip-version-check -r requirements/lint.txt
 	@.venv-lint/bin/ruff check .
+	@.venv-lint/bin/ruff format --check --quiet . || { echo "Not formatted; run: make format"; exit 1; }
 	@.venv-lint/bin/codespell -D - -D .codespell.txt .
+	@.venv-lint/bin/lint-imports --no-logo > .venv-lint/imports.log || { cat .venv-lint/imports.log; exit 1; }
+	@.venv-lint/bin/mypy $(if $(wildcard $(VENV)/bin/python),--python-executable $(VENV)/bin/python)
+
+format:
+	@.venv-lint/bin/ruff check -q --select I --fix .
+	@.venv-lint/bin/ruff format -q .
 
 docs: setup
 	@$(VENV)/bin/python -m pip install -q --no-deps -r requirements/docs.txt

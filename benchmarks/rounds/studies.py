@@ -37,13 +37,14 @@ class Study(NamedTuple):
         return f'{self.data}-{self.network}'
 
     def runs(self, seeds: int) -> list[Run]:
-        """List all runs, setting by setting, the highest rates first."""
-        return [
+        """List all runs: BN and psBN first, and the highest rates first."""
+        runs = [
             Run(method, *setting, seed)
             for setting, methods in sorted(self.methods.items())[::-1]
             for seed in range(seeds)
             for method in (SCRATCH, *methods)
         ]
+        return sorted(runs, key=lambda run: run.method not in (SCRATCH, *NORMS))
 
 
 def rounds_of(method: str, rounds: int) -> list[int]:

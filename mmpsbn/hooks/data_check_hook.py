@@ -1,4 +1,4 @@
-"""A data set and a model that do not belong together, stopped at once."""
+"""A hook that stops if a data set and a model do not belong together."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 
 from mmpsbn.config.data import check_classes
 from mmpsbn.errors import InputError
+from mmpsbn.hooks.watched_step import unwrap
 from mmpsbn.registry import HOOKS
 
 HEADS = BaseDenseHead, BBoxHead, DETRHead, FCNMaskHead
@@ -49,7 +50,7 @@ class DataCheckHook(Hook):
 
 
 def _unwrapped(dataset) -> Iterator:
-    """The data sets within those that repeat, concatenate or mix others."""
+    """Iterate over the data sets in those that repeat, concatenate or mix others."""
     if hasattr(dataset, 'dataset'):
         yield from _unwrapped(dataset.dataset)
     elif hasattr(dataset, 'datasets'):
@@ -78,7 +79,7 @@ def _check_boxes(dataset, classes: Sequence[str]) -> None:
 
 
 def _check_heads(runner: Runner, dataset, number: int) -> None:
-    model = getattr(runner.model, 'module', runner.model)  # Of a wrapper.
+    model = unwrap(runner.model)
     if hasattr(model, 'language_model'):
         return  # It takes the names of any number of classes.
     for part, module in model.named_modules():
@@ -93,7 +94,7 @@ def _check_heads(runner: Runner, dataset, number: int) -> None:
 
 
 def _any_class(part: str, head) -> bool:
-    """Whether a head has one output for all classes, as in an RPN."""
+    """Return whether a head has one output for all classes, as in an RPN."""
     return (
         'rpn_head' in part.split('.')
         or 'RPN' in type(head).__name__

@@ -1,4 +1,4 @@
-"""Filter collapse, watched while a detector trains."""
+"""A hook that watches filter collapse while a detector trains."""
 
 import json
 import os.path as osp
@@ -6,13 +6,12 @@ import os.path as osp
 import torch
 from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmpsbn.analysis.collapse import ChannelWatch, Outputs, channels_of, stage_of
 from mmpsbn.errors import InputError
 from mmpsbn.files import write_atomically
-from mmpsbn.hooks.watched_step import watch_next_step
+from mmpsbn.hooks.watched_step import unwrap, watch_next_step
 from mmpsbn.registry import HOOKS
 
 HISTORY = 'filter_collapse.jsonl'
@@ -21,28 +20,27 @@ UNSEEN, DEAD, ALIVE = range(3)
 
 @HOOKS.register_module()
 class FilterCollapseHook(Hook):
-    """Counts the channels that no image of some training steps opens.
+    """Count the channels that no image of some training steps opens.
 
-    At the start, every ``interval`` iterations and at the end it watches
-    ``sample`` training steps, as they are, by
-    :class:`~mmpsbn.analysis.ChannelWatch`. Over several processes a channel
-    is dead if it is dead in all of them. What it finds goes
+    At the start, every ``interval`` iterations and at the end, the hook
+    watches ``sample`` training steps with
+    :class:`~mmpsbn.analysis.ChannelWatch`. With several processes, a channel
+    is dead if it is dead in all of them. The results go to two places:
 
-    - to the message hub, and so to the console, ``vis_data`` and every other
-      backend, as shares of the channels that were judged: ``collapse/dead``,
+    - The message hub, and so the console, ``vis_data`` and other backends,
+      gets the shares of dead channels: ``collapse/dead``,
       ``collapse/dead_after_sum`` (where a residual sum comes before the
-      ReLU) and, without those, ``collapse/STAGE``; and, since the last
-      measurement, as numbers of channels that died and that came back,
-      ``collapse/died`` and ``collapse/came_back``;
-    - to ``filter_collapse.jsonl`` in the work dir, a line for each
-      measurement with the dead channels of every layer.
+      ReLU), and ``collapse/STAGE`` (without sums). ``collapse/died`` and
+      ``collapse/came_back`` are the numbers of channels that have died or
+      recovered since the last measurement.
+    - ``filter_collapse.jsonl`` in the work dir gets a line for each
+      measurement, with the dead channels of every layer.
 
     Args:
-        interval (int): Iterations from one measurement to the next. Defaults
-            to 500.
-        sample (int): Training steps of a measurement. Defaults to 4.
-        warn_above (float): Share of dead channels, those after sums left
-            out, above which to warn, once. Defaults to 0.1.
+        interval (int): Iterations between measurements. Defaults to 500.
+        sample (int): Training steps in a measurement. Defaults to 4.
+        warn_above (float): The share of dead channels, without those after
+            sums, above which the hook warns once. Defaults to 0.1.
 
     Raises:
         InputError: If an argument is out of range.
@@ -84,10 +82,7 @@ class FilterCollapseHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch=None
     ) -> None:
         if self._watch is None and self._begins(runner):
-            model = runner.model
-            self._watch = ChannelWatch(
-                model.module if is_model_wrapper(model) else model
-            )
+            self._watch = ChannelWatch(unwrap(runner.model))
             self._watched = 0
         if self._watch is not None:
             watch_next_step(runner.model, self._watch)
@@ -159,14 +154,11 @@ class FilterCollapseHook(Hook):
 
 
 def shares(line: dict) -> dict[str, float]:
-    """Shares of dead channels: in total, after sums, and by stage.
-
-    Args:
-        line (dict): Of the history.
+    """Return the shares of dead channels in a line of the history.
 
     Returns:
-        dict: ``dead`` and ``dead_after_sum`` where there are such layers,
-        and, for layers without a sum, each stage (``backbone.layer1``).
+        dict: ``dead`` and ``dead_after_sum`` if there are such layers, and
+        each stage (such as ``backbone.layer1``) of layers without a sum.
     """
     counts: dict[str, list[int]] = {}
     for name, layer in line['layers'].items():
@@ -179,7 +171,7 @@ def shares(line: dict) -> dict[str, float]:
 
 
 def read_history(path: str) -> list[dict]:
-    """The lines of ``filter_collapse.jsonl``; a torn last one is left out."""
+    """Read ``filter_collapse.jsonl`` without an incomplete last line."""
     lines = []
     with open(path) as file:
         for line in file:
@@ -195,15 +187,15 @@ def _dead(line: dict) -> dict[str, list[int]]:
 
 
 def combine_processes(watch: ChannelWatch, device: torch.device) -> dict[str, Outputs]:
-    """What was seen in any process, the same in each of them.
+    """Combine what was seen in all processes.
 
     Args:
-        watch (ChannelWatch): Of this process.
-        device (torch.device): That the processes communicate from.
+        watch (ChannelWatch): The watch of this process.
+        device (torch.device): The device that the processes communicate from.
 
     Returns:
-        dict: For each norm layer that a ReLU followed in any process; a
-        channel is dead that was alive in none.
+        dict: The outputs of each norm layer that a ReLU followed in any
+        process. A channel is dead if it was alive in none.
     """
     outputs = watch.outputs
     sizes = [channels_of(layer) for layer in watch.layers.values()]

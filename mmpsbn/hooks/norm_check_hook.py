@@ -4,7 +4,6 @@ from contextlib import ExitStack
 from itertools import chain
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
@@ -12,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpsbn.analysis.collapse import ChannelWatch
 from mmpsbn.config.model import psbn_types
-from mmpsbn.hooks.recovery import Start, describe_start, starts
-from mmpsbn.hooks.watched_step import watch_next_step
+from mmpsbn.hooks.recovery import StartingLayer, describe_start, inspect_start
+from mmpsbn.hooks.watched_step import unwrap, watch_next_step
 from mmpsbn.layers.post_shifted_bn import PostShift
 from mmpsbn.layers.sync_post_shifted_bn import PSSyncBatchNorm
 from mmpsbn.registry import HOOKS
@@ -22,17 +21,16 @@ LEVELS_APART = 3  # In area: levels are 4 apart, less what is rounded.
 
 
 def find_idle_norms(model: nn.Module, optim_wrapper: OptimWrapper) -> list[str]:
-    """Why the psBN and SyncBN layers of a model have no effect, if so.
+    """Explain why all psBN or all SyncBN layers of a model have no effect.
 
-    A few frozen layers (``frozen_stages=1``) are usual; what is reported
-    holds for all layers of a kind.
+    Some frozen layers (``frozen_stages=1``) are usual and not reported.
 
     Args:
-        model (nn.Module): In the mode in which it is trained.
+        model (nn.Module): A model in the mode in which it is trained.
         optim_wrapper (OptimWrapper): Its optimizer.
 
     Returns:
-        list[str]: Sentences: what is so, and what to set.
+        list[str]: The reasons, each with what to set.
     """
     shifted = [m for m in model.modules() if isinstance(m, PostShift)]
     synced = [
@@ -75,17 +73,17 @@ def find_idle_norms(model: nn.Module, optim_wrapper: OptimWrapper) -> list[str]:
 
 
 class LevelWatch:
-    """Finds batch norm layers that normalize several pyramid levels.
+    """Find batch norm layers that normalize several pyramid levels.
 
-    A head that RetinaNet's levels share calls its layers once for each. In
-    training each level is normalized by its own statistics; the running ones
-    become an average over levels, which is right for none, and evaluation is
-    another function than training (Wu and Johnson, "Rethinking 'Batch' in
+    A head that RetinaNet's levels share calls its layers once for each level.
+    In training, each level is normalized by its own statistics. The running
+    statistics become an average over levels, which fits none of them, so
+    evaluation differs from training (Wu and Johnson, "Rethinking 'Batch' in
     BatchNorm", arXiv:2105.07576).
 
     Args:
-        model (nn.Module): In the mode in which it is trained. It is watched
-            from here to :meth:`end`.
+        model (nn.Module): A model in the mode in which it is trained. It is
+            watched until :meth:`end`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -107,11 +105,7 @@ class LevelWatch:
         return listen
 
     def end(self) -> list[str]:
-        """Stop, and name the layers.
-
-        Returns:
-            list[str]: Those whose inputs differed in area as levels do.
-        """
+        """Stop, and return the layers whose inputs differed in area as levels do."""
         for handle in self._handles:
             handle.remove()
         return [
@@ -122,7 +116,7 @@ class LevelWatch:
 
 
 def describe_shared(names: list[str]) -> str:
-    """What :class:`LevelWatch` has found, and what to do."""
+    """Describe what :class:`LevelWatch` has found, and what to do."""
     return (
         f'{len(names)} batch norm layers, {names[0]} for one, normalize '
         'several pyramid levels in turn: evaluation uses an average of '
@@ -150,7 +144,7 @@ class NormCheckHook(Hook):
         self._checked = False
         self._watch: LevelWatch | None = None
         self._channels: ChannelWatch | None = None
-        self._starts: dict[str, Start] = {}
+        self._starts: dict[str, StartingLayer] = {}
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch=None
@@ -175,9 +169,8 @@ class NormCheckHook(Hook):
         ended.callback(self._watch.end)
         watch_next_step(runner.model, ended)
         if not runner.cfg.get('compile'):
-            model = runner.model
-            model = model.module if is_model_wrapper(model) else model
-            self._starts = starts(model, runner)
+            model = unwrap(runner.model)
+            self._starts = inspect_start(model, runner)
             # Which layers a ReLU follows is seen in the step.
             self._channels = ChannelWatch(model)
             watch_next_step(runner.model, self._channels)

@@ -1,4 +1,4 @@
-r"""The dead channels that a training starts with, and which it can recover.
+r"""Dead channels at the start of a training, and which of them it can recover.
 
 Without a gradient, an optimizer shrinks the learned shift beta of a channel by
 exp(-D). A channel of psBN reopens when beta rises above -alpha, so a training
@@ -34,7 +34,7 @@ ALPHA = 0.1  # That of psBN by default.
 KNOWN_SCHEDULERS = ('mmengine.optim.', 'mmdet.engine.schedulers.')
 
 
-class Start(NamedTuple):
+class StartingLayer(NamedTuple):
     """A norm layer before the first step of a training."""
 
     kind: str
@@ -55,16 +55,16 @@ class Start(NamedTuple):
         return self.alpha * math.exp(min(self.decay, 700.0))
 
 
-def starts(model: nn.Module, runner: Runner) -> dict[str, Start]:
+def inspect_start(model: nn.Module, runner: Runner) -> dict[str, StartingLayer]:
     """Judge the norm layers of a model by their parameters.
 
     Args:
-        model (nn.Module): Without a wrapper.
-        runner (Runner): That trains it.
+        model (nn.Module): A model without a wrapper.
+        runner (Runner): The runner that trains it.
 
     Returns:
-        dict: For each norm layer with gamma and shift, except those of which
-        this process holds only a part, as under FSDP.
+        dict: Each norm layer with gamma and shift, except those of which this
+        process holds only a part, as under FSDP.
     """
     decays = decay_of_schedule(runner)
     found = {}
@@ -75,7 +75,7 @@ def starts(model: nn.Module, runner: Runner) -> dict[str, Start]:
         alpha = (
             getattr(norm, 'alpha', ALPHA) if isinstance(norm, _BatchNorm) else math.nan
         )
-        found[name] = Start(
+        found[name] = StartingLayer(
             'psBN' if isinstance(norm, PostShift) else infer_abbr(type(norm)).upper(),
             alpha,
             decays.get(id(shift), 0.0),
@@ -86,13 +86,13 @@ def starts(model: nn.Module, runner: Runner) -> dict[str, Start]:
     return found
 
 
-def starting_table(layers: Iterable[Start]) -> list[list[str]]:
-    """Rows for each kind of norm layer, the first one a head.
+def starting_table(layers: Iterable[StartingLayer]) -> list[list[str]]:
+    """Make a table with a row for each kind of norm layer.
 
     Args:
-        layers (iterable[Start]): That a ReLU follows.
+        layers (iterable[StartingLayer]): Layers that a ReLU follows.
     """
-    kinds: dict[str, list[Start]] = {}
+    kinds: dict[str, list[StartingLayer]] = {}
     for layer in layers:
         kinds.setdefault(layer.kind + ' (frozen)' * layer.frozen, []).append(layer)
     rows = [['norm', 'layers', 'channels', 'dead', 'D', 'psBN recovers', 'of the dead']]
@@ -122,12 +122,12 @@ def starting_table(layers: Iterable[Start]) -> list[list[str]]:
     return rows
 
 
-def describe_start(layers: Sequence[Start], iterations: int) -> str:
+def describe_start(layers: Sequence[StartingLayer], iterations: int) -> str:
     """Explain what a training can recover, with :func:`starting_table`.
 
     Args:
-        layers (list[Start]): That a ReLU follows.
-        iterations (int): Of the training that begins.
+        layers (list[StartingLayer]): Layers that a ReLU follows.
+        iterations (int): The length of the training that begins.
     """
     text = (
         'Channels that are dead at the start of these '
@@ -160,7 +160,7 @@ def decay_of_schedule(runner: Runner) -> dict[int, float]:
     there.
 
     Args:
-        runner (Runner): That trains, or is about to.
+        runner (Runner): A runner that trains, or is about to.
 
     Returns:
         dict: D by the ``id`` of each parameter that an optimizer holds. It is
@@ -184,7 +184,7 @@ def decay_of_schedule(runner: Runner) -> dict[int, float]:
 
 
 def _decays(wrapper: OptimWrapper, schedulers: list, runner: Runner) -> list[float]:
-    """D of each parameter group of an optimizer."""
+    """Compute D of each parameter group of an optimizer."""
     groups = wrapper.param_groups
     schedulers = [
         scheduler
@@ -228,7 +228,7 @@ def _settings(index: int, group: dict, schedulers: list) -> str:
 def _sums(
     wrapper: OptimWrapper, groups: list[dict], schedulers: list, runner: Runner
 ) -> list[float]:
-    """Add up what the rest of the steps shrink, moving the schedulers."""
+    """Add up the shrinkage of the remaining steps, moving the schedulers."""
     end, every = runner.max_iters, getattr(wrapper, '_accumulative_counts', 1)
     # One epoch is the whole training in a loop by iterations.
     epoch = math.ceil(end / max(1, runner.max_epochs))
@@ -244,7 +244,7 @@ def _sums(
 
 
 def _rate(optimizer: torch.optim.Optimizer, group: dict) -> float:
-    """The share of a parameter without gradient that a step removes."""
+    """Return the share that a step removes from a parameter without gradient."""
     rate = float(group['lr']) * group.get('weight_decay', 0)
     if isinstance(optimizer, torch.optim.SGD):
         momentum = group['momentum']

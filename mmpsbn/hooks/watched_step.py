@@ -1,8 +1,14 @@
-"""Watching a training step, and nothing else."""
+"""Watching a single training step of a model."""
 
 from contextlib import AbstractContextManager
 
+from mmengine.model import is_model_wrapper
 from torch import nn
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return a model without its wrapper, such as DDP."""
+    return model.module if is_model_wrapper(model) else model
 
 
 def watch_next_step(model: nn.Module, watch: AbstractContextManager) -> None:
