@@ -3,7 +3,7 @@
     python -m benchmarks.finetuning [--quick]
 
 There are two tasks of tools/make_demo_data.py, the demo's, and half as many
-other scenes, seen at 128 x 128 in the place of 160 x 160. Each detector learns
+other scenes, seen at 128 x 128 instead of 160 x 160. Each detector learns
 the first with BN and goes on on the second with frozen BN, BN, psBN, GN and
 MimicNorm, at three learning rates, with three seeds. Then BN and psBN where
 filters may collapse: at a higher learning rate, and from scratch with norm
@@ -12,7 +12,7 @@ longer. Last, finetuning in parts of a batch, whose gradients are averaged
 before a step: what each of several processes with so few images sees. Every
 training belongs to a comparison as tools/compare_norms.py makes it.
 
-The same command goes on after an interruption and repeats nothing. It writes
+The same command resumes after an interruption and repeats nothing. It writes
 report.md with figures after each comparison, and into the folder of each
 comparison a report of its own.
 """

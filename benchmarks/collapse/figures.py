@@ -85,7 +85,7 @@ def _draw_fits(axis, fits, x) -> None:
     shown = (means > 0) & (means < 1)
     rates = -np.log1p(-means[shown])
     axis.plot(at[shown], rates, 'D', ms=5, color=COLORS[0], label='all seeds')
-    for fit, colour, style, which in zip(
+    for fit, color, style, which in zip(
         fits, COLORS[4:], ('-', '-.'), ('all', 'few died')
     ):
         if fit.law:
@@ -95,7 +95,7 @@ def _draw_fits(axis, fits, x) -> None:
                 line,
                 fit.law.factor * line**fit.law.exponent,
                 style,
-                color=colour,
+                color=color,
                 label=f'fit, {which}: {fit.law.exponent:.2f}',
             )
     if shown.any():
@@ -153,8 +153,8 @@ def draw_paths(rows, out: str) -> None:
         axis.set(xlabel='step', ylabel='dead channels, %', ylim=(0, None))
         axis.set_title('all seeds: mean and range', fontsize=9)
         handles = [
-            matplotlib.lines.Line2D([], [], color=colour, marker=marker, label=label)
-            for colour, marker, label in (
+            matplotlib.lines.Line2D([], [], color=color, marker=marker, label=label)
+            for color, marker, label in (
                 (ALIVE, '.', 'never dead'),
                 (BACK, 'o', 'dead, came back'),
                 (DEAD, 'x', 'dead at the end'),
@@ -176,9 +176,9 @@ def _draw_plane(axis, result) -> None:
         (dead.any(0) & ~dead[-1], BACK, 'o', 0.8),
         (dead[-1], DEAD, 'x', 0.8),
     )
-    for own, colour, marker, width in groups:
-        axis.plot(gamma[:, own], shift[:, own], color=colour, lw=width, alpha=0.7)
-        axis.plot(gamma[-1, own], shift[-1, own], marker, color=colour, ms=4, ls='')
+    for own, color, marker, width in groups:
+        axis.plot(gamma[:, own], shift[:, own], color=color, lw=width, alpha=0.7)
+        axis.plot(gamma[-1, own], shift[-1, own], marker, color=color, ms=4, ls='')
     axis.axhline(0, color='#808080', lw=0.6)
     axis.axvline(0, color='#808080', lw=0.6)
     axis.set(xlabel='gamma', ylabel='applied shift')

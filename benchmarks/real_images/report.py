@@ -154,17 +154,17 @@ def draw_differences(studies: dict[str, Sequence[Row]], out: Path) -> None:
         )
         for axis, (title, own) in zip(axes[:, 0], found.items()):
             for place, one in enumerate(own):
-                colour = COLORS[norms.index(one.row.norm) % len(COLORS)]
+                color = COLORS[norms.index(one.row.norm) % len(COLORS)]
                 axis.plot(
-                    [one.paired.low, one.paired.high], [place] * 2, color=colour, lw=2
+                    [one.paired.low, one.paired.high], [place] * 2, color=color, lw=2
                 )
                 axis.plot(
                     [one.paired.mean],
                     [place],
                     'o',
-                    color=colour,
+                    color=color,
                     ms=5,
-                    mfc=colour if one.significant else 'white',
+                    mfc=color if one.significant else 'white',
                 )
             axis.axvline(0, color='black', lw=0.8)
             lengths = len({one.row.length for one in own}) > 1

@@ -31,7 +31,7 @@ def draw_variants(
         measures (dict): For each row of panels its label, and the values of
             a variant's seeds.
         series_of (callable): The name of the line that a variant is on.
-        styles (dict): For each line its colour and marker.
+        styles (dict): For each line its color and marker.
         names (dict): Of settings, in words.
         out (str): The PNG to write.
         tick (callable): What is written at a value of ``x``.
@@ -88,24 +88,24 @@ def draw_series(
     axis,
     points: Sequence[tuple[float, list[float]]],
     label: str,
-    colour: str,
+    color: str,
     marker: str,
 ) -> None:
     """A line of means with the range and the values of the seeds."""
     points = [(place, values) for place, values in points if values]
     at = [place for place, _ in points]
-    axis.plot(at, [np.mean(values) for _, values in points], color=colour, label=label)
+    axis.plot(at, [np.mean(values) for _, values in points], color=color, label=label)
     axis.fill_between(
         at,
         [min(values) for _, values in points],
         [max(values) for _, values in points],
-        color=colour,
+        color=color,
         alpha=0.15,
         lw=0,
     )
     for place, values in points:
         axis.plot(
-            [place] * len(values), values, marker, color=colour, ms=3, alpha=0.6, mew=0
+            [place] * len(values), values, marker, color=color, ms=3, alpha=0.6, mew=0
         )
     axis.grid(lw=0.4)
 

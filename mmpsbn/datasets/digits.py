@@ -2,7 +2,7 @@
 
 Scenes are crops of scikit-learn's two sample photographs, with one to four
 of its 1797 handwritten digits (8 x 8 pixels, from the UCI optical recognition
-set) drawn over them in a colour, with a box and a class each. A digit and a
+set) drawn over them in a color, with a box and a class each. A digit and a
 strip of a photograph that serve in train2017 never serve in val2017.
 """
 
@@ -165,8 +165,8 @@ def _draw_digits(
         region = scene[y : y + height, x : x + width]
         # Bright on dark ground, dark on bright ground.
         low, high = (170, 256) if region.mean() < 128 else (0, 70)
-        colour = rng.integers(low, high, size=3)
+        color = rng.integers(low, high, size=3)
         mask = ink[..., None]
-        region[:] = (region * (1 - mask) + colour * mask).round()
+        region[:] = (region * (1 - mask) + color * mask).round()
         drawn.append(((x, y, width, height), labels[index]))
     return drawn

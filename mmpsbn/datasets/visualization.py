@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from mmdet.structures.bbox import bbox_overlaps
 from pycocotools.coco import COCO
 
-# Colours of Okabe and Ito, told apart by colour-blind readers as well.
+# Colors of Okabe and Ito, told apart by color-blind readers as well.
 TRUTH, RIGHT, WRONG = '#56B4E9', '#E69F00', '#CC79A7'
 
 
@@ -78,7 +78,7 @@ def draw_detections(
         figure.savefig(out, dpi=110)
 
 
-def _draw(axis, box, text: str, colour: str, solid: bool = True) -> None:
+def _draw(axis, box, text: str, color: str, solid: bool = True) -> None:
     x1, y1, x2, y2 = np.asarray(box, dtype=float)
     axis.add_patch(
         Rectangle(
@@ -86,7 +86,7 @@ def _draw(axis, box, text: str, colour: str, solid: bool = True) -> None:
             x2 - x1,
             y2 - y1,
             fill=False,
-            edgecolor=colour,
+            edgecolor=color,
             linewidth=1.5,
             linestyle='-' if solid else '--',
         )
@@ -99,5 +99,5 @@ def _draw(axis, box, text: str, colour: str, solid: bool = True) -> None:
         color='black',
         fontsize=8,
         clip_on=True,
-        bbox=dict(facecolor=colour, edgecolor='none', pad=1),
+        bbox=dict(facecolor=color, edgecolor='none', pad=1),
     )

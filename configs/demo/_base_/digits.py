@@ -1,5 +1,5 @@
 # The demo's data and schedule. MMDET_DATASETS=FOLDER puts another data set of
-# COCO2017's layout in the place of the digits, with the classes it has.
+# COCO2017's layout instead of the digits, with its own classes.
 _base_ = [
     'mmdet::_base_/datasets/coco_detection.py',
     'mmdet::_base_/schedules/schedule_1x.py',
