@@ -6,3 +6,5 @@ The tools import it before MMDetection, so a missing package ends in a message.
 from mmpsbn.stack import check_detection
 
 check_detection()
+
+__all__: list[str] = []
