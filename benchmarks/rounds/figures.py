@@ -26,78 +26,91 @@ METHOD_COLORS = dict(
 )
 
 
-def draw_rounds(series, decay: float, window: int, out: Path) -> bool:
+def draw_rounds(
+    series,
+    settings: Sequence,
+    window: int,
+    out: Path,
+    methods: Sequence[str] = tuple(METHOD_COLORS),
+) -> bool:
     """Draw the measures over the rounds, averaged over windows of rounds.
 
     Bands are 95 % confidence intervals of the mean over seeds.
 
     Args:
         series (Series): The rounds of a study.
-        decay (float): The weight decay. Each learning rate is a column.
+        settings (list[Setting]): Each one is a column. The measures of a
+            single one are in a row.
         window (int): The number of rounds of a window.
         out (Path): The PNG to write.
+        methods (list[str]): The methods to draw. Defaults to all.
 
     Returns:
         bool: Whether there was anything to draw.
     """
-    settings = [
-        setting
-        for setting in series.study.methods
-        if setting.weight_decay == decay and series.methods(setting)
-    ]
+    settings = [setting for setting in settings if series.methods(setting)]
     ends = range(window, series.end + 1, window)
     if not settings or not ends:
         return False
+    shape = (len(PANELS), len(settings))
+    in_row = len(settings) == 1
+    size = (9, 3) if in_row else (1.6 + 2.6 * len(settings), 6.2)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.6 + 2.6 * len(settings), 6.2), layout='constrained')
-        axes = figure.subplots(
-            len(PANELS), len(settings), sharex=True, sharey='row', squeeze=False
-        )
+        figure = Figure(figsize=size, layout='constrained')
+        axes = figure.subplots(*(shape[::-1] if in_row else shape), squeeze=False)
+        axes = axes.T if in_row else axes
         handles = {}
         for column, setting in zip(axes.T, settings):
-            column[0].set_title(f'learning rate {setting.lr:g}', fontsize=9)
-            column[0].axhline(0, color=METHOD_COLORS[SCRATCH], lw=0.8)
-            column[-1].set_xlabel('round')
-            for axis, measure in zip(column, PANELS):
+            for axis, (measure, label) in zip(column, PANELS.items()):
                 axis.grid(lw=0.4)
-                for method in series.methods(setting):
-                    relative = measure == 'accuracy'
-                    if relative and method == SCRATCH:
-                        continue
-                    values = [
-                        (100 if measure == 'dead' else 1)
-                        * np.array(
-                            series.window(
-                                setting,
-                                method,
-                                measure,
-                                end,
-                                SCRATCH if relative else None,
-                            )
-                        )
-                        for end in ends
-                    ]
-                    handles[method] = _line(axis, ends, values, METHOD_COLORS[method])
-        for axis, label in zip(axes[:, 0], PANELS.values()):
-            axis.set_ylabel(label)
+                for method in methods:
+                    lines = _values(series, setting, method, measure, ends)
+                    if any(map(len, lines)):
+                        color = METHOD_COLORS[method]
+                        handles[method] = _line(axis, ends, lines, color)
+                if in_row or column is axes.T[0]:
+                    axis.set_ylabel(label)
+                if in_row or measure == list(PANELS)[-1]:
+                    axis.set_xlabel('round')
+            column[0].axhline(0, color=METHOD_COLORS[SCRATCH], lw=0.8)
+            if not in_row:
+                column[0].set_title(f'learning rate {setting.lr:g}', fontsize=9)
+        for row, limits in zip(axes, (None, (0, 100), (0, None))):
+            for axis in row:
+                axis.set_xlim(0, series.end)
+                axis.sharey(row[0]) if axis is not row[0] else None
+                axis.set_ylim(limits)
         names = [method for method in METHOD_COLORS if method in handles]
         figure.legend(
             [handles[method] for method in names],
             ['from scratch' if method == SCRATCH else method for method in names],
             loc='outside lower center',
-            ncols=4,
+            ncols=len(names) if in_row else 4,
             frameon=False,
         )
         figure.savefig(out, dpi=150)
     return True
 
 
+def _values(series, setting, method, measure, ends) -> list[np.ndarray]:
+    """Return the values of all seeds at the end of each window."""
+    baseline = SCRATCH if measure == 'accuracy' else None
+    if method == baseline or method not in series.methods(setting):
+        return []
+    factor = 100 if measure == 'dead' else 1
+    return [
+        factor * np.array(series.window(setting, method, measure, end, baseline))
+        for end in ends
+    ]
+
+
 def _line(axis, ends, values, color):
     shown = [(end, own) for end, own in zip(ends, values) if len(own)]
     at = [end for end, _ in shown]
     mean = np.array([own.mean() for _, own in shown])
-    half = np.array([margin(own) if len(own) > 1 else 0 for _, own in shown])
-    axis.fill_between(at, mean - half, mean + half, color=color, alpha=0.15, lw=0)
+    if all(len(own) > 1 for _, own in shown):
+        half = np.array([margin(own) for _, own in shown])
+        axis.fill_between(at, mean - half, mean + half, color=color, alpha=0.15, lw=0)
     return axis.plot(at, mean, '.-', color=color, lw=1.4, ms=4)[0]
 
 

@@ -14,7 +14,7 @@ from mmpsbn.files import write_atomically
 from .figures import draw_recoveries, draw_rounds
 from .recovery import COLLAPSED, Death
 from .results import Results
-from .studies import METHODS, ROUNDS, SCRATCH, SEEDS, Run, Setting
+from .studies import HIGHEST, METHODS, NORMS, ROUNDS, SCRATCH, SEEDS, Run, Setting
 
 BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
 AT, WINDOW = (10, 50, 100, 150), 10
@@ -132,9 +132,16 @@ def _section(results: Results, folder: Path) -> str:
     found = comparisons(series)
     if found:
         parts += [verdict(found) + '\n', _differences(found) + '\n']
+    figure = f'{name}.png'
+    if draw_rounds(series, [HIGHEST], WINDOW, folder / figure, (*NORMS, SCRATCH)):
+        parts.append(
+            '![Accuracy, dead channels and effective rank of BN and psBN over the '
+            f'rounds, learning rate {HIGHEST.lr:g}]({figure})\n'
+        )
     for decay in dict.fromkeys(setting.weight_decay for setting in study.methods):
         figure = f'{name}-{decay:g}.png'
-        if draw_rounds(series, decay, WINDOW, folder / figure):
+        settings = [own for own in study.methods if own.weight_decay == decay]
+        if draw_rounds(series, settings, WINDOW, folder / figure):
             parts.append(
                 f'![Accuracy, dead channels and effective rank over '
                 f'the rounds, weight decay {decay:g}]({figure})\n'
