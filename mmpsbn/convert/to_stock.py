@@ -74,8 +74,8 @@ def fuse(
     for name, module in stock.named_modules():
         if (
             not isinstance(module, ConvModule)
-            or not module.replace_norm
-            or fused.get_submodule(name).replace_norm
+            or not module.with_norm
+            or fused.get_submodule(name).with_norm
         ):
             continue
         norm = f'{name}.{module.norm_name}.'
