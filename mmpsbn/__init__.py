@@ -17,8 +17,8 @@ if is_installed('mmengine', 'mmcv'):
     from . import registry  # noqa: F401
 
     if is_installed('mmdet'):
-        from . import hooks, models  # noqa: F401
+        from . import datasets, hooks, models  # noqa: F401
         from .checkpoints.reading import allow_mmengine_checkpoints
 
         allow_mmengine_checkpoints()
-        __all__ += ['hooks', 'models']
+        __all__ += ['datasets', 'hooks', 'models']
