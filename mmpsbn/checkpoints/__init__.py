@@ -1,1 +1,1 @@
-"""Checkpoints: read without running code, compared with models, written whole."""
+"""Checkpoints that are read without running code and written atomically."""
