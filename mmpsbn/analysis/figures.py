@@ -14,15 +14,15 @@ from mmpsbn.analysis.style import COLORS, STYLE
 
 
 def draw_layers(results: dict[str, list[Layer]], out: str) -> None:
-    """The share of dead channels of each layer, as bars.
+    """Draw the share of dead channels in each layer as bars.
 
-    Nothing is drawn if no layer was judged in any checkpoint.
+    The function writes no file if no layer was judged in any checkpoint.
 
     Args:
-        results (dict): For each checkpoint its layers.
-        out (str): The PNG to write.
+        results (dict[str, list[Layer]]): The layers of each checkpoint.
+        out (str): The PNG file.
     """
-    # A mask head, for example, is judged only where something was detected.
+    # A mask head, for example, is judged only if it has detections.
     judged = {
         layer.name: layer
         for layers in results.values()
@@ -63,13 +63,16 @@ def draw_layers(results: dict[str, list[Layer]], out: str) -> None:
 
 
 def draw_plane(layers: Sequence[Layer], title: str, out: str) -> None:
-    """Every channel by its gamma and applied shift, over the dead region.
+    """Draw each channel as a point at its gamma and its applied shift.
+
+    The figure also has the region in which the parameters are those of dead
+    channels. The function writes no file if it has no channel to draw.
 
     Args:
-        layers (list[Layer]): Of a checkpoint; those that a ReLU follows
-            without a sum before it are drawn.
-        title (str): Of the figure.
-        out (str): The PNG to write.
+        layers (list[Layer]): The layers of a checkpoint. Those that a ReLU
+            follows without a sum in between are drawn.
+        title (str): The title of the figure.
+        out (str): The PNG file.
     """
     points = [
         (gamma, shift, channel in set(layer.dead))
@@ -96,7 +99,7 @@ def draw_plane(layers: Sequence[Layer], title: str, out: str) -> None:
             lw=0,
             label=f'P(y > 0) < {LEAST_PROBABILITY:.0e}',
         )
-        for mask, colour, marker, label in (
+        for mask, color, marker, label in (
             (~dead, COLORS[0], 'o', 'alive'),
             (dead, COLORS[5], 'x', 'dead on the images'),
         ):
@@ -104,7 +107,7 @@ def draw_plane(layers: Sequence[Layer], title: str, out: str) -> None:
                 gamma[mask],
                 shift[mask],
                 s=12,
-                c=colour,
+                c=color,
                 marker=marker,
                 alpha=0.7,
                 lw=0.8,
@@ -122,13 +125,13 @@ def draw_plane(layers: Sequence[Layer], title: str, out: str) -> None:
 def draw_history(
     iterations: Sequence[int], shares: Sequence[dict[str, float]], out: str
 ) -> None:
-    """The shares of dead channels of a training run, by stage.
+    """Draw the shares of dead channels in the stages during a training.
 
     Args:
-        iterations (list[int]): Of the measurements.
-        shares (list[dict]): For each, what
-            :func:`mmpsbn.hooks.filter_collapse_hook.shares` gives.
-        out (str): The PNG to write.
+        iterations (list[int]): The iteration of each measurement.
+        shares (list[dict[str, float]]): For each measurement, the result of
+            :func:`mmpsbn.hooks.filter_collapse_hook.shares`.
+        out (str): The PNG file.
     """
     names = list(dict.fromkeys(name for line in shares for name in line))
     with matplotlib.rc_context(STYLE):
@@ -157,13 +160,15 @@ def draw_rounds(
     histories: dict[int, Sequence[tuple[float, float]]],
     out: str,
 ) -> None:
-    """The shares of dead, newly dead and recovered channels by round.
+    """Draw the shares of dead, newly dead and recovered channels by round.
 
     Args:
-        by (dict): For each judge what :func:`~.rounds.changes` returns.
-        histories (dict): For rounds, counted from 1, what was measured while
-            they trained: points of a part of the round and a share.
-        out (str): The PNG to write.
+        by (dict[str, list[Change]]): For each judge, the result of
+            :func:`~.rounds.changes`.
+        histories (dict[int, list[tuple[float, float]]]): The measurements
+            during the training of rounds, which are counted from 1. Each is
+            the completed part of the round and the share of dead channels.
+        out (str): The PNG file.
     """
     titles = {
         PARAMETERS: f'by parameters, P(y > 0) < {LEAST_PROBABILITY:.0e}',
@@ -175,7 +180,7 @@ def draw_rounds(
         for axis, (judge, judged) in zip(axes, by.items()):
             number = np.arange(len(judged)) + 1
 
-            def percent(values):
+            def percent(values: Sequence[int | None]) -> list[float]:
                 return [
                     100 * (value or 0) / max(1, change.channels)
                     for value, change in zip(values, judged)

@@ -1,6 +1,6 @@
-"""TODO analysis.style"""
+"""The colors and settings that all figures share."""
 
-# Colours of Okabe and Ito, told apart by colour-blind readers as well.
+# The colors of Okabe and Ito, which color-blind readers can distinguish.
 COLORS = (
     '#0072B2',
     '#E69F00',
