@@ -96,8 +96,8 @@ class ChannelWatch(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.layers = dict(norm_layers(model))
-        self._alive: dict[str, Tensor] = {}
-        self._after_sum: dict[str, bool] = {}
+        #: The outputs of each norm layer that a ReLU followed.
+        self.outputs: dict[str, Outputs] = {}
         self._origins = WeakIdKeyDictionary()
         self._handles: list[RemovableHandle] = []
 
@@ -118,21 +118,14 @@ class ChannelWatch(TorchFunctionMode):
         name = getattr(func, '__name__', '')
         origin = None
         if name in RELUS or (name in CLIPS and _from_zero(args, kwargs)):
-            origin = self._origins.pop(_first(args, kwargs), None)
+            input = args[0] if args else kwargs.get('input')
+            origin = self._origins.pop(input, None)
         result = func(*args, **kwargs)
         if origin is not None:
             self._note(origin, result)
         elif name in SUMS:
             self._add([*args, *kwargs.values()], result)
         return result
-
-    @property
-    def outputs(self) -> dict[str, Outputs]:
-        """The outputs of each norm layer that a ReLU followed."""
-        return {
-            name: Outputs(~alive, self._after_sum[name])
-            for name, alive in self._alive.items()
-        }
 
     def _listener(self, name: str):
 
@@ -157,9 +150,10 @@ class ChannelWatch(TorchFunctionMode):
     def _note(self, origin: Origin, output: Tensor) -> None:
         if not output.numel():
             return
-        alive = (output.detach() > 0).transpose(0, 1).flatten(1).any(1)
-        self._alive[origin.layer] = self._alive.get(origin.layer, alive) | alive
-        self._after_sum[origin.layer] = origin.summed
+        dead = ~(output.detach() > 0).transpose(0, 1).flatten(1).any(1)
+        if origin.layer in self.outputs:
+            dead &= self.outputs[origin.layer].dead
+        self.outputs[origin.layer] = Outputs(dead, origin.summed)
 
 
 def positive_probability(norm: nn.Module) -> Tensor | None:
@@ -197,10 +191,6 @@ def gamma_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     if gamma is None or shift is None:
         gamma = shift = torch.empty(0)
     return gamma.detach().double(), torch.as_tensor(shift).detach().double()
-
-
-def _first(args, kwargs):
-    return args[0] if args else kwargs.get('input')
 
 
 def _from_zero(args, kwargs) -> bool:

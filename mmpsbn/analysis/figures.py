@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from scipy.stats import norm as normal
 
 from mmpsbn.analysis.collapse import LEAST_PROBABILITY
 from mmpsbn.analysis.report import Layer, dead_shares
 from mmpsbn.analysis.rounds import IMAGES, PARAMETERS, Change
-from mmpsbn.analysis.style import COLORS, STYLE
+from mmpsbn.analysis.style import COLORS, figure_file
 
 
 def draw_layers(results: dict[str, list[Layer]], out: str) -> None:
@@ -34,10 +32,7 @@ def draw_layers(results: dict[str, list[Layer]], out: str) -> None:
     ]
     if not names:
         return
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(
-            figsize=(6.5, 1.2 + 0.14 * len(names) * len(results)), layout='constrained'
-        )
+    with figure_file(out, 6.5, 1.2 + 0.14 * len(names) * len(results)) as figure:
         axis = figure.subplots()
         height = 0.8 / len(results)
         for index, (checkpoint, layers) in enumerate(results.items()):
@@ -59,7 +54,6 @@ def draw_layers(results: dict[str, list[Layer]], out: str) -> None:
         axis.set_xlim(0, max(1, 105 * top))
         axis.set_xlabel('dead channels, % of the layer')
         figure.legend(loc='outside upper left', frameon=False, fontsize=8)
-        figure.savefig(out, dpi=150)
 
 
 def draw_plane(layers: Sequence[Layer], title: str, out: str) -> None:
@@ -83,8 +77,7 @@ def draw_plane(layers: Sequence[Layer], title: str, out: str) -> None:
     if not points:
         return
     gamma, shift, dead = map(np.array, zip(*points))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.5, 4), layout='constrained')
+    with figure_file(out, 5.5, 4) as figure:
         axis = figure.subplots()
         x_limit = 1.1 * max(1e-3, abs(gamma).max())
         low, high = min(0, shift.min()), max(0, shift.max())
@@ -119,7 +112,6 @@ def draw_plane(layers: Sequence[Layer], title: str, out: str) -> None:
         axis.set_ylim(low - margin, high + margin)
         axis.set(xlabel='gamma', ylabel='applied shift', title=title)
         figure.legend(loc='outside lower center', ncols=3, frameon=False)
-        figure.savefig(out, dpi=150)
 
 
 def draw_history(
@@ -134,8 +126,7 @@ def draw_history(
         out (str): The PNG file.
     """
     names = list(dict.fromkeys(name for line in shares for name in line))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6, 3.4), layout='constrained')
+    with figure_file(out, 6, 3.4) as figure:
         axis = figure.subplots()
         for index, name in enumerate(names):
             axis.plot(
@@ -152,7 +143,6 @@ def draw_history(
         axis.set(xlabel='iteration', ylabel='dead channels, %')
         axis.set_ylim(bottom=0)
         figure.legend(loc='outside right upper', frameon=False, fontsize=8)
-        figure.savefig(out, dpi=150)
 
 
 def draw_rounds(
@@ -174,8 +164,7 @@ def draw_rounds(
         PARAMETERS: f'by parameters, P(y > 0) < {LEAST_PROBABILITY:.0e}',
         IMAGES: 'on the images',
     }
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.6 * len(by) + 0.6, 3.4), layout='constrained')
+    with figure_file(out, 3.6 * len(by) + 0.6, 3.4) as figure:
         axes = figure.subplots(1, len(by), sharey=True, squeeze=False)[0]
         for axis, (judge, judged) in zip(axes, by.items()):
             number = np.arange(len(judged)) + 1
@@ -225,4 +214,3 @@ def draw_rounds(
             ncols=4,
             frameon=False,
         )
-        figure.savefig(out, dpi=150)

@@ -99,34 +99,24 @@ def write(results: dict[str, list[Layer]], images: int, out: str) -> None:
         images (int): The number of images on which channels were judged.
         out (str): The folder of the files.
     """
-    with open(osp.join(out, 'collapse.csv'), 'w', newline='') as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            [
-                'checkpoint',
-                'layer',
-                'channels',
-                'judged',
-                'after_sum',
-                'dead',
-                'rarely_positive',
-                'small_gamma',
-            ]
+    rows = [
+        dict(
+            checkpoint=checkpoint,
+            layer=layer.name,
+            channels=layer.channels,
+            judged=int(layer.judged),
+            after_sum=int(layer.after_sum),
+            dead=len(layer.dead) if images else '',
+            rarely_positive=len(layer.rarely_positive),
+            small_gamma=len(layer.small_gamma),
         )
-        for checkpoint, layers in results.items():
-            for layer in layers:
-                writer.writerow(
-                    [
-                        checkpoint,
-                        layer.name,
-                        layer.channels,
-                        int(layer.judged),
-                        int(layer.after_sum),
-                        len(layer.dead) if images else '',
-                        len(layer.rarely_positive),
-                        len(layer.small_gamma),
-                    ]
-                )
+        for checkpoint, layers in results.items()
+        for layer in layers
+    ]
+    with open(osp.join(out, 'collapse.csv'), 'w', newline='') as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
     content = dict(
         images=images,
         least_probability=LEAST_PROBABILITY,
