@@ -197,7 +197,7 @@ class MimicConv(StepAware, SelfInitializedConv2d):
             device=device,
             dtype=dtype,
         )
-        # TorchScript would take a declaration in the class body for the type.
+        # TorchScript would read a declaration in the class body (test_torchscript).
         self.scale: nn.Parameter | None
         self.register_parameter('scale', None)
         self.centered = center and groups == 1
