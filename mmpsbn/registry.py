@@ -1,9 +1,11 @@
-"""The package's registries: scope ``mmpsbn``, below MMEngine's roots.
+"""The package's registries, children of MMEngine's with the scope ``mmpsbn``.
 
-What is registered here is registered in the root as well, so that a config
-finds it from every scope (``type='psBN'`` under MMDetection's, MMCV's or
-MMEngine's default scope) and by its full name (``type='mmpsbn.psBN'``).
+Modules are registered here and in the parent. A config therefore finds them
+from every scope (``type='psBN'`` under MMDetection's, MMCV's or MMEngine's
+default scope) and by their full names (``type='mmpsbn.psBN'``).
 """
+
+from functools import partial
 
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -13,11 +15,13 @@ from mmpsbn import layers
 
 
 class RootedRegistry(Registry):
-    """A registry whose modules are found from its parent's scope too."""
+    """A registry whose modules are registered in its parent, too."""
 
-    def _register_module(self, module, module_name=None, force=False):
-        super()._register_module(module, module_name, force)
-        self.parent._register_module(module, module_name, force)
+    def register_module(self, name=None, force=False, module=None):
+        if module is None:  # It is called as a decorator.
+            return partial(self.register_module, name, force)
+        self.parent.register_module(name, force, module)
+        return super().register_module(name, force, module)
 
 
 MODELS = RootedRegistry(

@@ -3,6 +3,8 @@
 import copy
 import pickle
 import weakref
+from collections import OrderedDict
+from functools import cache
 
 import pytest
 import torch
@@ -28,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmpsbn.analysis import saved_bytes
 from mmpsbn.errors import InputError
-from mmpsbn.layers import BRANCH_ENDS, BranchEnd, MimicConv, MimicNorm
+from mmpsbn.layers import BRANCH_ENDS, BranchEnd, MimicConv, MimicNorm, mimic_norm
 
 MIMIC = dict(conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
 
@@ -451,6 +453,32 @@ def test_scalars_of_a_block_of_ones_own():
     assert blocks[1].last.scale.item() == pytest.approx(1.2**2 / 2)
 
 
+@pytest.mark.parametrize('first', [MimicConv, MimicNorm])
+def test_no_module_is_looked_at_before_the_first_of_mimicnorm(first, monkeypatch):
+    """The first one may be anywhere, here at the start of a block."""
+    hooks = OrderedDict()
+    monkeypatch.setattr(nn.modules.module, '_global_module_registration_hooks', hooks)
+    monkeypatch.setattr(
+        mimic_norm,
+        'watch_registrations',
+        cache(mimic_norm.watch_registrations.__wrapped__),
+    )
+    ResNet(18, base_channels=8)
+    assert not hooks
+    block = nn.Module()
+    if first is MimicConv:
+        block.conv1 = MimicConv(4, 4, 3)
+        wrong = nn.BatchNorm2d(4)
+    else:
+        block.conv1 = nn.Conv2d(4, 4, 3)
+        wrong = MimicNorm(4)
+    with pytest.raises(InputError, match='set norm_cfg|add conv_cfg'):
+        block.bn1 = wrong
+    scales = [conv.start for conv in mimic_convs(resnet()) if conv.branch]
+    assert scales == [pytest.approx(1.2**2 / number) for number in range(1, 9)]
+    assert len(hooks) == 1
+
+
 def test_a_block_that_ends_otherwise_registers_as_ever():
     """A subclass of a known block, in a model without MimicNorm."""
 
@@ -670,6 +698,14 @@ def test_compiles_without_graph_breaks(training):
         twin(x).sum().backward()
         torch.testing.assert_close(conv.weight.grad, twin.weight.grad)
         torch.testing.assert_close(conv.weight, twin.weight)
+
+
+@pytest.mark.parametrize('scale', [None, 0.5])
+def test_torchscript(scale):
+    conv, x = MimicConv(3, 4, 3).eval(), torch.randn(2, 3, 8, 8)
+    if scale:
+        conv.set_scale(scale)
+    assert torch.equal(torch.jit.script(conv)(x), conv(x))
 
 
 def test_channels_last():

@@ -1,4 +1,4 @@
-"""Collapsed channels of a detector: its checkpoint, judged on images."""
+"""Collapsed channels in the checkpoint of a detector."""
 
 from collections.abc import Sequence
 
@@ -25,38 +25,42 @@ from mmpsbn.detectors.outputs import BatchRunner
 from mmpsbn.errors import InputError
 
 BATCH = 4
-NOISE = 256  # Pixels of a side.
+NOISE = 256  # The height and width of an image of noise.
 
 
 def analyze(cfg: Config, checkpoint: Checkpoint, images: Sequence[str]) -> list[Layer]:
-    """Look for collapsed channels in a checkpoint.
+    """Find collapsed channels in a checkpoint.
 
     Args:
         cfg (Config): The config of the model.
-        checkpoint (Checkpoint): Its weights, or those of its backbone. In the
-            second case, only the backbone is analyzed.
-        images (list[str]): Files of the images that decide what is dead.
-            Without any, only the parameters are judged, and an image of
+        checkpoint (Checkpoint): The weights of the model, or those of its
+            backbone. In the second case, only the backbone is analyzed.
+        images (list[str]): Files of the images on which channels are judged.
+            Without images, only the parameters are judged, and an image of
             noise shows which norm layers a ReLU follows.
+
+    Returns:
+        list[Layer]: The norm layers of the model.
 
     Raises:
         InputError: If the checkpoint does not fit, if the model has no norm
             layer, or if it cannot be run.
     """
     detector = model = build_model(cfg)
-    backbone = checkpoint.backbone
-    if backbone is None or not hasattr(detector, 'backbone'):
+    weights = checkpoint.backbone
+    if weights is None or not hasattr(detector, 'backbone'):
         load_weights(detector, checkpoint)
     else:
-        load_weights(detector.backbone, backbone)
-        # The names of its layers are those in the detector.
-        model = nn.ModuleDict(dict(backbone=detector.backbone))
+        backbone = detector.get_submodule('backbone')
+        load_weights(backbone, weights)
+        # The layers keep the names that they have in the detector.
+        model = nn.ModuleDict(dict(backbone=backbone))
     watch = ChannelWatch(model)
     if not watch.layers:
         raise InputError(
-            'the model of the config has no norm layer (BN, '
-            'psBN, GN or MimicNorm), so that no channel can '
-            'collapse behind one.'
+            'the model of the config has no norm layer (BN, psBN, GN or '
+            'MimicNorm), so no channel can collapse. Choose the config of a '
+            'model with norm layers.'
         )
     for start in range(0, len(images) or 1, BATCH):
         run = BatchRunner(
@@ -68,21 +72,20 @@ def analyze(cfg: Config, checkpoint: Checkpoint, images: Sequence[str]) -> list[
             if model is detector:
                 run.detections(detector)
             else:
-                run(detector.backbone)
+                run(detector.get_submodule('backbone'))
     outputs = watch.outputs
     if not images:
         outputs = {
-            name: Outputs(torch.zeros_like(seen.dead), seen.after_sum)
+            name: seen._replace(dead=torch.zeros_like(seen.dead))
             for name, seen in outputs.items()
         }
     return [
-        _layer(layer_name, layer, outputs.get(layer_name))
-        for layer_name, layer in watch.layers.items()
+        _layer(name, layer, outputs.get(name)) for name, layer in watch.layers.items()
     ]
 
 
 def _noise(detector: nn.Module) -> dict:
-    """A batch of one image, as a data preprocessor returns it."""
+    """Return a batch with one image of noise from the data preprocessor."""
     pixels = torch.randint(
         256, (3, NOISE, NOISE), generator=torch.Generator().manual_seed(0)
     )
@@ -92,28 +95,26 @@ def _noise(detector: nn.Module) -> dict:
             img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0), img_id=0
         )
     )
-    return detector.data_preprocessor(
+    return detector.get_submodule('data_preprocessor')(
         dict(inputs=[pixels.byte()], data_samples=[sample]), False
     )
 
 
-def _layer(name: str, norm: nn.Module, seen) -> Layer:
+def _layer(name: str, norm: nn.Module, seen: Outputs | None) -> Layer:
     gamma, shift = gamma_and_shift(norm)
     probability = positive_probability(norm)
-    small, rarely = [], []
-    if gamma is not None:
-        small = _where(gamma.abs() < LEAST_GAMMA)
-        rarely = _where(probability < LEAST_PROBABILITY)
     return Layer(
         name,
         channels_of(norm),
-        _where(seen.dead) if seen else [],
-        seen is not None,
-        bool(seen and seen.after_sum),
-        rarely,
-        small,
-        [] if gamma is None else gamma.tolist(),
-        [] if shift is None else shift.tolist(),
+        dead=_where(seen.dead) if seen else [],
+        judged=seen is not None,
+        after_sum=seen is not None and seen.after_sum,
+        rarely_positive=(
+            [] if probability is None else _where(probability < LEAST_PROBABILITY)
+        ),
+        small_gamma=_where(gamma.abs() < LEAST_GAMMA),
+        gamma=gamma.tolist(),
+        shift=shift.tolist(),
     )
 
 

@@ -2,27 +2,25 @@
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from scipy.stats import norm as normal
 
 from mmpsbn.analysis.collapse import LEAST_PROBABILITY
 from mmpsbn.analysis.report import Layer, dead_shares
 from mmpsbn.analysis.rounds import IMAGES, PARAMETERS, Change
-from mmpsbn.analysis.style import COLORS, STYLE
+from mmpsbn.analysis.style import COLORS, figure_file
 
 
 def draw_layers(results: dict[str, list[Layer]], out: str) -> None:
-    """The share of dead channels of each layer, as bars.
+    """Draw the share of dead channels in each layer as bars.
 
-    Nothing is drawn if no layer was judged in any checkpoint.
+    The function writes no file if no layer was judged in any checkpoint.
 
     Args:
-        results (dict): For each checkpoint its layers.
-        out (str): The PNG to write.
+        results (dict[str, list[Layer]]): The layers of each checkpoint.
+        out (str): The PNG file.
     """
-    # A mask head, for example, is judged only where something was detected.
+    # A mask head, for example, is judged only if it has detections.
     judged = {
         layer.name: layer
         for layers in results.values()
@@ -34,10 +32,7 @@ def draw_layers(results: dict[str, list[Layer]], out: str) -> None:
     ]
     if not names:
         return
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(
-            figsize=(6.5, 1.2 + 0.14 * len(names) * len(results)), layout='constrained'
-        )
+    with figure_file(out, 6.5, 1.2 + 0.14 * len(names) * len(results)) as figure:
         axis = figure.subplots()
         height = 0.8 / len(results)
         for index, (checkpoint, layers) in enumerate(results.items()):
@@ -59,17 +54,19 @@ def draw_layers(results: dict[str, list[Layer]], out: str) -> None:
         axis.set_xlim(0, max(1, 105 * top))
         axis.set_xlabel('dead channels, % of the layer')
         figure.legend(loc='outside upper left', frameon=False, fontsize=8)
-        figure.savefig(out, dpi=150)
 
 
 def draw_plane(layers: Sequence[Layer], title: str, out: str) -> None:
-    """Every channel by its gamma and applied shift, over the dead region.
+    """Draw each channel as a point at its gamma and its applied shift.
+
+    The figure also has the region in which the parameters are those of dead
+    channels. The function writes no file if it has no channel to draw.
 
     Args:
-        layers (list[Layer]): Of a checkpoint; those that a ReLU follows
-            without a sum before it are drawn.
-        title (str): Of the figure.
-        out (str): The PNG to write.
+        layers (list[Layer]): The layers of a checkpoint. Those that a ReLU
+            follows without a sum in between are drawn.
+        title (str): The title of the figure.
+        out (str): The PNG file.
     """
     points = [
         (gamma, shift, channel in set(layer.dead))
@@ -80,8 +77,7 @@ def draw_plane(layers: Sequence[Layer], title: str, out: str) -> None:
     if not points:
         return
     gamma, shift, dead = map(np.array, zip(*points))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.5, 4), layout='constrained')
+    with figure_file(out, 5.5, 4) as figure:
         axis = figure.subplots()
         x_limit = 1.1 * max(1e-3, abs(gamma).max())
         low, high = min(0, shift.min()), max(0, shift.max())
@@ -96,7 +92,7 @@ def draw_plane(layers: Sequence[Layer], title: str, out: str) -> None:
             lw=0,
             label=f'P(y > 0) < {LEAST_PROBABILITY:.0e}',
         )
-        for mask, colour, marker, label in (
+        for mask, color, marker, label in (
             (~dead, COLORS[0], 'o', 'alive'),
             (dead, COLORS[5], 'x', 'dead on the images'),
         ):
@@ -104,7 +100,7 @@ def draw_plane(layers: Sequence[Layer], title: str, out: str) -> None:
                 gamma[mask],
                 shift[mask],
                 s=12,
-                c=colour,
+                c=color,
                 marker=marker,
                 alpha=0.7,
                 lw=0.8,
@@ -116,23 +112,21 @@ def draw_plane(layers: Sequence[Layer], title: str, out: str) -> None:
         axis.set_ylim(low - margin, high + margin)
         axis.set(xlabel='gamma', ylabel='applied shift', title=title)
         figure.legend(loc='outside lower center', ncols=3, frameon=False)
-        figure.savefig(out, dpi=150)
 
 
 def draw_history(
     iterations: Sequence[int], shares: Sequence[dict[str, float]], out: str
 ) -> None:
-    """The shares of dead channels of a training run, by stage.
+    """Draw the shares of dead channels in the stages during a training.
 
     Args:
-        iterations (list[int]): Of the measurements.
-        shares (list[dict]): For each, what
-            :func:`mmpsbn.hooks.filter_collapse_hook.shares` gives.
-        out (str): The PNG to write.
+        iterations (list[int]): The iteration of each measurement.
+        shares (list[dict[str, float]]): For each measurement, the result of
+            :func:`mmpsbn.hooks.filter_collapse_hook.shares`.
+        out (str): The PNG file.
     """
     names = list(dict.fromkeys(name for line in shares for name in line))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6, 3.4), layout='constrained')
+    with figure_file(out, 6, 3.4) as figure:
         axis = figure.subplots()
         for index, name in enumerate(names):
             axis.plot(
@@ -149,7 +143,6 @@ def draw_history(
         axis.set(xlabel='iteration', ylabel='dead channels, %')
         axis.set_ylim(bottom=0)
         figure.legend(loc='outside right upper', frameon=False, fontsize=8)
-        figure.savefig(out, dpi=150)
 
 
 def draw_rounds(
@@ -157,25 +150,26 @@ def draw_rounds(
     histories: dict[int, Sequence[tuple[float, float]]],
     out: str,
 ) -> None:
-    """The shares of dead, newly dead and recovered channels by round.
+    """Draw the shares of dead, newly dead and recovered channels by round.
 
     Args:
-        by (dict): For each judge what :func:`~.rounds.changes` returns.
-        histories (dict): For rounds, counted from 1, what was measured while
-            they trained: points of a part of the round and a share.
-        out (str): The PNG to write.
+        by (dict[str, list[Change]]): For each judge, the result of
+            :func:`~.rounds.changes`.
+        histories (dict[int, list[tuple[float, float]]]): The measurements
+            during the training of rounds, which are counted from 1. Each is
+            the completed part of the round and the share of dead channels.
+        out (str): The PNG file.
     """
     titles = {
         PARAMETERS: f'by parameters, P(y > 0) < {LEAST_PROBABILITY:.0e}',
         IMAGES: 'on the images',
     }
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.6 * len(by) + 0.6, 3.4), layout='constrained')
+    with figure_file(out, 3.6 * len(by) + 0.6, 3.4) as figure:
         axes = figure.subplots(1, len(by), sharey=True, squeeze=False)[0]
         for axis, (judge, judged) in zip(axes, by.items()):
             number = np.arange(len(judged)) + 1
 
-            def percent(values):
+            def percent(values: Sequence[int | None]) -> list[float]:
                 return [
                     100 * (value or 0) / max(1, change.channels)
                     for value, change in zip(values, judged)
@@ -220,4 +214,3 @@ def draw_rounds(
             ncols=4,
             frameon=False,
         )
-        figure.savefig(out, dpi=150)

@@ -1,4 +1,4 @@
-"""Memory that training takes, counted exactly and on any hardware."""
+"""Exact counts of the memory that training needs, on any hardware."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,31 +7,29 @@ from torch.autograd.graph import saved_tensors_hooks
 
 
 def saved_bytes(forward: Callable, parameters: Iterable[Tensor]) -> int:
-    """Bytes that autograd saves in a forward for its backward.
+    """Count the bytes that a forward pass stores for the backward pass.
 
-    Distinct storages are counted, each once and whole. The parameters
-    themselves are not counted, copies of them are.
+    Each storage counts once and with its whole size. The parameters do not
+    count, but copies of them do.
 
     Args:
-        forward (callable): Runs the forward; what it returns is held until
-            all is counted.
-        parameters (iterable[Tensor]): What is not counted.
+        forward (callable): Runs the forward pass and returns its outputs.
+        parameters (iterable[Tensor]): The parameters, which do not count.
 
     Returns:
-        int: Bytes.
+        int: The number of bytes.
     """
     own = {p.untyped_storage().data_ptr() for p in parameters}
-    saved = {}
+    saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             saved[storage.data_ptr()] = storage.nbytes()
-        # Not the tensor: an output that its own node saves would never be
-        # freed.
+        # If a node stored its own output, that would never be freed.
         return tensor.detach()
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        held = forward()
-    del held
+        outputs = forward()
+    del outputs  # Until here, no storage is freed and used again.
     return sum(saved.values())

@@ -1,4 +1,4 @@
-"""What has collapsed in checkpoints: numbers, tables and figures."""
+"""Numbers and tables of the collapsed channels in checkpoints."""
 
 import csv
 import json
@@ -12,17 +12,17 @@ from mmpsbn.analysis.collapse import LEAST_GAMMA, LEAST_PROBABILITY, stage_of
 
 
 class Layer(NamedTuple):
-    """A norm layer, in a checkpoint and on images."""
+    """A norm layer in a checkpoint, judged by its parameters and on images."""
 
     name: str
     channels: int
     dead: list[int]
-    """Channels that are 0 behind the ReLU on every image; empty where no ReLU
+    """Channels that are 0 after the ReLU on every image; empty if no ReLU
     follows."""
     judged: bool
     """Whether a ReLU follows."""
     after_sum: bool
-    """Whether a residual sum comes before it."""
+    """Whether a residual sum is between the layer and the ReLU."""
     rarely_positive: list[int]
     """Channels with P(gamma * x_hat + shift > 0) below LEAST_PROBABILITY."""
     small_gamma: list[int]
@@ -32,13 +32,21 @@ class Layer(NamedTuple):
 
 
 def table(layers: Sequence[Layer], images: int = 1) -> list[list[str]]:
-    """Rows for each stage and in total, the first one a head.
+    """Return a table with a row for each stage and one for all layers.
 
-    Without images, the columns that depend on them are left out.
+    Shares are relative to the channels that can be judged. For ``dead`` and
+    ``dead after sum``, these are the channels of layers that a ReLU follows
+    without or with a sum in between. For P(y > 0), they are the channels of
+    the layers of ``dead`` with weight and bias. For gamma, they are the
+    channels of all layers with weight and bias.
 
-    A share is of the channels that could be judged: dead, of layers that a
-    ReLU follows, without and with a sum between; by parameters, of layers
-    that have them and no sum.
+    Args:
+        layers (list[Layer]): The layers of a checkpoint.
+        images (int): The number of images. If it is 0, the table has no
+            columns that depend on images. Defaults to 1.
+
+    Returns:
+        list[list[str]]: The rows, of which the first is the header.
     """
     stages: dict[str, list[Layer]] = {}
     for layer in layers:
@@ -81,41 +89,34 @@ def _share(layers: Sequence[Layer], what: str) -> str:
 
 
 def write(results: dict[str, list[Layer]], images: int, out: str) -> None:
-    """Write ``collapse.csv``, a line a layer, and ``collapse.json``, whole.
+    """Write ``collapse.csv`` and ``collapse.json``.
+
+    The CSV file has a row for each layer with the numbers of channels, and
+    the JSON file has all attributes of the layers.
 
     Args:
-        results (dict): For each checkpoint its layers.
-        images (int): How many decided what is dead.
-        out (str): A folder.
+        results (dict[str, list[Layer]]): The layers of each checkpoint.
+        images (int): The number of images on which channels were judged.
+        out (str): The folder of the files.
     """
-    with open(osp.join(out, 'collapse.csv'), 'w', newline='') as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            [
-                'checkpoint',
-                'layer',
-                'channels',
-                'judged',
-                'after_sum',
-                'dead',
-                'rarely_positive',
-                'small_gamma',
-            ]
+    rows = [
+        dict(
+            checkpoint=checkpoint,
+            layer=layer.name,
+            channels=layer.channels,
+            judged=int(layer.judged),
+            after_sum=int(layer.after_sum),
+            dead=len(layer.dead) if images else '',
+            rarely_positive=len(layer.rarely_positive),
+            small_gamma=len(layer.small_gamma),
         )
-        for checkpoint, layers in results.items():
-            for layer in layers:
-                writer.writerow(
-                    [
-                        checkpoint,
-                        layer.name,
-                        layer.channels,
-                        int(layer.judged),
-                        int(layer.after_sum),
-                        len(layer.dead) if images else '',
-                        len(layer.rarely_positive),
-                        len(layer.small_gamma),
-                    ]
-                )
+        for checkpoint, layers in results.items()
+        for layer in layers
+    ]
+    with open(osp.join(out, 'collapse.csv'), 'w', newline='') as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
     content = dict(
         images=images,
         least_probability=LEAST_PROBABILITY,
@@ -130,7 +131,14 @@ def write(results: dict[str, list[Layer]], images: int, out: str) -> None:
 
 
 def dead_shares(layers: Sequence[Layer]) -> np.ndarray:
-    """Share of dead channels of each layer, NaN where no ReLU follows."""
+    """Return the share of dead channels in each layer.
+
+    Args:
+        layers (list[Layer]): The layers.
+
+    Returns:
+        np.ndarray: The shares, NaN for layers that no ReLU follows.
+    """
     return np.array(
         [
             len(layer.dead) / layer.channels if layer.judged else np.nan
@@ -140,7 +148,13 @@ def dead_shares(layers: Sequence[Layer]) -> np.ndarray:
 
 
 def align_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Align the cells of a table, the first column to the left."""
+    """Return a table as text with aligned columns.
+
+    The first column is aligned to the left, the others to the right.
+
+    Args:
+        rows (list[list[str]]): The cells of each row.
+    """
     widths = [max(map(len, column)) for column in zip(*rows)]
     return '\n'.join(
         '  '.join(

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from mmpsbn.analysis.report import Layer
 
-# What judges a channel, and the attribute of Layer that has the result.
+# Channels are judged by parameters or on images. JUDGES has the attribute of
+# Layer with the result.
 PARAMETERS, IMAGES = 'parameters', 'images'
 JUDGES = {PARAMETERS: 'rarely_positive', IMAGES: 'dead'}
 
@@ -15,20 +16,26 @@ class Change(NamedTuple):
     """The dead channels after a round, compared with the round before it."""
 
     channels: int
-    """Channels that a ReLU follows, without a sum before it."""
+    """Channels that a ReLU follows without a sum in between."""
     dead: int
     newly_dead: int | None
-    """As ``recovered``, None in the first round. Both count the layers that
-    could be judged in both rounds."""
+    """Channels that are dead and were not, in the layers that were judged in
+    both rounds. It is None for the first round."""
     recovered: int | None
+    """Channels that were dead and are not, in the same layers. It is None for
+    the first round."""
 
 
 def changes(rounds: Sequence[Sequence[Layer]], judge: str) -> list[Change]:
     """Compare each round with the one before it.
 
     Args:
-        rounds (list[list[Layer]]): The layers of each checkpoint, in order.
-        judge (str): PARAMETERS or IMAGES.
+        rounds (list[list[Layer]]): The layers of the checkpoint of each
+            round.
+        judge (str): ``PARAMETERS`` or ``IMAGES``.
+
+    Returns:
+        list[Change]: The dead channels of each round.
     """
     found: list[Change] = []
     before: dict[str, set] = {}
@@ -53,11 +60,15 @@ def changes(rounds: Sequence[Sequence[Layer]], judge: str) -> list[Change]:
 
 
 def rounds_table(names: Sequence[str], by: dict[str, list[Change]]) -> list[list[str]]:
-    """Rows for each round, the first one a head.
+    """Return a table with a row for each round.
 
     Args:
-        names (list[str]): Those of the checkpoints.
-        by (dict): For each judge what :func:`changes` returns.
+        names (list[str]): The names of the checkpoints.
+        by (dict[str, list[Change]]): For each judge, the result of
+            :func:`changes`.
+
+    Returns:
+        list[list[str]]: The rows, of which the first is the header.
     """
     rows = [
         [
@@ -89,7 +100,14 @@ def rounds_table(names: Sequence[str], by: dict[str, list[Change]]) -> list[list
 
 
 def write_rounds(names: Sequence[str], by: dict[str, list[Change]], out: str) -> None:
-    """Write a CSV file with one line for each round and judge."""
+    """Write a CSV file with one row for each round and judge.
+
+    Args:
+        names (list[str]): The names of the checkpoints.
+        by (dict[str, list[Change]]): For each judge, the result of
+            :func:`changes`.
+        out (str): The CSV file.
+    """
     with open(out, 'w', newline='') as file:
         writer = csv.writer(file)
         writer.writerow(['round', 'checkpoint', 'judged_by', *Change._fields])

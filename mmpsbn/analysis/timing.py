@@ -1,30 +1,33 @@
-"""Time, measured side by side."""
+"""Wall-clock times of actions, measured in alternation."""
 
 import random
 import statistics
 import time
 from collections.abc import Callable, Hashable
+from typing import TypeVar
 
 import torch
 
+Name = TypeVar('Name', bound=Hashable)
+
 
 def time_alternately(
-    actions: dict[Hashable, Callable], rounds: int
-) -> dict[Hashable, list[float]]:
-    """Seconds that actions take, by time_alternately, in each of some rounds.
+    actions: dict[Name, Callable], rounds: int
+) -> dict[Name, list[float]]:
+    """Measure how long actions take, in alternation.
 
-    Each round has its own random order of the actions. A first round is not
-    counted.
+    Each round runs all actions once, in a random order. The first round is a
+    warm-up and does not count.
 
     Args:
-        actions (dict): What to time.
-        rounds (int): How many to count.
+        actions (dict): The function of each action, by its name.
+        rounds (int): The number of rounds that count.
 
     Returns:
-        dict: For each action its seconds, a round after the other, so that
-        ratios can be taken within a round.
+        dict: For each name, the seconds of each round. Ratios are best taken
+        within a round.
     """
-    seconds = {name: [] for name in actions}
+    seconds: dict[Name, list[float]] = {name: [] for name in actions}
     order = random.Random(0)
     for _ in range(1 + rounds):
         for name in order.sample(list(actions), len(actions)):
@@ -41,8 +44,16 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def ratios(seconds: dict[Hashable, list[float]]) -> dict[Hashable, float]:
-    """Of each action's seconds over the first one's, the median of rounds."""
+def ratios(seconds: dict[Name, list[float]]) -> dict[Name, float]:
+    """Return the median time of each action relative to the first one.
+
+    Args:
+        seconds (dict): The result of :func:`time_alternately`.
+
+    Returns:
+        dict: For each name, the median over the rounds of the ratio of its
+        seconds to those of the first name.
+    """
     first = next(iter(seconds.values()))
     return {
         name: statistics.median(a / b for a, b in zip(own, first))

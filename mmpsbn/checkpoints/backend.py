@@ -1,4 +1,4 @@
-"""Checkpoints that are complete whenever they can be seen."""
+"""Checkpoints that are written completely or not at all."""
 
 import os
 import os.path as osp
@@ -15,31 +15,36 @@ NAME = 'atomic_files'
 
 @register_backend(NAME)
 class AtomicFileBackend(LocalBackend):
-    """MMEngine's files on a local disk, safe from kills and full disks.
+    """A backend of MMEngine for local files, safe from kills and full disks.
 
     A file is written under another name and renamed when it is complete.
-    MMEngine removes old checkpoints before it writes the next one. Here, a
-    removal waits for the next file, so there is always a checkpoint.
+    MMEngine removes old checkpoints before it writes the next one. This
+    backend removes them afterwards, so there is always a checkpoint.
     """
 
-    # Shared, because MMEngine removes by one instance and writes by another.
+    # Shared by all instances, because MMEngine removes with one instance and
+    # writes with another.
     _to_remove: list[str] = []
 
     def put(self, obj: bytes, filepath) -> None:
-        """Write a file, then remove the files that have waited for it.
+        """Write a file, then remove the files that wait for removal.
+
+        Args:
+            obj (bytes): The content.
+            filepath (str or Path): The file.
 
         Raises:
-            InputError: If it cannot be written. Nothing has changed then.
+            InputError: If the file cannot be written. No file has changed
+                then.
         """
         try:
             os.makedirs(osp.dirname(filepath) or '.', exist_ok=True)
             write_atomically(filepath, obj)
         except OSError as error:
             raise InputError(
-                f'{filepath} cannot be written '
-                f'({error.strerror}). Earlier checkpoints have '
-                'not changed, and --resume continues from the '
-                'last one.'
+                f'{filepath} cannot be written ({error.strerror}). Earlier '
+                'checkpoints have not changed, and --resume continues from '
+                'the last one.'
             ) from error
         while self._to_remove:
             path = self._to_remove.pop()
@@ -47,14 +52,21 @@ class AtomicFileBackend(LocalBackend):
                 os.remove(path)
 
     def remove(self, filepath) -> None:
-        """Remove a file when the next one is complete."""
+        """Remove a file as soon as the next one has been written.
+
+        Args:
+            filepath (str or Path): The file.
+        """
         self._to_remove.append(str(filepath))
 
 
 def use_atomic_checkpoints(runner: Runner) -> None:
-    """Let a runner write its checkpoints with :class:`AtomicFileBackend`.
+    """Make a runner write its checkpoints with :class:`AtomicFileBackend`.
 
-    A backend that the config chooses by ``backend_args`` is kept.
+    A backend that the config chooses with ``backend_args`` stays.
+
+    Args:
+        runner (Runner): Its hooks are changed in place.
     """
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook) and not (

@@ -1,4 +1,4 @@
-"""Whether a checkpoint fits a model, and what its weights belong to."""
+"""Functions that compare checkpoints with models and load them."""
 
 import torch
 from mmengine.model import is_model_wrapper
@@ -9,7 +9,11 @@ from mmpsbn.errors import InputError
 
 
 def has_mimicnorm(state: dict) -> bool:
-    """Return whether a state dict has the scalars of MimicNorm."""
+    """Return whether a state dict has the scalars of MimicNorm.
+
+    Args:
+        state (dict): A state dict, of any kind of model.
+    """
     return any(
         isinstance(key, str)
         and key.endswith('.scale')
@@ -19,9 +23,16 @@ def has_mimicnorm(state: dict) -> bool:
 
 
 def mimicnorm_parts_in(state: dict) -> tuple[bool, bool]:
-    """Return whether a state dict has MimicNorm's body, and a last BN.
+    """Return whether a state dict has MimicNorm's scalars and a last BN.
 
-    A last BN is a layer with running statistics next to a weight matrix.
+    A last BN is a layer with running statistics and a weight of more than
+    one dimension.
+
+    Args:
+        state (dict): A state dict, of any kind of model.
+
+    Returns:
+        tuple[bool, bool]: Whether it has scalars, and whether a last BN.
     """
     last_bns = (
         isinstance(key, str)
@@ -34,25 +45,31 @@ def mimicnorm_parts_in(state: dict) -> tuple[bool, bool]:
 
 
 def layer_name(key: str) -> str:
-    """Return the layer that a key of a state dict belongs to."""
+    """Return the name of the layer that a key of a state dict belongs to.
+
+    Args:
+        key (str): For example, ``backbone.conv1.weight``.
+    """
     return key.rpartition('.')[0]
 
 
 def keep_class_layers(
     model: nn.Module, checkpoint: Checkpoint
 ) -> tuple[Checkpoint, list[str]]:
-    """Prepare a detector's weights for the same detector of other classes.
+    """Prepare a checkpoint for the same detector with other classes.
 
     Layers that differ only in the number of their outputs predict classes, or
-    boxes by class. They keep the weights of the model. An inner layer of
-    another width also differs in its inputs, or the next layer does.
+    boxes for each class. They keep the weights of the model. Other layers of
+    a different width are not kept: the number of their inputs differs, or
+    that of the next layer.
 
     Args:
-        model (nn.Module): The detector that is to start from the weights.
-        checkpoint (Checkpoint): The weights.
+        model (nn.Module): The detector that starts from the checkpoint.
+        checkpoint (Checkpoint): The checkpoint.
 
     Returns:
-        tuple: The checkpoint for the model, and the names of those layers.
+        tuple[Checkpoint, list[str]]: The checkpoint for the model, and the
+        names of the layers that keep the weights of the model.
     """
     state = checkpoint.state_dict
     layers: dict[str, dict] = {}
@@ -85,27 +102,37 @@ def _is_numeric(value) -> bool:
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Load a checkpoint into a model that it fits.
+    """Load a checkpoint into a model.
+
+    Args:
+        model (nn.Module): The model.
+        checkpoint (Checkpoint): Its weights.
 
     Raises:
-        InputError: If it does not fit, see :func:`check_compatible`.
+        InputError: If the weights do not fit, see :func:`check_compatible`.
     """
     check_compatible(model, checkpoint)
     model.load_state_dict(checkpoint.state_dict, strict=False)
 
 
 def check_compatible(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Raise if a checkpoint does not have this model's architecture.
+    """Raise if the weights of a checkpoint do not fit a model.
 
-    MMEngine loads what fits and logs the rest, so a wrong checkpoint would
-    evaluate to a wrong number.
+    MMEngine loads the weights that fit and logs the others, so the evaluation
+    of a wrong checkpoint would give a wrong number.
+
+    Args:
+        model (nn.Module): The model, or a wrapper of it such as DDP.
+        checkpoint (Checkpoint): The checkpoint.
 
     Raises:
-        InputError: With the first keys that are missing, unexpected, of
-            another shape, or without real numbers.
+        InputError: If keys are missing, unexpected, of another shape, or
+            without real numbers. The message names the first ones.
     """
     state = checkpoint.state_dict
-    own = (model.module if is_model_wrapper(model) else model).state_dict()
+    if is_model_wrapper(model):
+        model = model.get_submodule('module')
+    own = model.state_dict()
     missing = [
         key
         for key in own
@@ -142,7 +169,7 @@ def check_compatible(model: nn.Module, checkpoint: Checkpoint) -> None:
 def _likely_reason(missing: list[str], unexpected: list[str]) -> str:
     norms, scales = '.running_var', '.scale'
 
-    def found(keys, ending):
+    def found(keys: list[str], ending: str) -> bool:
         return any(key.endswith(ending) for key in keys)
 
     if found(unexpected, norms) and found(missing, scales):
@@ -153,6 +180,6 @@ def _likely_reason(missing: list[str], unexpected: list[str]) -> str:
     if found(missing, norms) and found(unexpected, scales):
         return (
             'The checkpoint is of MimicNorm and the model has norm '
-            'layers: take the config that it was trained with.'
+            'layers: use the config that it was trained with.'
         )
     return 'Was it trained with another config, or another number of classes?'

@@ -1,4 +1,4 @@
-"""Reading checkpoints without running code that may hide in them."""
+"""Functions that read checkpoints without running code from them."""
 
 import codecs
 import os
@@ -18,17 +18,15 @@ from mmengine.runner import checkpoint as loading
 
 from mmpsbn.errors import InputError
 
-# The names that MMEngine's CheckpointHook gives.
+# The names of the files that MMEngine's CheckpointHook writes.
 NAMES = re.compile(r'(epoch|iter)_\d+\.pth')
-
-multiarray = (np.core if np.__version__ < '2' else np._core).multiarray
 
 
 def history_method(cls: type, name: str):
-    """Stand in for ``getattr`` in checkpoints of MMEngine.
+    """Replace ``getattr`` in checkpoints of MMEngine.
 
-    A pickled HistoryBuffer names its methods by ``getattr``. The real one
-    would give a malicious file a way to any function.
+    A pickled HistoryBuffer refers to its methods with ``getattr``. With the
+    real one, a malicious file could call any function.
     """
     if cls is not HistoryBuffer or name.startswith('_'):
         raise pickle.UnpicklingError(
@@ -44,48 +42,37 @@ def history_method(cls: type, name: str):
 history_method.__module__ = 'builtins'
 history_method.__name__ = history_method.__qualname__ = 'getattr'
 
-# What a checkpoint of MMEngine's Runner contains besides tensors and plain
-# values: the HistoryBuffers of its message hub with their NumPy arrays.
+# Besides tensors and plain values, checkpoints of MMEngine's Runner contain
+# the HistoryBuffers of its message hub, which hold NumPy arrays.
 SAFE_GLOBALS = [
     HistoryBuffer,
     np.ndarray,
     np.dtype,
-    multiarray._reconstruct,
-    multiarray.scalar,
-    codecs.encode,  # The bytes of an array. torch 2.4 does not know it.
+    # The functions that restore arrays and scalars.
+    *(value.__reduce__()[0] for value in (np.empty(0), np.float64(0))),
+    codecs.encode,  # It restores the bytes of an array. torch 2.4 refuses it.
     *{type(np.dtype(kind)) for kind in ('f2', 'f4', 'f8', 'i4', 'i8', '?')},
     history_method,
 ]
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Let torch read MMEngine's checkpoints with ``weights_only=True``.
+    """Make torch read MMEngine's checkpoints with ``weights_only=True``.
 
-    Otherwise ``tools/test.py``, ``--resume`` and ``DetInferencer`` refuse
+    Otherwise, ``tools/test.py``, ``--resume`` and ``DetInferencer`` refuse
     their own checkpoints (open-mmlab/mmengine, issue 1655).
     """
     torch.serialization.add_safe_globals(SAFE_GLOBALS)
 
 
-# The successors' MMEngine has a list of its own, which it adds for each load.
-# The list has the real getattr, and which of the two torch finds depends on
-# the order of a set.
-GLOBALS_OF_SUCCESSORS = getattr(loading, 'get_torch_safe_globals', None)
-
-
-def _safe_globals_of_successors() -> list:
-    return SAFE_GLOBALS + [
-        allowed for allowed in GLOBALS_OF_SUCCESSORS() if allowed is not getattr
-    ]
-
-
 @contextmanager
 def safe_loading() -> Iterator[None]:
-    """Let every ``torch.load`` refuse files that would run code.
+    """Make every ``torch.load`` in the context refuse files that run code.
 
     torch refuses them by default since 2.6, but an environment variable turns
     this off, and MMEngine loads downloads with ``weights_only=False``. Only
-    environment variables reach these calls. Needed by test_malicious_files.py.
+    environment variables change these calls. Needed by
+    test_malicious_files.py.
     """
     changed = dict(
         TORCH_FORCE_WEIGHTS_ONLY_LOAD='1', TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='0'
@@ -93,15 +80,20 @@ def safe_loading() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     allow_mmengine_checkpoints()
-    # One context may be within another: read_checkpoint within a tool.
-    outer = getattr(loading, 'get_torch_safe_globals', None)
-    if GLOBALS_OF_SUCCESSORS:
-        loading.get_torch_safe_globals = _safe_globals_of_successors
+    # MMEngine's successor (onedl-mmengine) allows globals of its own in each
+    # load, among them the real getattr. torch would choose one of the two
+    # functions by the order of a set.
+    theirs = getattr(loading, 'get_torch_safe_globals', None)
+    if theirs:
+        loading.get_torch_safe_globals = lambda: [
+            *SAFE_GLOBALS,
+            *(allowed for allowed in theirs() if allowed is not getattr),
+        ]
     try:
         yield
     finally:
-        if GLOBALS_OF_SUCCESSORS:
-            loading.get_torch_safe_globals = outer
+        if theirs:
+            loading.get_torch_safe_globals = theirs
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -117,9 +109,9 @@ class Checkpoint(NamedTuple):
     """A checkpoint that has been read."""
 
     path: str
-    """Where it was read from."""
+    """The file, or the name that MMEngine loaded it by."""
     content: dict
-    """All of it, on the CPU."""
+    """The whole checkpoint, on the CPU."""
 
     @property
     def state_dict(self) -> dict:
@@ -131,12 +123,12 @@ class Checkpoint(NamedTuple):
 
     @property
     def meta(self) -> dict:
-        """What MMEngine's Runner notes about a training."""
+        """The notes of MMEngine's Runner about the training."""
         return self.content.get('meta') or {}
 
     @property
     def backbone(self) -> Optional['Checkpoint']:
-        """The weights of a backbone without a detector, less its classifier.
+        """The checkpoint of a backbone, without its classifier.
 
         It is None if the checkpoint is that of a detector.
         """
@@ -152,7 +144,11 @@ class Checkpoint(NamedTuple):
         )
 
     def with_state_dict(self, state_dict: dict) -> 'Checkpoint':
-        """Return the same checkpoint with other weights."""
+        """Return the same checkpoint with other weights.
+
+        Args:
+            state_dict (dict): The weights.
+        """
         return self._replace(
             content={**self.content, 'state_dict': state_dict}
             if 'state_dict' in self.content
@@ -163,15 +159,18 @@ class Checkpoint(NamedTuple):
 def find_latest(work_dir: str) -> Checkpoint | None:
     """Find and read the newest complete checkpoint of a work dir.
 
-    The file ``last_checkpoint`` of MMEngine may be older than the newest
-    checkpoint, or damaged, if a training was killed.
+    If a training was killed, MMEngine's file ``last_checkpoint`` may be
+    damaged or name an older checkpoint.
+
+    Args:
+        work_dir (str): The work dir of a training.
 
     Returns:
-        Checkpoint: None if the work dir has no checkpoint.
+        Checkpoint: The checkpoint, or None if the work dir has none.
 
     Raises:
-        InputError: If none is complete, or if the newest complete one would
-            run code.
+        InputError: If no checkpoint is complete, or if the newest complete
+            one would run code.
     """
     paths = (
         [entry.path for entry in os.scandir(work_dir) if NAMES.fullmatch(entry.name)]
@@ -180,7 +179,7 @@ def find_latest(work_dir: str) -> Checkpoint | None:
     )
     if os.path.isfile(os.path.join(work_dir, 'last_checkpoint')):
         last = find_latest_checkpoint(work_dir)
-        if os.path.isdir(last):  # DeepSpeed reads its own folders.
+        if os.path.isdir(last):  # DeepSpeed writes folders, and reads them.
             return Checkpoint(last, {})
         if os.path.isfile(last) and os.path.abspath(last) not in map(
             os.path.abspath, paths
@@ -200,8 +199,12 @@ def find_latest(work_dir: str) -> Checkpoint | None:
 def find_checkpoint(path: str) -> Checkpoint:
     """Read a checkpoint file, or the last checkpoint of a work dir.
 
+    Args:
+        path (str): A file, a work dir, or a URL that MMEngine loads from.
+
     Raises:
-        InputError: If there is neither, or if no checkpoint can be read.
+        InputError: If the path does not exist, or if no checkpoint can be
+            read.
     """
     if '://' in path or os.path.isfile(path):
         return read_checkpoint(path)
@@ -227,8 +230,8 @@ def read_checkpoint(path: str) -> Checkpoint:
         path (str): A file, or any name that MMEngine loads from.
 
     Raises:
-        InputError: If there is no such file, if it is damaged, if it would
-            run code, or if it is not a checkpoint.
+        InputError: If the file does not exist, is damaged, would run code,
+            or is not a checkpoint.
     """
     try:
         _check_sums(path)
@@ -238,9 +241,9 @@ def read_checkpoint(path: str) -> Checkpoint:
             )
     except FileNotFoundError as error:
         raise InputError(
-            f'the checkpoint {path} does not exist, or is no file.'
+            f'the checkpoint {path} does not exist, or is not a file.'
         ) from error
-    except PermissionError as error:  # For the file, or for a download.
+    except PermissionError as error:  # Of the file, or of a download's folder.
         remedy = (
             'Set TORCH_HOME to a folder that you can write'
             if '://' in path
@@ -254,19 +257,19 @@ def read_checkpoint(path: str) -> Checkpoint:
             raise DamagedCheckpoint(_damaged(path)) from error
         raise InputError(
             f'the checkpoint {path} was refused: it holds '
-            f'{_refused(error)}, and loading that could run code; load only '
-            'files of MMEngine, or of torch with tensors alone.'
+            f'{_refused(error)}, which could run code. Load only files of '
+            'MMEngine, or files of torch that contain only tensors.'
         ) from error
     except (InputError, URLError):
         raise
-    except Exception as error:  # A damaged pickle may ask for anything.
+    except Exception as error:  # A damaged pickle may raise any exception.
         raise DamagedCheckpoint(_damaged(path)) from error
     if not isinstance(content, dict) or not isinstance(
         content.get('state_dict', {}), dict
     ):
         raise InputError(
-            f'{path} holds a {type(content).__name__}, not a '
-            'checkpoint with a state dict.'
+            f'{path} holds a {type(content).__name__}, not a checkpoint with '
+            'a state dict.'
         )
     return Checkpoint(path, content)
 
@@ -282,9 +285,8 @@ def _check_sums(path: str) -> None:
 
 def _damaged(path: str) -> str:
     return (
-        f'the checkpoint {path} cannot be read: it is truncated or '
-        'damaged, or no checkpoint of torch; take an earlier one, or copy '
-        'it again.'
+        f'the checkpoint {path} cannot be read: it is truncated or damaged, '
+        'or not a checkpoint of torch. Use an earlier one, or copy it again.'
     )
 
 

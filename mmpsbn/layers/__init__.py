@@ -1,4 +1,4 @@
-"""The layers of both methods, which need nothing but torch."""
+"""The layers of both methods. They need only torch."""
 
 from mmpsbn.layers.last_bn import LastBNConv2d, LastBNLinear
 from mmpsbn.layers.mimic_norm import MimicConv, MimicNorm

@@ -14,34 +14,40 @@ from torch.nn import functional as F
 from mmpsbn.layers.sync_post_shifted_bn import in_several_processes, sync_batch_norm
 
 
-class LastBN:
-    r"""What time_alternately a layer of logits into one with a batch norm of its own.
+class LastBN(nn.Module):
+    r"""A mixin that adds a batch norm to a layer that computes logits.
 
     .. math::
         y = g \, \frac{W x - \mathrm{E}[W x]}
             {\sqrt{\mathrm{Var}[W x] + \epsilon}} + b
 
-    Mean and variance are those of a batch in training, and running
-    statistics in evaluation. W and b are the layer's own ``weight`` and
-    ``bias``, so that b starts where a head's initialization puts it (at the
-    prior of focal loss, say); g is the parameter ``gain``.
+    Mean and variance are those of the batch in training, and running
+    statistics in evaluation. W and b are the layer's ``weight`` and ``bias``,
+    so a head's initialization sets b as usual (to the prior of focal loss,
+    for example). g is the parameter ``gain``.
 
-    [M] has neither g nor b (``affine=False``). A detector needs both: a
-    softmax over logits of variance 1 cannot be confident, and focal loss
-    would lose its prior.
+    The MimicNorm paper (arXiv:2010.09278) has neither g nor b, which is
+    ``affine=False``. A detector needs both: a softmax over logits of variance
+    1 cannot be confident, and focal loss would lose its prior.
 
-    A mixin for ``nn.Linear`` and ``nn.Conv2d``; it stands before them in the
-    list of bases, and their arguments come first.
+    List the mixin before ``nn.Linear`` or ``nn.Conv2d`` in the base classes.
+    The arguments of that class come first.
 
     Args:
-        affine (bool): Whether there are g and b. Defaults to True.
-        gain (float): Where g starts. Defaults to 1.
+        affine (bool): Whether the layer has g and b. Defaults to True.
+        gain (float): The initial value of g. Defaults to 1.
         momentum (float): Weight of the newest batch in the running
             statistics. Defaults to 0.1.
         eps (float): Added to the variance. Defaults to 1e-5.
-        sync (bool): Whether the batch is that of all processes. Defaults to
-            False.
+        sync (bool): Whether mean and variance are those of the batches of
+            all processes. Defaults to False.
     """
+
+    weight: Tensor
+    bias: Tensor | None
+    gain: Tensor | None
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(
         self,
@@ -57,31 +63,33 @@ class LastBN:
         self.momentum, self.eps, self.sync = momentum, eps, sync
         self.start = gain
         values = self.weight.new_ones(self.weight.shape[0])
-        # Not named weight: by that name a head's initialization sets W.
+        # It is not named weight, because a head's initialization sets that.
         self.register_parameter('gain', nn.Parameter(values * gain) if affine else None)
         self.register_buffer('running_mean', torch.zeros_like(values))
         self.register_buffer('running_var', values)
 
     def reset_parameters(self) -> None:
-        super().reset_parameters()
+        super().reset_parameters()  # type: ignore[misc]  # Of Linear or Conv2d.
         if 'running_var' not in self._buffers:
-            return  # The base class calls this before there are any.
+            return  # The constructor of the base class calls this method.
         self.running_mean.zero_()
         self.running_var.fill_(1)
         if self.gain is not None:
             nn.init.constant_(self.gain, self.start)
 
     def normalize(self, logits: Sequence[Tensor]) -> list[Tensor]:
-        """From W x to y, by one set of statistics for all of its parts.
+        """Normalize parts of the logits by one mean and variance per channel.
 
-        A batch of less than two values per channel (no RoI was sampled, say)
-        is normalized by the running statistics, and leaves them alone.
+        A batch with fewer than two values per channel (if no RoI was sampled,
+        for example) is normalized by the running statistics and does not
+        change them.
 
         Args:
-            logits (list[Tensor]): Of shape ``(N, C)`` or ``(N, C, *)``.
+            logits (list[Tensor]): The parts of W x, each of shape ``(N, C)``
+                or ``(N, C, *)``.
 
         Returns:
-            list[Tensor]: In the same shapes.
+            list[Tensor]: The parts of y, in the same shapes.
         """
         flat = [
             part.flatten(2) if part.dim() > 2 else part.unsqueeze(2) for part in logits
@@ -95,33 +103,32 @@ class LastBN:
         sync = self.training and self.sync and in_several_processes()
         count = x.shape[0] * x.shape[2]
         if sync:
-            # Processes with few values cannot tell what the others have.
+            # All processes have to choose the same statistics.
             total = torch.tensor(count, device=x.device)
             dist.all_reduce(total)
             count = int(total)
         batch = self.training and count > 1
+        gain, bias = self.gain, self.bias
         if sync and batch:
-            gain, bias = self.gain, self.bias
-            if gain is None:
+            if gain is None or bias is None:
                 gain, bias = torch.ones_like(var), torch.zeros_like(mean)
             return sync_batch_norm(x, gain, bias, mean, var, self.eps, self.momentum)
-        return F.batch_norm(
-            x, mean, var, self.gain, self.bias, batch, self.momentum, self.eps
-        )
+        return F.batch_norm(x, mean, var, gain, bias, batch, self.momentum, self.eps)
 
 
-class LastBNLinear(LastBN, nn.Linear):
+# torch declares Linear.bias without None.
+class LastBNLinear(LastBN, nn.Linear):  # type: ignore[misc]
     """Linear layer with a last BN, for the class logits of RoI heads.
 
-    See :class:`LastBN` for the formula and the arguments after
-    ``in_features`` and ``out_features``.
+    See :class:`LastBN` for the formula and for the arguments that follow
+    those of :class:`torch.nn.Linear`.
 
     Shape:
         - Input: ``(N, in_features)``
         - Output: ``(N, out_features)``
 
     Examples:
-        >>> # in a config
+        >>> # In a config:
         >>> bbox_head = dict(cls_predictor_cfg=dict(type='LastBNLinear'))
     """
 
@@ -130,14 +137,19 @@ class LastBNLinear(LastBN, nn.Linear):
 
 
 class LastBNConv2d(LastBN, nn.Conv2d):
-    """2D convolution whose results share one last BN.
+    """2D convolution whose outputs share one last BN, for dense heads.
 
-    Calling it gives W x alone, because a dense head calls it once for each
-    level of a feature pyramid; ``normalize`` then takes the results of all
-    levels. Statistics level by level would make one layer see as many
+    A call returns W x only, because a dense head calls the layer once for
+    each level of a feature pyramid. ``normalize`` then takes the outputs of
+    all levels. Statistics of each level would give one layer several
     distributions ("Rethinking 'Batch' in BatchNorm", arXiv:2105.07576).
 
-    See :class:`LastBN` for the formula, and the arguments after Conv2d's.
+    See :class:`LastBN` for the formula and for the arguments that follow
+    those of :class:`torch.nn.Conv2d`.
+
+    Shape:
+        - Input: ``(N, in_channels, H, W)``
+        - Output: ``(N, out_channels, H', W')`` as in Conv2d
     """
 
     def forward(self, input: Tensor) -> Tensor:

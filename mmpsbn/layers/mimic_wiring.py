@@ -6,11 +6,9 @@ the first block of the network, 2 for the second, and so on. Each conv of a
 shortcut has a scalar that starts at 1.2 (arXiv:2010.09278). A MimicNorm also
 needs a MimicConv before it.
 
-A conv does not know its place, and the optimizer and DDP do not know
-parameters that appear after the constructor. Therefore this module uses
-torch's hook for the registration of sub-modules. It sets the scalars of a
-block of :data:`BRANCH_ENDS` when the block becomes part of another module: by
-then, the constructor of the block has finished.
+torch calls :func:`wire` for each module that becomes part of another one,
+from the first MimicConv or MimicNorm on. A block of :data:`BRANCH_ENDS` gets
+its scalars in this moment, because its constructor has finished by then.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,24 +17,24 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.modules.module import register_module_module_registration_hook
 
 from mmpsbn.errors import InputError
 from mmpsbn.layers.mimic_norm import CENTERING_GAIN, MimicConv, MimicNorm
 
 
 class BranchEnd(NamedTuple):
-    """Where the residual branch of a kind of block ends."""
+    """The end of the residual branch in a class of blocks."""
 
     name: str
     """Name of the sub-module that ends the branch, a conv or a ConvModule."""
     added: Callable[[nn.Module], bool] = lambda block: True
-    """Whether a block adds its branch to anything. If not, b is 1."""
+    """Function that returns whether a block has a residual sum. If not, b is
+    1."""
 
 
-#: The known residual blocks; :mod:`mmpsbn.models` adds those of MMDetection.
-#: Their subclasses (those of ResNeXt and Res2Net, for example) are known, too.
-#: Add your own blocks before you build them.
+#: The residual blocks that get scalars; :mod:`mmpsbn.models` adds those of
+#: MMDetection. Subclasses (those of ResNeXt and Res2Net, for example) get
+#: scalars, too. Add your own blocks before you build them.
 BRANCH_ENDS: dict[type[nn.Module], BranchEnd] = {}
 SHORTCUT = 'downsample'
 #: The classes of norm layers.
@@ -44,12 +42,23 @@ NORM_TYPES = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, MimicNorm)
 
 
 def wire(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-    """Look at ``child``, which is about to become ``parent.name``."""
+    """Check or scale ``child``, which is about to become ``parent.name``.
+
+    Args:
+        parent (nn.Module): The module that gets a new part.
+        name (str): The name of the part.
+        child (nn.Module, optional): The part.
+
+    Raises:
+        InputError: If ``child`` is a norm layer that does not fit the conv
+            before it, see :func:`check_pair`.
+    """
     if child is None:
         return
-    # What is there is registered again by MMEngine's revert_sync_batchnorm,
-    # and wrapped by FSDP and activation checkpointing.
-    if any(part is parent._modules.get(name) for part in child.modules()):
+    # MMEngine's revert_sync_batchnorm registers each part again, and FSDP and
+    # activation checkpointing register a wrapper of it.
+    old = parent._modules.get(name)
+    if old is not None and any(part is old for part in child.modules()):
         return
     if isinstance(child, NORM_TYPES):
         check_pair(module_before(parent, name), child)
@@ -81,13 +90,13 @@ def _scale_block(block: nn.Module, end: BranchEnd) -> None:
 
 
 def mimic_convs(module: nn.Module) -> list[MimicConv]:
-    """Return the MimicConvs of a module, in their order."""
+    """Return the MimicConvs of a module in the order of their registration."""
     return [m for m in module.modules() if isinstance(m, MimicConv)]
 
 
 def _number_branches(parent: nn.Module, name: str, convs: list[MimicConv]) -> None:
-    """Continue the numbers of the branches that come before in the parent."""
-    ends = [conv for conv in convs if conv.branch]
+    """Number branches after those that come before them in the parent."""
+    ends = [(conv, conv.branch) for conv in convs if conv.branch]
     if not ends:
         return
     before = max(
@@ -99,16 +108,15 @@ def _number_branches(parent: nn.Module, name: str, convs: list[MimicConv]) -> No
         default=0,
     )
     # The parts of a network that is composed again are numbered already.
-    if min(conv.branch for conv in ends) > before:
+    if min(branch for _, branch in ends) > before:
         return
-    for conv in ends:
-        number = conv.branch + before
-        conv.set_scale(conv.start * conv.branch / number)
-        conv.branch = number
+    for conv, branch in ends:
+        conv.branch = branch + before
+        conv.set_scale(conv.start * branch / conv.branch)
 
 
 def modules_before(parent: nn.Module, name: str) -> Iterator[nn.Module]:
-    """The sub-modules that come before ``name``, which may be a new one."""
+    """Yield the sub-modules that come before ``name``, which may be new."""
     for other, module in parent.named_children():
         if other == name:
             return
@@ -116,24 +124,33 @@ def modules_before(parent: nn.Module, name: str) -> Iterator[nn.Module]:
 
 
 def module_before(parent: nn.Module, name: str) -> nn.Module | None:
-    """The last sub-module that comes before ``name``."""
-    return next(iter([*modules_before(parent, name)][-1:]), None)
+    """Return the last sub-module that comes before ``name``, if there is one.
+
+    Args:
+        parent (nn.Module): The module whose parts are searched.
+        name (str): The name of a part of ``parent``, or of one to be added.
+    """
+    return [None, *modules_before(parent, name)][-1]
 
 
 def check_pair(conv: nn.Module | None, norm: nn.Module) -> None:
-    """Raise if a MimicNorm stands after another layer than a MimicConv.
+    """Raise unless MimicConv and MimicNorm are used together.
 
-    Or a MimicConv before another norm layer.
+    Args:
+        conv (nn.Module, optional): The layer before the norm layer.
+        norm (nn.Module): The norm layer.
 
     Raises:
-        InputError: With the setting that is missing.
+        InputError: If a MimicNorm follows another layer with a weight, or if
+            another norm layer follows a MimicConv. The message names the
+            setting that is missing.
     """
     if isinstance(conv, MimicConv):
         if not isinstance(norm, MimicNorm):
             raise InputError(
                 "conv_cfg=dict(type='MimicConv') is followed by a "
                 f'{type(norm).__name__}, which it replaces: set '
-                "norm_cfg=dict(type='MimicNorm') beside it."
+                "norm_cfg=dict(type='MimicNorm') along with it."
             )
     elif isinstance(norm, MimicNorm) and getattr(conv, 'weight', None) is not None:
         kind = type(conv).__name__
@@ -150,6 +167,3 @@ def check_pair(conv: nn.Module | None, norm: nn.Module) -> None:
             f"norm_cfg=dict(type='MimicNorm') follows a {kind}, which has "
             f'neither centered filters nor a bias: {what}.'
         )
-
-
-register_module_module_registration_hook(wire)

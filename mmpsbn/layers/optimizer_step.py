@@ -3,23 +3,24 @@
 psBN lets the optimizer step on beta while the layer holds beta + alpha, and
 MimicNorm centers its filters after each step. Both have to happen in any
 training loop, directly around the arithmetic of the step. torch's own
-``register_optimizer_step_pre_hook`` and ``..._post_hook`` do not fit:
+``register_optimizer_step_pre_hook`` and ``..._post_hook`` are not enough:
 
-- torch skips the post-hooks if the step raises, and psBN would lose alpha;
+- torch skips the post-hooks if the step raises, and psBN would lose alpha
+  (test_a_step_that_raises_leaves_the_bias_applied);
 - the hooks of one optimizer run between the global ones. A hook that averages
-  the weights, or that runs the model once more, would see beta instead of the
-  bias.
+  the weights, or runs the model again, would see beta instead of the bias
+  (test_hooks_of_the_optimizer_see_the_applied_bias).
 
-This module therefore wraps the ``step`` methods themselves, inside of the
+This module therefore wraps the ``step`` methods themselves, inside the
 wrapper that runs torch's hooks. Optimizers without such layers are unchanged.
 """
 
 import functools
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -27,52 +28,60 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
-class StepAware:
-    """A mixin for modules that change a parameter around optimizer steps.
+class StepAware(nn.Module):
+    """A mixin for layers that change a parameter around optimizer steps.
 
-    It stands before the module in the list of bases, and the constructor ends
+    List it before the layer's other base classes, and end the constructor
     with :meth:`join_steps`.
     """
 
     #: The name of the parameter.
     stepped: str
-    #: What is lost if an optimizer cannot be followed, and what to do.
+    #: A warning for layers whose optimizer cannot be followed.
     missed: str
 
     @staticmethod
-    def before_step(
-        layers: Sequence['StepAware'], parameters: Sequence[nn.Parameter]
-    ) -> None:
-        """Prepare the parameters of an optimizer's layers for its step."""
+    def before_step(layers: list, parameters: list[Tensor]) -> None:
+        """Change the parameters of an optimizer's layers before its step.
+
+        Args:
+            layers (list[StepAware]): Layers that share this method.
+            parameters (list[Tensor]): The parameter of each layer.
+        """
 
     @staticmethod
-    def after_step(
-        layers: Sequence['StepAware'], parameters: Sequence[nn.Parameter]
-    ) -> None:
-        """Finish after the step, and before each call of its closure."""
+    def after_step(layers: list, parameters: list[Tensor]) -> None:
+        """Change the parameters after the step and before its closure runs.
+
+        Args:
+            layers (list[StepAware]): Layers that share this method.
+            parameters (list[Tensor]): The parameter of each layer.
+        """
 
     def join_steps(self) -> None:
-        """Let the steps of the optimizer that holds the parameter act."""
-        # torch.fx inlines what is not torch's, and cannot trace a forward pass
-        # that asks for shapes or counts batches.
-        self.__dict__['__module__'] = nn.Module.__module__
+        """Make the steps of every optimizer that holds the parameter act."""
+        # torch.fx traces into modules that are not in torch.nn, but it cannot
+        # trace forward passes that read shapes or count batches. Needed by
+        # test_torch_fx_traces_it_like_bn and test_torch_fx_traces_it_like_a_conv.
+        self.__module__ = nn.Module.__module__
         _wrap_optimizers()
         with _lock:
             _layers.add(self)
             _joined[0] += 1
 
-    def __setstate__(self, state) -> None:
+    def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         self.join_steps()
 
     def is_missed(self) -> bool:
-        """Whether an optimizer trains the layer by a copy of the parameter.
+        """Return whether an optimizer trains a copy of the parameter.
 
-        The parameter has then changed since the last call. One that has a
-        gradient alone may belong to no optimizer, or to one that steps later.
+        This is so if the parameter has a gradient and has changed since the
+        last call. A gradient alone proves nothing: the parameter may belong
+        to no optimizer, or to one that steps later.
         """
         parameter = self._parameters.get(self.stepped)
-        if getattr(parameter, 'grad', None) is None:
+        if parameter is None or parameter.grad is None:
             return False
         before, norm = _norms.get(self), parameter.detach().norm()
         _norms[self] = norm
@@ -80,12 +89,12 @@ class StepAware:
 
 
 class Part(NamedTuple):
-    """Layers of an optimizer that are changed together."""
+    """Layers of an optimizer whose parameters are changed in one call."""
 
     before_step: Callable
     after_step: Callable
     layers: list[StepAware]
-    parameters: list[nn.Parameter]
+    parameters: list[Tensor]
 
 
 class Plan:
@@ -99,11 +108,11 @@ class Plan:
     def update(self, parameters: list[nn.Parameter]) -> None:
         """Find the layers again if parameters or layers have been added.
 
-        A layer that was found once is kept, because fully_shard replaces its
-        parameter from time to time.
+        Layers that were found before are kept, because fully_shard replaces
+        their parameters from time to time.
 
         Args:
-            parameters (list[nn.Parameter]): All that the optimizer holds.
+            parameters (list[nn.Parameter]): All parameters of the optimizer.
         """
         held = list(map(id, parameters))
         if self.joined == _joined[0] and self.held == held:
@@ -116,7 +125,7 @@ class Plan:
         for parameter in parameters:
             layer = found.get(id(parameter))
             if layer is not None:
-                # One operation on several DTensors takes one mesh.
+                # One operation on several DTensors needs them on one mesh.
                 kind = (
                     layer.before_step,
                     layer.after_step,
@@ -127,17 +136,17 @@ class Plan:
         self.held, self.joined = held, _joined[0]
 
     def parts(self) -> list[Part]:
-        """The layers whose parameters are trained, in parts."""
+        """Return the layers whose parameters are trained, in parts."""
         parts: dict[tuple, Part] = {}
         for key, (layer, parameter, kind) in self.owned.items():
-            # A step changes what has a gradient, even if it was frozen later.
+            # A step changes a parameter with a gradient even if it is frozen.
             frozen = not parameter.requires_grad and parameter.grad is None
             # An optimizer may step within the step of one that wraps it.
             if frozen or key in _stepping:
                 continue
             part = parts.get(kind)
             if part is None:
-                part = parts[kind] = Part(*kind[:2], [], [])
+                part = parts[kind] = Part(kind[0], kind[1], [], [])
             part.layers.append(layer)
             part.parameters.append(parameter)
         return list(parts.values())
@@ -146,10 +155,10 @@ class Plan:
 # Threads may build models and train others, and a signal may interrupt one.
 _lock = threading.RLock()
 _layers: 'WeakSet[StepAware]' = WeakSet()
-_joined = [0]  # The number of layers that have ever joined.
+_joined = [0]  # How often a layer has joined.
 _reached: 'WeakSet[StepAware]' = WeakSet()
 _norms: 'WeakKeyDictionary[StepAware, Tensor]' = WeakKeyDictionary()
-_stepping: set[int] = set()  # Parameters within a step.
+_stepping: set[int] = set()  # The ids of the parameters that are in a step.
 
 
 @functools.cache
@@ -161,14 +170,17 @@ def _wrap_optimizers() -> None:
     def profile_hook_step(step: Callable) -> Callable:
         return hooked(_wrap(step))
 
-    Optimizer.profile_hook_step = staticmethod(profile_hook_step)
-    # Others may have decorated a step that torch has wrapped. Therefore its
-    # wrapper stays, and calls another function.
+    Optimizer.profile_hook_step = staticmethod(profile_hook_step)  # type: ignore[assignment,method-assign]
+    # torch has wrapped the steps of optimizers that exist already, and
+    # profilers and schedulers hold these wrappers. Replacing `cls.step` would
+    # not reach them, so each wrapper gets another function to call. Needed by
+    # test_optimizers_that_existed_before_and_schedulers and
+    # test_decorated_steps_stay_decorated.
     code, wrappers, classes = hooked(_wrap).__code__, set(), [Optimizer]
     while classes:
         cls = classes.pop()
         classes += cls.__subclasses__()
-        step = cls.step
+        step: Any = cls.step
         while step and getattr(step, '__code__', None) is not code:
             step = getattr(step, '__wrapped__', None)
         wrappers.add(step)
@@ -179,6 +191,7 @@ def _wrap_optimizers() -> None:
 
 
 def _wrap(step: Callable) -> Callable:
+    """Return a step that changes the layers before and after its arithmetic."""
 
     @functools.wraps(step)
     def wrapper(optimizer: Optimizer, *args, **kwargs):
@@ -201,16 +214,17 @@ def _wrap(step: Callable) -> Callable:
     return wrapper
 
 
-# torch.compile of a step compiles the arithmetic alone. It must not trace the
-# functions that keep account of the layers.
+# torch.compile may compile the arithmetic of a step, but must not trace the
+# functions that find the layers (test_a_compiled_step).
 @torch._disable_dynamo
 def _parts(optimizer: Optimizer) -> list[Part]:
-    """The layers that a step of an optimizer changes."""
+    """Return the layers that a step of an optimizer changes."""
     # A global dictionary of plans would keep the optimizer alive if a hook of
-    # a layer refers to it. Copies of an optimizer do not copy this attribute.
+    # a layer refers to it (test_a_hook_of_a_layer_keeps_no_optimizer_alive).
+    # Copies of an optimizer do not have this attribute.
     plan = vars(optimizer).get('_step_plan')
     if plan is None:
-        plan = optimizer._step_plan = Plan()
+        plan = vars(optimizer)['_step_plan'] = Plan()
     plan.update([p for group in optimizer.param_groups for p in group['params']])
     if plan.steps < 2:
         _warn_of_missed()
@@ -262,7 +276,7 @@ def _inside(parts: list[Part]) -> Iterator[None]:
 
 @contextmanager
 def _outside(parts: list[Part]) -> Iterator[None]:
-    """For a closure, which sees the layers as they are between steps."""
+    """Undo the changes while a closure runs, which evaluates the model."""
     _leave(parts)
     try:
         yield

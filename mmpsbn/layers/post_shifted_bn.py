@@ -5,6 +5,7 @@ Network Filters?", arXiv:2001.11216.
 """
 
 import math
+from collections.abc import Callable
 from functools import cache
 from numbers import Real
 
@@ -20,7 +21,7 @@ def _constant(alpha: float, dtype: torch.dtype) -> Tensor:
     return torch.tensor(alpha, dtype=dtype, device='cpu')
 
 
-def _alphas(layers: list['PostShift'], parameters: list[nn.Parameter]) -> list:
+def _alphas(layers: list['PostShift'], parameters: list[Tensor]) -> list:
     """Return the alphas of layers, for a foreach operation on tensors."""
     if parameters[0].is_cpu and type(parameters[0]) is nn.Parameter:
         # On a CPU, tensors take a third of the time that numbers take.
@@ -31,31 +32,32 @@ def _alphas(layers: list['PostShift'], parameters: list[nn.Parameter]) -> list:
     return [layer.alpha for layer in layers]
 
 
-class PostShift(StepAware):
-    r"""A mixin that time_alternately a batch norm layer into its post-shifted form.
+class PostShift(StepAware, _BatchNorm):
+    r"""A mixin that turns a batch norm layer into its post-shifted form.
 
     .. math::
         y = \gamma \hat x + \beta + \alpha, \qquad
         \hat x = \frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}}
 
-    alpha is a constant. The parameter ``bias`` is the bias that is applied,
-    b = beta + alpha, so that the forward pass, the state dict and everything
-    that reads or writes a norm layer are those of BN. The optimizer steps on
+    alpha is a constant. The parameter ``bias`` holds the applied bias,
+    b = beta + alpha. The forward pass, the state dict and all code that reads
+    or writes a norm layer therefore work as for BN. The optimizer steps on
     beta: the ``step`` of every torch optimizer that holds ``bias`` subtracts
     alpha before its arithmetic and adds it afterwards. Weight decay therefore
     pulls beta to 0 and b to alpha, and a channel without gradient reopens.
 
-    The layer starts at gamma = 1 and b = alpha. It also starts there if an
-    initializer writes BN's start, b = 0, into a layer that has neither been
-    loaded nor trained: as soon as :meth:`torch.nn.Module.apply` returns, or
-    at the next call of ``train()`` or ``eval()``.
+    The layer starts at gamma = 1 and b = alpha. An initializer may write BN's
+    initial value, b = 0, into a layer that has neither been loaded nor
+    trained. The layer then sets b = alpha as soon as
+    :meth:`torch.nn.Module.apply` returns, or at the next call of ``train()``
+    or ``eval()``.
 
     The optimizer has to hold the parameter itself. This is so under DDP,
     ``ZeroRedundancyOptimizer``, ``fully_shard``, and FSDP with
-    ``use_orig_params=True``. Under FSDP with flat parameters, and in an
-    optimizer with copies of its own, the layer is BN, and a warning says so.
-    An optimizer that averages parameters in its state (ASGD, schedule-free)
-    averages beta.
+    ``use_orig_params=True``. Under FSDP with flat parameters, and with an
+    optimizer that trains copies, the layer is a plain BN, and a warning
+    reports it. An optimizer that averages parameters in its state (ASGD,
+    schedule-free) averages beta.
     """
 
     stepped = 'bias'
@@ -65,7 +67,7 @@ class PostShift(StepAware):
         'with DistributedDataParallel, fully_shard, or FSDP with '
         'use_orig_params=True, and without a master copy of the parameters.'
     )
-    # BN's constructor sets its bias before alpha is known.
+    # BN's constructor sets the bias before the layer knows its alpha.
     alpha: float = 0.0
     _loaded: bool = False
 
@@ -111,11 +113,11 @@ class PostShift(StepAware):
         self.join_steps()
 
     @staticmethod
-    def before_step(layers: list['PostShift'], parameters: list[nn.Parameter]) -> None:
+    def before_step(layers: list['PostShift'], parameters: list[Tensor]) -> None:
         torch._foreach_sub_(parameters, _alphas(layers, parameters))
 
     @staticmethod
-    def after_step(layers: list['PostShift'], parameters: list[nn.Parameter]) -> None:
+    def after_step(layers: list['PostShift'], parameters: list[Tensor]) -> None:
         torch._foreach_add_(parameters, _alphas(layers, parameters))
 
     def is_missed(self) -> bool:
@@ -125,24 +127,24 @@ class PostShift(StepAware):
         super().reset_parameters()
         nn.init.constant_(self.bias, self.alpha)
 
-    def apply(self, fn) -> nn.Module:
+    def apply(self, fn: Callable[[nn.Module], None]) -> 'PostShift':
         super().apply(fn)
         self._start_at_alpha()
         return self
 
-    def train(self, mode: bool = True) -> nn.Module:
+    def train(self, mode: bool = True) -> 'PostShift':
         self._start_at_alpha()
         return super().train(mode)
 
     def _start_at_alpha(self) -> None:
-        """Replace BN's start of the bias by that of psBN."""
+        """Replace BN's initial bias by that of psBN."""
         if self._loaded or self._parameters.get('bias') is None:
             return
         bias = self.bias.detach()
-        if hasattr(bias, 'to_local'):  # fully_shard gives each process a part.
+        if hasattr(bias, 'to_local'):  # fully_shard gives a part to each process.
             bias = bias.to_local()
-        # Fake and meta tensors have no values, and those of inference mode
-        # stay as they are.
+        # Fake and meta tensors have no values. Tensors of inference mode stay
+        # unchanged.
         if type(bias) is Tensor and not (
             bias.is_meta
             or bias.is_inference()
@@ -152,7 +154,7 @@ class PostShift(StepAware):
             nn.init.constant_(bias, self.alpha)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        # MMEngine loads what is there and what fits.
+        # MMEngine loads the keys that exist and fit.
         bias = state_dict.get(f'{prefix}bias')
         self._loaded |= getattr(bias, 'shape', None) == self.bias.shape
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -161,8 +163,8 @@ class PostShift(StepAware):
         return f'{super().extra_repr()}, alpha={self.alpha}'
 
 
-# MMEngine's initializers look for layers by the names of their direct bases,
-# so _BatchNorm is one of them below.
+# MMEngine's initializers find layers by the names of their direct bases, so
+# _BatchNorm is one of them in each class below.
 
 
 class PSBatchNorm1d(PostShift, nn.BatchNorm1d, _BatchNorm):
@@ -192,10 +194,10 @@ class PSBatchNorm2d(PostShift, nn.BatchNorm2d, _BatchNorm):
         momentum (float, optional): The weight of the newest batch in the
             running statistics; None for a cumulative average. Defaults to
             0.1.
-        affine (bool): Has to be True.
+        affine (bool): Must be True.
         track_running_stats (bool): As in BN. Defaults to True.
-        bias (bool): Has to be True.
-        alpha (float): The post-shift, a finite number >= 0. With 0 the layer
+        bias (bool): Must be True.
+        alpha (float): The post-shift, a finite number >= 0. With 0, the layer
             is BN. Defaults to 0.1.
 
     Shape:
@@ -208,8 +210,8 @@ class PSBatchNorm2d(PostShift, nn.BatchNorm2d, _BatchNorm):
 
     Examples:
         >>> layer = PSBatchNorm2d(64)
-        >>> layer(torch.randn(2, 64, 7, 7)).mean().item()  # about alpha
-        >>> # in a config
+        >>> layer(torch.randn(2, 64, 7, 7)).mean().item()  # Close to alpha.
+        >>> # In a config:
         >>> norm_cfg = dict(type='psBN', alpha=0.1, requires_grad=True)
     """
 

@@ -1,4 +1,4 @@
-"""psSyncBN: psBN whose batch is that of all processes of a group."""
+"""psSyncBN: psBN over the batches of all processes of a group."""
 
 import torch
 import torch.distributed as dist
@@ -13,12 +13,12 @@ from mmpsbn.layers.post_shifted_bn import PostShift
 
 
 class SyncBatchNormFunction(Function):
-    """Batch norm over a process group, by collectives that gloo has too.
+    """Batch norm over a process group, by collectives that gloo supports.
 
-    ``torch.nn.SyncBatchNorm`` has kernels for accelerators alone. Here each
-    process gives its count, mean and sum of squared deviations, and all
-    combine them by Chan's formula, which stays exact when the counts differ
-    or one is zero.
+    ``torch.nn.SyncBatchNorm`` has kernels only for accelerators. Here, each
+    process shares its count, mean and sum of squared deviations. All processes
+    combine them by Chan's formula, which is exact even if the counts differ
+    or one of them is zero.
     """
 
     @staticmethod
@@ -41,8 +41,8 @@ class SyncBatchNormFunction(Function):
             raise ValueError(
                 'a synchronized batch norm got 1 value per channel in the '
                 f'batch of all processes (input of shape {tuple(input.shape)} '
-                'here), but training needs more; use a larger batch or '
-                'input.'
+                'in this one), but training needs more. Use a larger batch or '
+                'larger images.'
             )
         total = total.clamp(min=1)
         mean = (means * counts).sum(0) / total
@@ -61,9 +61,8 @@ class SyncBatchNormFunction(Function):
         input, weight, mean, invstd, total = ctx.saved_tensors
         dims = _all_but_channels(input)
         grad = grad_output.to(weight.dtype)
-        x_hat = (input.to(weight.dtype) - _per_channel(mean, input)) * _per_channel(
-            invstd, input
-        )
+        x_hat = input.to(weight.dtype) - _per_channel(mean, input)
+        x_hat *= _per_channel(invstd, input)
         grad_weight, grad_bias = (grad * x_hat).sum(dims), grad.sum(dims)
         sums = torch.stack([grad_weight, grad_bias])
         dist.all_reduce(sums, group=ctx.group)
@@ -73,20 +72,16 @@ class SyncBatchNormFunction(Function):
             - _per_channel(grad_mean, input)
             - x_hat * _per_channel(grad_x_hat, input)
         ) * _per_channel(weight * invstd, input)
-        return (
-            grad_input.to(input.dtype),
-            grad_weight,
-            grad_bias,
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+        no_gradients = (None,) * 5
+        return grad_input.to(input.dtype), grad_weight, grad_bias, *no_gradients
 
 
 def in_several_processes(group: dist.ProcessGroup | None = None) -> bool:
-    """Whether there is more than one process to share statistics with."""
+    """Return whether a process group has more than one process.
+
+    Args:
+        group (ProcessGroup, optional): Defaults to all processes.
+    """
     return (
         dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
     )
@@ -102,10 +97,23 @@ def sync_batch_norm(
     momentum: float,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """Batch norm in training over the processes of a group, all by default.
+    """Apply batch norm in training, with the statistics of a process group.
 
-    By the kernels of :class:`torch.nn.SyncBatchNorm` on a GPU, and by
-    :class:`SyncBatchNormFunction` on a CPU.
+    On a GPU it runs the kernels of :class:`torch.nn.SyncBatchNorm`, and on a
+    CPU :class:`SyncBatchNormFunction`.
+
+    Args:
+        input (Tensor): Of shape ``(N, C, *)``.
+        weight (Tensor): gamma, of shape ``(C,)``.
+        bias (Tensor): The applied bias, of shape ``(C,)``.
+        running_mean (Tensor, optional): Updated in place.
+        running_var (Tensor, optional): Updated in place.
+        eps (float): Added to the variance.
+        momentum (float): Weight of this batch in the running statistics.
+        group (ProcessGroup, optional): Defaults to all processes.
+
+    Returns:
+        Tensor: In the shape of ``input``.
     """
     group = group or dist.group.WORLD
     args = (input, weight, bias, running_mean, running_var, eps, momentum, group)
@@ -123,16 +131,17 @@ def _per_channel(values: Tensor, input: Tensor) -> Tensor:
 
 
 class PSSyncBatchNorm(PostShift, _BatchNorm):
-    """psBN with the statistics of the whole batch of a process group.
+    """psBN with the statistics of the batches of a process group.
 
-    In training, with more than one process, mean and variance are those of
-    all processes' inputs together, whose sizes may differ or be zero;
-    everywhere else the layer is :class:`~mmpsbn.layers.PSBatchNorm2d` for an
-    input of any rank. On a GPU it runs the kernels of
-    :class:`torch.nn.SyncBatchNorm`, on a CPU (gloo) collectives of its own.
+    In training with more than one process, mean and variance are those of
+    the inputs of all processes, whose sizes may differ or be zero. Otherwise
+    the layer is :class:`~mmpsbn.layers.PSBatchNorm2d` for inputs of any rank.
+    See :func:`~mmpsbn.layers.sync_post_shifted_bn.sync_batch_norm` for what
+    it runs on a GPU and on a CPU.
 
-    It is no ``torch.nn.SyncBatchNorm``: MMEngine reverts those to BN in every
-    run of one process, and alpha would be lost.
+    The class does not inherit from ``torch.nn.SyncBatchNorm``, because
+    MMEngine replaces those by BN in every run of one process, and alpha would
+    be lost.
 
     Args:
         num_features (int): ``C``.
@@ -142,11 +151,11 @@ class PSSyncBatchNorm(PostShift, _BatchNorm):
 
     Shape:
         - Input: ``(N, C, *)``
-        - Output: as the input
+        - Output: the shape of the input
 
     Raises:
-        ValueError: As PSBatchNorm2d does, and in training if the batch of
-            all processes has one value per channel.
+        ValueError: In the cases of PSBatchNorm2d, and in training if the
+            batches of all processes have one value per channel.
     """
 
     def __init__(

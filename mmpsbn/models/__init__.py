@@ -1,4 +1,4 @@
-from mmpsbn.models import residual_blocks  # noqa: F401  Fills a table of mmpsbn.layers.
+from mmpsbn.models import residual_blocks  # noqa: F401  It fills BRANCH_ENDS.
 from mmpsbn.models.efficientnet_lite import (
     EfficientNetLite,
     load_from_efficientnet_lite,

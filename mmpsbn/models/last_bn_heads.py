@@ -8,20 +8,19 @@ from mmpsbn.registry import MODELS
 
 
 class LastBNScores:
-    """Puts a last BN on the class scores of an anchor head.
+    """A mixin that adds a last BN to the class scores of an anchor head.
 
-    The scores of all pyramid levels are normalized by one set of statistics,
-    a mean and a variance for each anchor and class. A mixin that stands
-    before the head in the list of bases.
+    One mean and one variance for each anchor and class normalize the scores
+    of all pyramid levels. List the mixin before the head in the base classes.
 
     Args:
         last_bn (dict, optional): Arguments of
-            :class:`~mmpsbn.layers.last_bn.LastBN`, among them ``affine`` and
-            ``sync``. Defaults to none.
-        kwargs: The head's own.
+            :class:`~mmpsbn.layers.last_bn.LastBN`, for example ``affine`` and
+            ``sync``. Defaults to None, which means no arguments.
+        kwargs: Arguments of the head.
     """
 
-    #: The head's layer that computes its scores.
+    #: The name of the layer that computes the scores.
     score_layer: str
 
     def __init__(self, *args, last_bn: dict | None = None, **kwargs) -> None:

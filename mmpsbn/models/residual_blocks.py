@@ -1,4 +1,4 @@
-"""MMDetection's residual blocks, whose branches MimicNorm scales."""
+"""The ends of the branches in MMDetection's residual blocks, for MimicNorm."""
 
 from mmdet.models.backbones.darknet import ResBlock
 from mmdet.models.backbones.efficientnet import EdgeResidual
