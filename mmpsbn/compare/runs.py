@@ -45,6 +45,7 @@ from mmpsbn.detectors.build import build_model
 from mmpsbn.errors import InputError
 from mmpsbn.files import write_atomically
 from mmpsbn.hooks.filter_collapse_hook import HISTORY, read_history
+from mmpsbn.hooks.non_finite_hook import DIVERGED
 
 PLAN = 'comparison.json'
 # The version of work dirs. Since 2, runs of one seed share initial weights.
@@ -58,8 +59,6 @@ RESULT, OUTPUT, SECONDS = 'result.json', 'output.txt', 'seconds.txt'
 OVERHEAD, START = 1.2, 15
 MEASUREMENTS = 20  # Of filter collapse in a run.
 CALIBRATION = 16  # Images for weights of MimicNorm.
-# Of NonFiniteHook, when a run has diverged.
-DIVERGED = 'Training stopped before the step'
 
 
 class Run(NamedTuple):
@@ -407,6 +406,7 @@ class Comparison:
         config = folder / 'config.py'
         with self._preparing:
             self._config(run).dump(config)
+        (folder / DIVERGED).unlink(missing_ok=True)
         before = self._seconds_before(run)
         with open(folder / OUTPUT, 'w') as output:
             child = start(
@@ -426,15 +426,12 @@ class Comparison:
                 )
         if child.returncode and self._interrupted.is_set():
             raise KeyboardInterrupt
-        diverged = False
-        if child.returncode:
-            reason = explain_exit(
+        diverged = bool(child.returncode) and (folder / DIVERGED).exists()
+        if child.returncode and not diverged:
+            self.failures[run] = explain_exit(
                 child.returncode, (folder / OUTPUT).read_text(errors='replace')
             )
-            diverged = DIVERGED in reason
-            if not diverged:
-                self.failures[run] = reason
-                return False
+            return False
         evaluations = (
             []
             if diverged
