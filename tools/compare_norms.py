@@ -25,9 +25,9 @@ from mmengine.logging import MMLogger
 
 from mmpsbn.cli.arguments import add_cfg_options
 from mmpsbn.cli.errors import exit_with_message, interrupt_on_signals
-from mmpsbn.compare import NORMS, Comparison, replace_norm, run_comparison
+from mmpsbn.compare import NORMALIZATIONS, Comparison, replace_norm, run_comparison
 from mmpsbn.compare.placing import check_norms
-from mmpsbn.compare.runs import divide_machine
+from mmpsbn.compare.processes import divide_machine
 from mmpsbn.compare.session import load_costs, print_plan
 from mmpsbn.config.data import check_data
 from mmpsbn.config.reading import TRAINING_LOADERS, read_config
@@ -45,7 +45,7 @@ def parse_args():
         nargs='+',
         default=['BN', 'psBN', 'MimicNorm'],
         metavar='NORM',
-        help=f'of {", ".join(NORMS)}; BN+LastBN is BN in the body and '
+        help=f'of {", ".join(NORMALIZATIONS)}; BN+LastBN is BN in the body and '
         "MimicNorm's last BN in the heads, MimicBody is MimicNorm's body with "
         "the config's heads",
     )
@@ -132,20 +132,21 @@ def main():
         args.lrs,
         range(args.seeds),
         work_dir,
-        args.processes,
-        args.lengths,
-        args.tune,
-        args.tune_seeds,
+        processes=args.processes,
+        lengths=args.lengths,
+        tune=args.tune,
+        tune_seeds=args.tune_seeds,
     )
     if args.dry_run:
-        print_plan(
-            comparison, load_costs(comparison, args.rounds, keep=False), args.at_once
-        )
+        costs = load_costs(comparison, args.rounds, keep=False)
+        print_plan(comparison, costs, args.at_once)
         return
     comparison.write()
-    command = shlex.join(['python', 'tools/compare_norms.py', *sys.argv[1:]])
     run_comparison(
-        comparison, load_costs(comparison, args.rounds), environments, command
+        comparison,
+        load_costs(comparison, args.rounds),
+        environments=environments,
+        command=shlex.join(['python', 'tools/compare_norms.py', *sys.argv[1:]]),
     )
 
 
