@@ -529,7 +529,7 @@ def test_interrupted_gone_on_with_and_reported(compare, capsys, digits, tmp_path
 
     threading.Thread(target=interrupt, daemon=True).start()
     assert compare(*plan) == 130
-    assert 'the same command goes on from here' in capsys.readouterr().err
+    assert 'the same command resumes from here' in capsys.readouterr().err
     for folder in folders:
         assert not (folder / 'result.json').exists()
         assert float((folder / 'seconds.txt').read_text()) > 1
