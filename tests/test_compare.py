@@ -25,17 +25,17 @@ from test_tools import FASTER, SHORT, refused, run  # noqa: F401  A fixture.
 from mmpsbn.checkpoints.matching import check_compatible
 from mmpsbn.checkpoints.reading import Checkpoint
 from mmpsbn.compare import (
-    NORMS,
+    NORMALIZATIONS,
     Comparison,
-    Cost,
+    TrainingCost,
     measure_costs,
     replace_norm,
     write_report,
 )
 from mmpsbn.compare.costs import list_warnings
+from mmpsbn.compare.processes import divide_machine
 from mmpsbn.compare.report import make_rows
-from mmpsbn.compare.runs import divide_machine
-from mmpsbn.compare.session import print_plan
+from mmpsbn.compare.session import estimate_remaining, print_plan
 from mmpsbn.config.data import find_images
 from mmpsbn.config.reading import read_config
 from mmpsbn.convert.to_stock import stock_state
@@ -65,7 +65,7 @@ COMPARE = ('tools/compare_norms.py', FASTER)
 @pytest.mark.parametrize(
     'detector, before', [('faster-rcnn', 'psbn'), ('retinanet', 'mimicnorm')]
 )
-@pytest.mark.parametrize('norm', NORMS)
+@pytest.mark.parametrize('norm', NORMALIZATIONS)
 def test_every_norm_finds_its_place(detector, before, norm, digits):
     cfg = demo_config(detector, before)
     text = cfg.pretty_text
@@ -94,7 +94,7 @@ def test_group_norm_has_four_channels_a_group_at_least(digits):
 
 
 def test_coco_configs_take_every_norm():
-    for norm in NORMS:
+    for norm in NORMALIZATIONS:
         cfg = replace_norm(
             read_config(str(ROOT / 'configs/psbn/retinanet_r50_fpn_psbn_1x_coco.py')),
             norm,
@@ -191,7 +191,7 @@ def test_the_plan_is_every_norm_lr_and_seed(digits, tmp_path):
     ]
     assert len(set(plan.runs)) == 8
     # 16 images in batches of 8, 8 epochs, evaluated after every second.
-    assert plan.length(plan.runs[0]) == (16, 4, 8, 'epoch')
+    assert plan.workload(plan.runs[0]) == (16, 4, 8, 'epoch')
     assert not (tmp_path / 'new').exists()
     plan.write()
     cfg = plan._config(plan.runs[-1])
@@ -251,7 +251,7 @@ def test_map50_that_is_not_measured_is_no_zero(digits, tmp_path):
     (plan.folder(run) / 'result.json').write_text(
         json.dumps(dict(metrics={'coco/bbox_mAP': 0.5}, seconds=1.0))
     )
-    write_report(plan, {'BN': Cost(1.0, 1.0, 1.0, 1.0, None, 8)}, 'command')
+    write_report(plan, {'BN': TrainingCost(1.0, 1.0, 1.0, 1.0, None, 8)}, 'command')
     assert (
         '| BN | 0.04 | 1 | 0.500 | - | - | - |' in (tmp_path / 'report.md').read_text()
     )
@@ -259,17 +259,17 @@ def test_map50_that_is_not_measured_is_no_zero(digits, tmp_path):
 
 def test_time_is_estimated_from_what_was_seen(digits, tmp_path):
     plan = comparison(digits, tmp_path, seeds=(0, 1))
-    cost = Cost(10.0, 1.0, 2.0, 0.0, None, 8)
+    cost = TrainingCost(10.0, 1.0, 2.0, 0.0, None, 8)
     costs = {'BN': cost, 'psBN': cost._replace(step=20.0)}
     bn, psbn = plan.runs[:2]
     # Start-up, 16 steps and 4 evaluations of one batch, and the overhead.
-    assert plan.estimate(bn, costs) == pytest.approx(1.2 * (15 + 160 + 8))
+    assert plan.estimate_seconds(costs)[bn] == pytest.approx(1.2 * (15 + 160 + 8))
     folder = plan.folder(bn)
     folder.mkdir()
     (folder / 'result.json').write_text(json.dumps(dict(metrics={}, seconds=366.0)))
-    assert plan.estimate(bn, costs) == 366
-    assert plan.estimate(psbn, costs) == pytest.approx(2 * (15 + 320 + 8))
-    assert (plan.done(bn), plan.done(psbn)) == (1, 0)
+    assert plan.estimate_seconds(costs)[bn] == 366
+    assert plan.estimate_seconds(costs)[psbn] == pytest.approx(2 * (15 + 320 + 8))
+    assert (plan.progress(bn), plan.progress(psbn)) == (1, 0)
 
 
 def test_mimicnorm_starts_from_converted_weights(digits, tmp_path):
@@ -529,7 +529,7 @@ def test_interrupted_gone_on_with_and_reported(compare, capsys, digits, tmp_path
 
     threading.Thread(target=interrupt, daemon=True).start()
     assert compare(*plan) == 130
-    assert 'the same command goes on from here' in capsys.readouterr().err
+    assert 'the same command resumes from here' in capsys.readouterr().err
     for folder in folders:
         assert not (folder / 'result.json').exists()
         assert float((folder / 'seconds.txt').read_text()) > 1
@@ -574,7 +574,7 @@ def test_interrupted_gone_on_with_and_reported(compare, capsys, digits, tmp_path
     # What has ended is not repeated, and more can be added.
     again = comparison(digits, tmp_path / 'new', seeds=(0, 1))
     again.work_dir = work_dir
-    assert [again.done(run) for run in again.runs] == [1, 0, 0, 0]
+    assert [again.progress(run) for run in again.runs] == [1, 0, 0, 0]
 
 
 def test_runs_at_once_share_the_machine(monkeypatch):
@@ -760,7 +760,7 @@ def test_a_run_that_diverges_has_ended(digits, tmp_path):
     plan.write()
     good, bad = plan.runs
     assert plan.run(bad, lambda share: None), plan.failures
-    assert plan.done(bad) == 1
+    assert plan.progress(bad) == 1
     plan.folder(good).mkdir()
     (plan.folder(good) / 'result.json').write_text(
         json.dumps(dict(metrics={'coco/bbox_mAP': 0.5}, seconds=366.0))
@@ -769,8 +769,9 @@ def test_a_run_that_diverges_has_ended(digits, tmp_path):
     assert (first.scores, first.well) == ([0.5], [good])
     assert (second.scores, second.well, second.dead) == ([0], [], [])
     # It says nothing of how long one takes.
-    assert plan.estimate(bad, {}) == 366
-    write_report(plan, {'BN': Cost(1.0, 1.0, 1.0, 1.0, None, 8)}, 'command')
+    costs = {'BN': TrainingCost(1.0, 1.0, 1.0, 1.0, None, 8)}
+    assert plan.estimate_seconds(costs)[bad] == 366
+    write_report(plan, costs, 'command')
     assert (tmp_path / 'work' / 'lrs.png').exists()
     report = (tmp_path / 'work' / 'report.md').read_text()
     assert re.search(
@@ -788,7 +789,7 @@ def test_a_run_that_diverges_has_ended(digits, tmp_path):
         (['--lrs', 'inf'], 'a learning rate is above 0'),
         (['--work-dir', 'other'], 'belongs to another comparison'),
         (['--work-dir', 'foreign'], 'is not empty and holds no comparison'),
-        (['--work-dir', 'file'], 'is no folder'),
+        (['--work-dir', 'file'], 'cannot be read: Not a directory'),
     ],
 )
 def test_refuses(
@@ -852,7 +853,7 @@ def test_map_of_voc(change, names, digits, tmp_path):
         ('BN',),
         val_evaluator=dict(type='VOCMetric', _delete_=True, **change),
     )
-    assert plan.scores == names
+    assert plan.score_names == names
 
 
 def test_the_learning_rate_is_that_of_the_one_optimizer(digits, tmp_path):
@@ -879,3 +880,19 @@ def test_the_learning_rate_is_that_of_the_one_optimizer(digits, tmp_path):
 def test_a_config_that_never_evaluates(digits, tmp_path):
     with pytest.raises(InputError, match='val_begin=9 .* never measured'):
         comparison(digits, tmp_path, **{'train_cfg.val_begin': 9})
+
+
+def test_the_remaining_time_is_computed_in_memory(digits, tmp_path):
+    plan = comparison(digits, tmp_path, ('BN',), seeds=(0, 1, 2))
+    costs = {'BN': TrainingCost(10.0, 1.0, 2.0, 0.0, None, 8)}
+    ended, interrupted, _ = map(plan.folder, plan.runs)
+    ended.mkdir()
+    (ended / 'result.json').write_text(json.dumps(dict(metrics={}, seconds=100.0)))
+    log = interrupted / 'now' / 'vis_data' / 'scalars.json'
+    log.parent.mkdir(parents=True)
+    log.write_text('{"iter": 4}\n')
+    # One run has ended, and one has completed 4 of 16 iterations.
+    assert estimate_remaining(plan, costs, 1) == 175
+    shutil.rmtree(ended)
+    log.unlink()
+    assert estimate_remaining(plan, costs, 1) == 175

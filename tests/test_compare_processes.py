@@ -20,6 +20,7 @@ from test_tools import SHORT, refused  # noqa: F401  The fixture.
 from mmpsbn.compare import Comparison, replace_norm
 from mmpsbn.compare.processes import lock_folder
 from mmpsbn.errors import InputError
+from mmpsbn.hooks.non_finite_hook import DIVERGED
 
 
 def processes_of(folder):
@@ -55,7 +56,12 @@ def short_plan(digits, work_dir, lrs=(), processes=1, epochs=1, loop=None, **cha
     cfg.model.test_cfg.rcnn.score_thr = 0  # It is confident of nothing yet.
     cfg.merge_from_dict(changes)
     plan = Comparison(
-        cfg, {'BN': replace_norm(cfg, 'BN')}, lrs, (0,), str(work_dir), processes
+        cfg,
+        {'BN': replace_norm(cfg, 'BN')},
+        lrs,
+        (0,),
+        str(work_dir),
+        processes=processes,
     )
     plan.write()
     return plan
@@ -182,7 +188,7 @@ def test_a_run_killed_by_a_signal_is_reported_as_such(processes, digits, tmp_pat
     (run,) = plan.runs
 
     def kill():
-        wait_for(lambda: plan.done(run) > 0)
+        wait_for(lambda: plan.progress(run) > 0)
         # The last to start is a worker of the launcher, if there is one.
         os.kill(max(processes_of(tmp_path / 'work')), signal.SIGKILL)
 
@@ -207,6 +213,7 @@ def test_a_run_of_two_processes_that_diverges_has_ended(digits, tmp_path):
     (run,) = plan.runs
     assert plan.run(run, lambda share: None), plan.failures
     assert plan.result(run)['diverged']
+    assert json.loads((plan.folder(run) / DIVERGED).read_text())['iteration'] == 2
 
 
 def test_a_failure_of_two_processes_is_reported_without_the_launcher(digits, tmp_path):
@@ -233,7 +240,7 @@ def test_a_kill_during_the_last_evaluation(digits, tmp_path):
     (run,) = plan.runs
     assert plan.run(run, lambda share: None), plan.failures
     expected = plan.result(run)['metrics']
-    assert (expected['step'], plan.scores[0] in expected) == (2, True)
+    assert (expected['step'], plan.score_names[0] in expected) == (2, True)
     # What is there if it is killed after the last checkpoint.
     (plan.folder(run) / 'result.json').unlink()
     (log,) = plan.folder(run).glob('*/vis_data/scalars.json')
@@ -243,7 +250,7 @@ def test_a_kill_during_the_last_evaluation(digits, tmp_path):
     assert plan.run(run, lambda share: None), plan.failures
     found = plan.result(run)['metrics']
     assert found['step'] == 2
-    assert found[plan.scores[0]] == pytest.approx(expected[plan.scores[0]])
+    assert found[plan.score_names[0]] == pytest.approx(expected[plan.score_names[0]])
 
 
 def test_a_config_that_counts_iterations(digits, tmp_path):
@@ -256,5 +263,5 @@ def test_a_config_that_counts_iterations(digits, tmp_path):
     )
     (run,) = plan.runs
     assert plan.run(run, lambda share: None), plan.failures
-    assert list(plan.curve(run, plan.scores[0])) == [2, 4]
+    assert list(plan.curve(run, plan.score_names[0])) == [2, 4]
     assert [path.name for path in plan.folder(run).glob('*.pth')] == ['iter_4.pth']

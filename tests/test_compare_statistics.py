@@ -1,6 +1,5 @@
 """What the report of a comparison concludes from the scores of its runs."""
 
-import builtins
 import json
 import re
 
@@ -9,12 +8,11 @@ import pytest
 from scipy import stats
 from test_compare import comparison
 
-from mmpsbn.compare import Cost, Run, write_report
+from mmpsbn.compare import Run, TrainingCost, write_report
 from mmpsbn.compare.figures import draw_curves
-from mmpsbn.compare.intervals import holm, margin, paired
-from mmpsbn.compare.report import Row, differences, verdict
+from mmpsbn.compare.intervals import compare_paired, confidence_margin, correct_p_values
+from mmpsbn.compare.report import Row, compare_with_baseline, describe_results
 from mmpsbn.compare.tables import format_mean
-from mmpsbn.errors import InputError
 
 
 def row(norm, *scores, lr=0.1, length=1, seeds=None, diverged=0):
@@ -30,7 +28,9 @@ BN = row('BN', 0.50, 0.54, 0.52)
 def test_interval_by_hand():
     # The standard error of .50, .54, .52 is .02 / sqrt(3), and the quantile
     # of Student's t with two degrees of freedom is 4.3027.
-    assert margin([0.50, 0.54, 0.52]) == pytest.approx(4.3027 * 0.0115470, 1e-4)
+    assert confidence_margin([0.50, 0.54, 0.52]) == pytest.approx(
+        4.3027 * 0.0115470, 1e-4
+    )
     assert format_mean([0.50, 0.54, 0.52]) == ['0.520', '0.470 to 0.570']
     assert format_mean([0.5]) == ['0.500', '-']
     assert format_mean([]) == ['-', '-']
@@ -38,30 +38,35 @@ def test_interval_by_hand():
 
 def test_paired_difference_by_hand():
     # Differences .01, .02, .03: mean .02, standard error .0057735, t 3.4641.
-    found = paired([0.51, 0.56, 0.55], [0.50, 0.54, 0.52])
+    found = compare_paired([0.51, 0.56, 0.55], [0.50, 0.54, 0.52])
     assert found.seeds == 3
     assert found[1:4] == pytest.approx((0.02, -0.0048414, 0.0448414), abs=1e-6)
     assert found.p == pytest.approx(2 * stats.t.sf(3.4641016, 2))
 
 
 def test_paired_differences_without_an_interval():
-    assert paired([0.5], [0.4])[:1] + paired([0.5], [0.4])[2:] == (1, None, None, None)
-    assert paired([], []) == (0, None, None, None, None)
-    assert paired([0, 0], [0, 0]) == (2, 0, 0, 0, 1)
+    assert compare_paired([0.5], [0.4])[:1] + compare_paired([0.5], [0.4])[2:] == (
+        1,
+        None,
+        None,
+        None,
+    )
+    assert compare_paired([], []) == (0, None, None, None, None)
+    assert compare_paired([0, 0], [0, 0]) == (2, 0, 0, 0, 1)
 
 
 def test_holm_by_hand():
     # .01 * 3, .03 * 2 and .04 * 1, of which the last may not be below.
-    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
-    assert holm([0.6, 0.7]) == [1, 1]
-    assert holm([]) == []
+    assert correct_p_values([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert correct_p_values([0.6, 0.7]) == [1, 1]
+    assert correct_p_values([]) == []
 
 
 def test_differences_are_of_common_seeds():
-    (one,) = differences([BN, row('psBN', 0.53, 0.56, seeds=(2, 1))], 'BN')
+    (one,) = compare_with_baseline([BN, row('psBN', 0.53, 0.56, seeds=(2, 1))], 'BN')
     assert one.paired.seeds == 2
     assert one.paired.mean == pytest.approx(0.015)
-    assert differences([row('psBN', 0.5, 0.6)], 'BN') == []
+    assert compare_with_baseline([row('psBN', 0.5, 0.6)], 'BN') == []
 
 
 def test_each_length_is_a_family_of_its_own():
@@ -72,19 +77,19 @@ def test_each_length_is_a_family_of_its_own():
         row('GN', 0.61, 0.62, 0.63, length=2),
         row('psBN', 0.6, 0.62, 0.61, length=2),
     ]
-    short, *long = differences(rows, 'BN')
+    short, *long = compare_with_baseline(rows, 'BN')
     assert short.p == short.paired.p
     assert [one.p for one in long] == pytest.approx(
-        holm([one.paired.p for one in long])
+        correct_p_values([one.paired.p for one in long])
     )
     assert long[0].p == pytest.approx(2 * long[0].paired.p)
-    text = verdict(rows, 'BN')
+    text = describe_results(rows, 'BN')
     assert text.startswith('At 1 x the schedule, GN is not significantly ')
     assert '. At 2 x the schedule, ' in text
 
 
 def test_the_first_sentence_follows_from_the_differences():
-    text = verdict(
+    text = describe_results(
         [
             BN,
             row('GN', 0.41, 0.442, 0.43),
@@ -99,7 +104,7 @@ def test_the_first_sentence_follows_from_the_differences():
         '0.104, 3 seeds, p = 0.002); psBN is not significantly different '
         'from BN.'
     )
-    assert verdict(
+    assert describe_results(
         [BN, row('psBN', 0.9, 0.1, 0.5), row('GN', 0.5, 0.55, 0.52)], 'BN'
     ) == ('psBN and GN are not significantly different from BN.')
 
@@ -107,39 +112,39 @@ def test_the_first_sentence_follows_from_the_differences():
 def test_a_correction_makes_a_difference_insignificant():
     # p is 0.034 alone, and 0.067 as the smaller of two.
     near = row('psBN', 0.52, 0.58, 0.55)
-    assert 'psBN** is 0.030 mAP above BN' in verdict([BN, near], 'BN')
-    assert 'psBN and GN are not significantly' in verdict(
+    assert 'psBN** is 0.030 mAP above BN' in describe_results([BN, near], 'BN')
+    assert 'psBN and GN are not significantly' in describe_results(
         [BN, near, row('GN', 0.5, 0.55, 0.52)], 'BN'
     )
 
 
 def test_one_seed_has_no_interval():
-    assert verdict([row('BN', 0.5), row('psBN', 0.9)], 'BN') == (
+    assert describe_results([row('BN', 0.5), row('psBN', 0.9)], 'BN') == (
         'psBN has no confidence interval, because fewer than two seeds are '
         'common with BN.'
     )
 
 
 def test_without_results():
-    assert 'No run detected anything' in verdict(
+    assert 'No run detected anything' in describe_results(
         [row('BN', 0.0, 0.0), row('GN', 0.0, 0.0)], 'BN'
     )
-    assert 'because the baseline BN has no result' in verdict(
+    assert 'because the baseline BN has no result' in describe_results(
         [row('GN', 0.5, 0.6)], 'BN'
     )
-    assert verdict([BN], 'BN').startswith('BN has a mean mAP of 0.520')
+    assert describe_results([BN], 'BN').startswith('BN has a mean mAP of 0.520')
 
 
 def test_diverged_runs_are_counted():
-    text = verdict([BN, row('psBN', 0.0, 0.54, 0.52, diverged=1)], 'BN')
+    text = describe_results([BN, row('psBN', 0.0, 0.54, 0.52, diverged=1)], 'BN')
     assert text.endswith('Runs that diverged count as mAP 0 (psBN 1 of 3).')
 
 
 def test_unequal_trials_are_reported():
-    assert 'The numbers of seeds differ (BN 3, psBN 2)' in verdict(
+    assert 'The numbers of seeds differ (BN 3, psBN 2)' in describe_results(
         [BN, row('psBN', 0.5, 0.6)], 'BN'
     )
-    assert 'The learning rates differ (BN 0.1, 0.2; psBN 0.1)' in verdict(
+    assert 'The learning rates differ (BN 0.1, 0.2; psBN 0.1)' in describe_results(
         [BN, row('BN', 0.7, 0.71, 0.7, lr=0.2), row('psBN', 0.6, 0.6, 0.6)], 'BN'
     )
 
@@ -154,15 +159,15 @@ def test_what_is_said_of_the_selection_of_learning_rates():
         row('GN', 0.3, lr=0.04),
     ]
     optimistic, narrow = 'which makes the results optimistic', 'too narrow'
-    text = verdict(tried, 'BN')
+    text = describe_results(tried, 'BN')
     assert optimistic in text
     assert '--lrs (GN 0.01): the range may be too narrow' in text
     # Chosen on other images, and from the same rates.
     final = [row('BN', 0.5, 0.6, lr=0.02), row('GN', 0.5, 0.6, lr=0.01)]
-    text = verdict(final, 'BN', tried)
+    text = describe_results(final, 'BN', tried)
     assert optimistic not in text and 'rates differ' not in text
     assert '--lrs (GN 0.01): the range may be too narrow' in text
-    text = verdict([BN], 'BN')
+    text = describe_results([BN], 'BN')
     assert optimistic not in text and narrow not in text
 
 
@@ -180,7 +185,7 @@ def test_a_report_of_several_lengths(digits, tmp_path):
                 dict(metrics={'coco/bbox_mAP': score}, seconds=1.0, diverged=False)
             )
         )
-    cost = Cost(1.0, 1.0, 1.0, 1.0, None, 8)
+    cost = TrainingCost(1.0, 1.0, 1.0, 1.0, None, 8)
     write_report(plan, dict(BN=cost, psBN=cost), 'command')
     report = (tmp_path / 'report.md').read_text()
     # Differences .010, .009, .008: the margin is 4.3027 * .001 / sqrt(3).
@@ -198,7 +203,7 @@ def test_learning_curves_have_confidence_bands(tmp_path):
 
     def coloured(*lines):
         file = tmp_path / 'curves.png'
-        draw_curves({'BN': lines}, 'epoch', str(file))
+        draw_curves({'BN': lines}, str(file), xlabel='epoch', ylabel='mAP')
         return (matplotlib.image.imread(file)[..., :3].std(-1) > 0.01).sum()
 
     one = {1: 0.1, 2: 0.5}
@@ -207,16 +212,3 @@ def test_learning_curves_have_confidence_bands(tmp_path):
     assert coloured(one, one, {1: 0.1, 2: 0.6}, {1: 0.1, 2: 0.6}) < coloured(
         one, {1: 0.1, 2: 0.6}
     )
-
-
-def test_scipy_is_asked_for_before_training(digits, tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def without_scipy(name, *args, **kwargs):
-        if name == 'scipy':
-            raise ModuleNotFoundError('No module named scipy', name='scipy')
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, '__import__', without_scipy)
-    with pytest.raises(InputError, match='pip install scipy'):
-        comparison(digits, tmp_path)

@@ -13,14 +13,14 @@ from test_convert import build, demo_config
 from test_tools import SHORT, refused  # noqa: F401  A fixture.
 from test_voc import write_voc
 
-from mmpsbn.compare import Cost, write_report
+from mmpsbn.compare import TrainingCost, write_report
 from mmpsbn.compare.held_out import FILES, HeldOut
 from mmpsbn.compare.schedule import stretch
 from mmpsbn.errors import InputError
 from mmpsbn.layers import MimicConv
 
 TUNE = 0.25  # Four images, in which each digit is found.
-COST = Cost(1.0, 1.0, 1.0, 1.0, None, 8)
+COST = TrainingCost(1.0, 1.0, 1.0, 1.0, None, 8)
 
 
 def end(plan, run, score):
@@ -78,8 +78,8 @@ def test_learning_rates_are_chosen_on_held_out_images(digits, tmp_path):
     assert len(plan.tuning) == 2 * 3 * 2
     assert str(plan.finals[0]) == 'BN, lr to be chosen, seed 0'
     # 12 and 16 images in batches of 8; 4 and 8 images to evaluate on.
-    assert plan.length(plan.tuning[0]) == (16, 4, 4, 'epoch')
-    assert plan.length(plan.finals[0]) == (16, 4, 8, 'epoch')
+    assert plan.workload(plan.tuning[0]) == (16, 4, 4, 'epoch')
+    assert plan.workload(plan.finals[0]) == (16, 4, 8, 'epoch')
     plan.write()
     scores = dict(
         BN={0.01: 0.3, 0.1: 0.5, 0.2: 0.3}, psBN={0.01: 0.2, 0.1: 0.2, 0.2: 0}
@@ -107,7 +107,7 @@ def test_learning_rates_are_chosen_on_held_out_images(digits, tmp_path):
         tune_seeds=2,
         seeds=(0, 1),
     )
-    assert sum(more.done(run) for run in more.tuning) == 12
+    assert sum(more.progress(run) for run in more.tuning) == 12
     assert more.finals[0].lr is None
 
 
@@ -119,11 +119,12 @@ def test_rates_are_chosen_for_each_length(digits, tmp_path):
     for run in plan.tuning:
         end(plan, run, run.lr if run.length == 1 else 1 - run.lr)
     assert [run.name for run in plan.finals] == ['BN_lr0.1_seed0', 'BN_x2_lr0.01_seed0']
-    assert plan.length(plan.finals[1]) == (32, 8, 8, 'epoch')
+    assert plan.workload(plan.finals[1]) == (32, 8, 8, 'epoch')
     cost = {'BN': COST}
     # No final run has ended, so the time is estimated from other runs.
-    assert plan.estimate(plan.tuning[0], cost) == 9
-    assert plan.estimate(plan.finals[1], cost) > plan.estimate(plan.finals[0], cost)
+    seconds = plan.estimate_seconds(cost)
+    assert seconds[plan.tuning[0]] == 9
+    assert seconds[plan.finals[1]] > seconds[plan.finals[0]]
 
 
 def test_tuned_trained_resumed_and_reported(

@@ -1,5 +1,7 @@
 """NaN and infinity never reach the weights."""
 
+import json
+
 import pytest
 import torch
 from mmengine.model import BaseModel
@@ -8,7 +10,8 @@ from test_tools import FASTER, refused  # noqa: F401  The fixture.
 from torch import nn
 
 from mmpsbn.checkpoints.reading import find_latest
-from mmpsbn.errors import InputError
+from mmpsbn.errors import DivergenceError, InputError
+from mmpsbn.hooks.non_finite_hook import DIVERGED
 from mmpsbn.layers import PSBatchNorm2d
 
 
@@ -55,9 +58,11 @@ def runner(work_dir, model, **hook):
 )
 def test_stops_before_the_step(backward, words, tmp_path):
     model = Toy(steps=[4], backward=backward)
-    with pytest.raises(InputError, match='iteration 4: ') as error:
+    with pytest.raises(DivergenceError, match='iteration 4: ') as error:
         runner(tmp_path, model).train()
     assert words in str(error.value)
+    found = json.loads((tmp_path / DIVERGED).read_text())
+    assert found['iteration'] == 4 and words in found['cause']
     assert model.root.step == 4 and len(model.log) == 4
     assert torch.equal(model.conv.weight, model.log[-1])
     assert not torch.equal(model.log[-2], model.log[-1])
@@ -93,6 +98,12 @@ def test_weights_that_were_bad_are_named(tmp_path):
         model.last.weight[0] = torch.inf
     with pytest.raises(InputError, match='weights .* last.weight for one'):
         run.train()
+
+
+def test_the_file_of_a_diverged_training_is_removed_by_the_next(tmp_path):
+    (tmp_path / DIVERGED).write_text('{}')
+    runner(tmp_path, Toy()).train()
+    assert not (tmp_path / DIVERGED).exists()
 
 
 def test_an_action_that_there_is_not(tmp_path):

@@ -8,8 +8,8 @@ import pytest
 from mmengine.config import Config
 from test_convert import demo_config
 
-from mmpsbn.compare import NORMS, replace_norm
-from mmpsbn.compare.placing import config_differences, placing_remarks
+from mmpsbn.compare import NORMALIZATIONS, replace_norm
+from mmpsbn.compare.placing import config_differences, describe_placing
 from mmpsbn.detectors.build import build_model
 from mmpsbn.errors import InputError
 from mmpsbn.layers import NORM_TYPES
@@ -77,7 +77,7 @@ def test_gn_next_to_bn_stays_and_is_remarked():
     for norm in ('BN', 'MimicNorm'):
         assert layers(cfg, norm)['GroupNorm', True] == 8
     assert (
-        'same in every run: 8 in bbox_head (GroupNorm)' in placing_remarks(cfg, {})[0]
+        'same in every run: 8 in bbox_head (GroupNorm)' in describe_placing(cfg, {})[0]
     )
     whole = stock('gn/mask-rcnn_r50_fpn_gn-all_2x_coco')
     assert not any('GroupNorm' in kind for kind, _ in layers(whole, 'BN'))
@@ -104,7 +104,7 @@ def test_gn_next_to_bn_stays_and_is_remarked():
 )
 def test_mimicnorm_without_its_last_bn_is_remarked(name, heads):
     cfg = stock(name)
-    remarks = placing_remarks(cfg, {'MimicNorm': replace_norm(cfg, 'MimicNorm')})
+    remarks = describe_placing(cfg, {'MimicNorm': replace_norm(cfg, 'MimicNorm')})
     assert any(f'without its last BN in {heads}, so' in remark for remark in remarks)
 
 
@@ -122,7 +122,7 @@ def test_a_part_of_mimicnorm_that_is_missing_is_remarked():
     cfgs = {norm: replace_norm(cfg, norm) for norm in ('BN+LastBN', 'MimicBody')}
     found = [
         remark
-        for remark in placing_remarks(cfg, cfgs)
+        for remark in describe_placing(cfg, cfgs)
         if 'without its last BN' in remark
     ]
     assert len(found) == 1 and found[0].startswith(
@@ -133,7 +133,7 @@ def test_a_part_of_mimicnorm_that_is_missing_is_remarked():
 
 def test_norm_layers_that_cannot_be_replaced_are_remarked():
     cfg = stock('centernet/centernet_r18_8xb16-crop512-140e_coco')
-    assert '6 in neck (BatchNorm2d)' in placing_remarks(cfg, {})[0]
+    assert '6 in neck (BatchNorm2d)' in describe_placing(cfg, {})[0]
 
 
 HEADS = {
@@ -147,12 +147,12 @@ HEADS = {
 @pytest.mark.parametrize('detector', HEADS)
 def test_norms_differ_in_nothing_else_or_it_is_remarked(detector):
     cfg = demo_config(detector, 'psbn')
-    cfgs = {norm: replace_norm(cfg, norm) for norm in NORMS}
+    cfgs = {norm: replace_norm(cfg, norm) for norm in NORMALIZATIONS}
     changes = {
         'FrozenBN': 'model.backbone.norm_eval is True instead of False',
         **dict.fromkeys(('BN+LastBN', 'MimicNorm'), HEADS[detector]),
     }
-    assert placing_remarks(cfg, cfgs) == [
+    assert describe_placing(cfg, cfgs) == [
         f'The config of {norm} differs from that of BN in more than its norm '
         f'layers: {change}.'
         for norm, change in changes.items()
@@ -180,7 +180,7 @@ def test_every_difference_of_configs_is_remarked():
 def test_mimicnorm_leaves_parts_without_conv_cfg():
     cfg = stock(C4)
     mimic = replace_norm(cfg, 'MimicNorm')
-    assert placing_remarks(cfg, {'MimicNorm': mimic}) == [
+    assert describe_placing(cfg, {'MimicNorm': mimic}) == [
         'MimicNorm has BN in 10 in roi_head.shared_head (BatchNorm2d), '
         'because these parts take no conv_cfg.'
     ]
@@ -190,10 +190,10 @@ def test_a_detector_that_mimicnorm_does_not_fit():
     # A convolution of CSPNeXt's ignores conv_cfg.
     cfg = stock('rtmdet/rtmdet_tiny_8xb32-300e_coco')
     with pytest.raises(InputError, match='Leave MimicNorm out of --norms'):
-        placing_remarks(cfg, {'MimicNorm': replace_norm(cfg, 'MimicNorm')})
+        describe_placing(cfg, {'MimicNorm': replace_norm(cfg, 'MimicNorm')})
 
 
-@pytest.mark.parametrize('norm', NORMS)
+@pytest.mark.parametrize('norm', NORMALIZATIONS)
 def test_a_transformer_has_no_place(norm):
     with pytest.raises(InputError, match='SwinTransformer .* no batch norm'):
         replace_norm(stock('swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco'), norm)
@@ -209,7 +209,7 @@ def test_a_norm_cfg_that_builds_no_layer_is_no_place():
         norm_cfg=dict(type='BN'),
     )
     with pytest.raises(InputError, match='no norm layer to replace'):
-        placing_remarks(cfg, {})
+        describe_placing(cfg, {})
 
 
 def test_batch_norm_next_to_a_transformer_is_replaced():

@@ -1,15 +1,15 @@
-"""Train one detector with several normalizations, and report.
+"""Train one detector with several normalizations, and report the results.
 
-Every normalization is placed where the config has one: with its convs and
-heads (MimicNorm), in evaluation mode (FrozenBN), and so on. They all start
-from the config's load_from, a detector with BN, converted where it has to be.
-The runs go through tools/train.py, one after another or several --at-once. The
-report compares each normalization with the first of --norms, paired by seed.
-With --tune, learning rates are chosen on held-out training images, and the
-validation set is used for the final runs alone. The same command resumes after
-an interruption; finished runs are not repeated, and more --norms, --lrs,
---lengths and --seeds can be added later. It ends with report.md, report.html
-and figures in the work dir.
+Each normalization replaces the norm layers of the config, with the
+convolutions and heads that belong to it (MimicNorm) or in evaluation mode
+(FrozenBN). All runs start from the config's load_from, a detector with BN, and
+convert it if necessary. The report compares each normalization with the first
+of --norms, paired by seed. With --tune, learning rates are chosen on held-out
+training images, and only the final runs are evaluated on the validation set.
+
+The same command resumes after an interruption. Finished runs are not repeated,
+and more --norms, --lrs, --lengths and --seeds can be added later. The command
+writes report.md, report.html and figures into the work dir.
 """
 
 import argparse
@@ -25,9 +25,9 @@ from mmengine.logging import MMLogger
 
 from mmpsbn.cli.arguments import add_cfg_options
 from mmpsbn.cli.errors import exit_with_message, interrupt_on_signals
-from mmpsbn.compare import NORMS, Comparison, replace_norm, run_comparison
+from mmpsbn.compare import NORMALIZATIONS, Comparison, replace_norm, run_comparison
 from mmpsbn.compare.placing import check_norms
-from mmpsbn.compare.runs import divide_machine
+from mmpsbn.compare.processes import divide_machine
 from mmpsbn.compare.session import load_costs, print_plan
 from mmpsbn.config.data import check_data
 from mmpsbn.config.reading import TRAINING_LOADERS, read_config
@@ -39,17 +39,17 @@ def parse_args():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='of a detector, with any normalization')
+    parser.add_argument('config', help='config of a detector with any normalization')
     parser.add_argument(
         '--norms',
         nargs='+',
         default=['BN', 'psBN', 'MimicNorm'],
         metavar='NORM',
-        help=f'of {", ".join(NORMS)}; BN+LastBN is BN in the body and '
-        "MimicNorm's last BN in the heads, MimicBody is MimicNorm's body with "
-        "the config's heads",
+        help=f'one or more of {", ".join(NORMALIZATIONS)}; BN+LastBN is BN in '
+        "the body and MimicNorm's last BN in the heads, MimicBody is MimicNorm's "
+        "body with the config's heads",
     )
-    parser.add_argument('--seeds', type=int, default=3, help='how many runs of each')
+    parser.add_argument('--seeds', type=int, default=3, help='number of runs of each')
     parser.add_argument(
         '--lrs',
         type=float,
@@ -68,36 +68,33 @@ def parse_args():
         '--tune-seeds',
         type=int,
         default=1,
-        help='how many tuning runs each learning rate has',
+        help='number of tuning runs of each learning rate',
     )
     parser.add_argument(
         '--lengths',
         type=float,
         nargs='+',
         default=[1],
-        help="of training, as multiples of the config's schedule",
+        help="lengths of training, as multiples of the config's schedule",
     )
     parser.add_argument('--work-dir', help='folder of the runs and the report')
     parser.add_argument(
         '--processes',
         type=int,
         default=1,
-        help="of each run, by torch's launcher: the number of GPUs",
+        help="number of processes (GPUs) of each run, started by torch's launcher",
     )
     parser.add_argument(
         '--at-once',
         type=int,
         default=1,
-        help='how many runs side by side, each on its own GPUs, or on its '
-        'share of the cores',
+        help='number of parallel runs, each on its own GPUs or its share of the cores',
     )
     parser.add_argument(
-        '--rounds', type=int, default=5, help='of timing a training step'
+        '--rounds', type=int, default=5, help='rounds of timing a training step'
     )
     parser.add_argument(
-        '--dry-run',
-        action='store_true',
-        help='print the runs and the time that they will take',
+        '--dry-run', action='store_true', help='print the runs and their estimated time'
     )
     add_cfg_options(parser)
     return parser.parse_args()
@@ -132,24 +129,25 @@ def main():
         args.lrs,
         range(args.seeds),
         work_dir,
-        args.processes,
-        args.lengths,
-        args.tune,
-        args.tune_seeds,
+        processes=args.processes,
+        lengths=args.lengths,
+        tune=args.tune,
+        tune_seeds=args.tune_seeds,
     )
     if args.dry_run:
-        print_plan(
-            comparison, load_costs(comparison, args.rounds, keep=False), args.at_once
-        )
+        costs = load_costs(comparison, args.rounds, keep=False)
+        print_plan(comparison, costs, args.at_once)
         return
     comparison.write()
-    command = shlex.join(['python', 'tools/compare_norms.py', *sys.argv[1:]])
     run_comparison(
-        comparison, load_costs(comparison, args.rounds), environments, command
+        comparison,
+        load_costs(comparison, args.rounds),
+        environments=environments,
+        command=shlex.join(['python', 'tools/compare_norms.py', *sys.argv[1:]]),
     )
 
 
 if __name__ == '__main__':
     interrupt_on_signals()
-    with exit_with_message('the same command goes on from here'):
+    with exit_with_message('the same command resumes from here'):
         main()

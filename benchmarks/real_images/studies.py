@@ -82,7 +82,7 @@ class RecordedComparison(Comparison):
         if row is None:
             return None
         return dict(
-            metrics=dict(zip(self.scores, (row.mAP, row.mAP50))),
+            metrics=dict(zip(self.score_names, (row.mAP, row.mAP50))),
             seconds=row.seconds,
             diverged=row.diverged,
         )
@@ -93,7 +93,7 @@ class RecordedComparison(Comparison):
             result, history = super().result(run), self.history(run)
             self.results.add(
                 run,
-                *(result['metrics'].get(name, 0.0) for name in self.scores),
+                *(result['metrics'].get(name, 0.0) for name in self.score_names),
                 *(
                     shares(history[at]).get('dead', 0.0) if history else None
                     for at in (0, -1)

@@ -1,4 +1,4 @@
-"""What a training step costs with each normalization, side by side."""
+"""The cost of a training step with each normalization."""
 
 import copy
 import statistics
@@ -12,39 +12,42 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MessageHub
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
 from mmpsbn.analysis import saved_bytes, time_alternately
 from mmpsbn.config.errors import explain_config_errors
+from mmpsbn.config.model import config_scope
 from mmpsbn.detectors.build import build_model
 from mmpsbn.hooks.norm_check_hook import LevelWatch, describe_shared, find_idle_norms
 
 
-class Cost(NamedTuple):
-    """Of one normalization, on one batch of the training data."""
+class TrainingCost(NamedTuple):
+    """What one normalization costs on one batch of the training data."""
 
     step: float
-    """Seconds of a step: forward, backward and SGD; without loading data."""
+    """The seconds of a forward pass, backward pass and step of SGD."""
     ratio: float
-    """Of the step, to that of the first normalization in the same round."""
+    """The seconds of a step divided by those of the first normalization."""
     inference: float
-    """Seconds of a prediction for the batch."""
-    saved: float
-    """MiB that autograd keeps of a forward for its backward."""
+    """The seconds of a prediction for the batch."""
+    stored: float
+    """The stored activations of a step, in MiB."""
     peak: float | None
-    """MiB that the allocator of a GPU held at most in a step."""
+    """The peak memory of a step on a GPU, in MiB."""
     batch: int
-    """Images of the batch."""
+    """The number of images of the batch."""
     shared: Sequence[str] = ()
     """Norm layers that several pyramid levels share, see LevelWatch."""
     idle: Sequence[str] = ()
-    """Why its layers have no effect, see find_idle_norms."""
+    """Why norm layers have no effect, see find_idle_norms."""
 
 
-def list_warnings(costs: dict[str, Cost]) -> list[str]:
-    """What makes some normalizations worse than they are."""
+Costs = dict[str, TrainingCost]
+
+
+def list_warnings(costs: Costs) -> list[str]:
+    """List what puts a normalization at a disadvantage in a detector."""
     return [
         f'{norm}: {warning}'
         for norm, cost in costs.items()
@@ -55,68 +58,65 @@ def list_warnings(costs: dict[str, Cost]) -> list[str]:
     ]
 
 
-def measure_costs(cfgs: dict[str, Config], rounds: int) -> dict[str, Cost]:
+def measure_costs(cfgs: dict[str, Config], rounds: int) -> Costs:
     """Measure the detectors of some configs on the same training batch.
 
     Args:
-        cfgs (dict): For each normalization its config.
-        rounds (int): Of timing, in which all take time_alternately.
+        cfgs (dict): The config with each normalization.
+        rounds (int): The rounds of timing. In each round all normalizations
+            take turns.
     """
     device = get_device()
-    batch = _training_batch(next(iter(cfgs.values())))
-    steps, predictions, saved, peak, shared, idle = {}, {}, {}, {}, {}, {}
+    batch = _load_batch(next(iter(cfgs.values())))
+    steps, predictions, found = {}, {}, {}
     for norm, cfg in cfgs.items():
         model = build_model(cfg).to(device)
-        steps[norm], predictions[norm], loss = _actions(model, batch)
-        idle[norm] = _idle_norms(cfg, model)
-        watch = LevelWatch(model)
-        saved[norm] = saved_bytes(loss, model.parameters()) / 2**20
-        shared[norm] = watch.end()
+        steps[norm], predictions[norm], loss = _make_actions(model, batch)
+        idle = _find_idle_norms(cfg, model)
+        watch, peak = LevelWatch(model), None
+        stored = saved_bytes(loss, model.parameters()) / 2**20
+        shared = watch.end()
         if device == 'cuda':
             torch.cuda.reset_peak_memory_stats()
             steps[norm]()
-            peak[norm] = torch.cuda.max_memory_allocated() / 2**20
+            peak = torch.cuda.max_memory_allocated() / 2**20
+        found[norm] = dict(stored=stored, peak=peak, shared=shared, idle=idle)
     step, inference = time_alternately(steps, rounds), time_alternately(predictions, 1)
     first = step[next(iter(cfgs))]
     return {
-        norm: Cost(
-            statistics.median(step[norm]),
-            statistics.median(a / b for a, b in zip(step[norm], first)),
-            statistics.median(inference[norm]),
-            saved[norm],
-            peak.get(norm),
-            len(batch['inputs']),
-            shared[norm],
-            idle[norm],
+        norm: TrainingCost(
+            step=statistics.median(step[norm]),
+            ratio=statistics.median(a / b for a, b in zip(step[norm], first)),
+            inference=statistics.median(inference[norm]),
+            batch=len(batch['inputs']),
+            **found[norm],
         )
         for norm in cfgs
     }
 
 
-def _training_batch(cfg: Config) -> dict:
+def _load_batch(cfg: Config) -> dict:
+    """Load the first batch of the training data."""
     loader = dict(cfg.train_dataloader, num_workers=0, persistent_workers=False)
-    # pycocotools prints what it does.
-    with (
-        redirect_stdout(StringIO()),
-        DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')),
-    ):
+    # pycocotools prints progress messages.
+    with redirect_stdout(StringIO()), config_scope(cfg):
         with explain_config_errors():
             loader = Runner.build_dataloader(loader, seed=0)
         return next(iter(loader))
 
 
 @explain_config_errors()
-def _idle_norms(cfg: Config, model: nn.Module) -> list[str]:
-    """Say why norm layers have no effect with the config's optimizer."""
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):
+def _find_idle_norms(cfg: Config, model: nn.Module) -> list[str]:
+    """Describe why norm layers have no effect with the config's optimizer."""
+    with config_scope(cfg):
         optim_wrapper = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
     return find_idle_norms(model.train(), optim_wrapper)
 
 
-def _actions(model, batch):
-    """A training step, a prediction, and the loss, as functions."""
+def _make_actions(model: nn.Module, batch: dict) -> tuple:
+    """Return functions for a training step, a prediction and the loss."""
     model.train()
-    # Augmentations of batches (YOLOX's) ask for it, and a Runner sets it.
+    # Batch augmentations (YOLOX's) read the iteration, which a Runner sets.
     MessageHub.get_current_instance().update_info('iter', 0)
     data = model.data_preprocessor(batch, True)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)

@@ -1,6 +1,7 @@
 """Figures of a comparison, as PNG files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import matplotlib
 import numpy as np
@@ -8,100 +9,81 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mmpsbn.analysis.style import COLORS, STYLE
-from mmpsbn.compare.costs import Cost
-from mmpsbn.compare.intervals import margin
-from mmpsbn.compare.tables import format_lr, times
+from mmpsbn.compare.costs import Costs
+from mmpsbn.compare.intervals import confidence_margin
+from mmpsbn.compare.tables import format_length, format_lr
 
 MARKERS = 'os^Dv<>'
-ASIDE = 0.2  # Of a learning rate, from the first normalization to the last.
+OFFSET = 0.2  # The width of the normalizations at one learning rate, as a share.
 
 
-def draw_scores(rows, out: str) -> None:
-    """Every seed's mAP as a dot, and the mean of a row as a bar.
-
-    Args:
-        rows (list[Row]): Of the report.
-        out (str): The PNG to write.
-    """
-    norms = list(dict.fromkeys(row.norm for row in rows))
-    many = len({row.lr for row in rows}) > 1
-    lengths = len({row.length for row in rows}) > 1
+@contextmanager
+def _save_figure(out: str, width: float, height: float) -> Iterator[Figure]:
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.5, 1 + 0.35 * len(rows)), layout='constrained')
-        axis = figure.subplots()
-        for place, row in enumerate(rows):
-            colour = COLORS[norms.index(row.norm) % len(COLORS)]
-            axis.plot(
-                row.scores,
-                [place] * len(row.scores),
-                'o',
-                ms=5,
-                color=colour,
-                alpha=0.7,
-                mew=0,
-            )
-            axis.plot([row.mean] * 2, [place - 0.3, place + 0.3], lw=2, color=colour)
-        axis.set_yticks(
-            range(len(rows)),
-            [
-                row.norm
-                + f', {times(row.length)}' * lengths
-                + f', lr {format_lr(row.lr)}' * many
-                for row in rows
-            ],
-        )
-        axis.set_ylim(len(rows) - 0.5, -0.5)
-        axis.set_xlabel('mAP')
-        axis.grid(axis='x', lw=0.4)
+        figure = Figure(figsize=(width, height), layout='constrained')
+        yield figure
         figure.savefig(out, dpi=150)
 
 
-def draw_lrs(panels: dict[str, Sequence], out: str) -> None:
-    """mAP and dead channels by learning rate, a column for each panel.
+def _assign_colors(names) -> dict[str, str]:
+    names = dict.fromkeys(names)
+    return {name: COLORS[i % len(COLORS)] for i, name in enumerate(names)}
 
-    Means as points that a line joins, and the range of the seeds as a bar;
-    normalizations stand a little aside of one another.
+
+def draw_scores(rows, out: str) -> None:
+    """Draw the mAP of every seed as a dot, and the mean of a row as a bar."""
+    colors = _assign_colors(row.norm for row in rows)
+    several_lrs = len({row.lr for row in rows}) > 1
+    several_lengths = len({row.length for row in rows}) > 1
+    with _save_figure(out, 6.5, 1 + 0.35 * len(rows)) as figure:
+        axis = figure.subplots()
+        for place, row in enumerate(rows):
+            style = dict(color=colors[row.norm])
+            places = [place] * len(row.scores)
+            axis.plot(row.scores, places, 'o', ms=5, alpha=0.7, mew=0, **style)
+            axis.plot([row.mean] * 2, [place - 0.3, place + 0.3], lw=2, **style)
+        labels = [
+            row.norm
+            + f', {format_length(row.length)}' * several_lengths
+            + f', lr {format_lr(row.lr)}' * several_lrs
+            for row in rows
+        ]
+        axis.set_yticks(range(len(rows)), labels)
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.set_xlabel('mAP')
+        axis.grid(axis='x', lw=0.4)
+
+
+def draw_lrs(panels: dict[str, Sequence], out: str) -> None:
+    """Draw mAP and dead channels by learning rate, in a column for each panel.
+
+    A line joins the means, and a bar is the range of the seeds.
 
     Args:
-        panels (dict): For each title some rows of the report.
+        panels (dict): The title of each panel, and its rows of a report.
         out (str): The PNG to write.
     """
-    norms = list(dict.fromkeys(row.norm for rows in panels.values() for row in rows))
-    middle = (len(norms) - 1) / 2
+    colors = _assign_colors(row.norm for rows in panels.values() for row in rows)
     styles = {
-        norm: dict(
-            color=COLORS[index % len(COLORS)],
-            marker=MARKERS[index % len(MARKERS)],
-            lw=1.2,
-            ms=4,
-        )
-        for index, norm in enumerate(norms)
+        norm: dict(color=color, marker=MARKERS[i % len(MARKERS)], lw=1.2, ms=4)
+        for i, (norm, color) in enumerate(colors.items())
     }
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(
-            figsize=(max(4.5, 0.6 + 2.9 * len(panels)), 4.8), layout='constrained'
-        )
-        axes = figure.subplots(
-            2, len(panels), sharex='col', sharey='row', squeeze=False
-        )
+    offsets = np.arange(len(styles)) - (len(styles) - 1) / 2
+    factors = dict(zip(styles, 1 + OFFSET * offsets / max(1, len(styles))))
+    with _save_figure(out, max(4.5, 0.6 + 2.9 * len(panels)), 4.8) as figure:
+        shared = dict(sharex='col', sharey='row', squeeze=False)
+        axes = figure.subplots(2, len(panels), **shared)
         for (above, below), (title, rows) in zip(axes.T, panels.items()):
-            for index, norm in enumerate(norms):
+            for norm, style in styles.items():
                 own = [row for row in rows if row.norm == norm]
-                places = [
-                    row.lr * (1 + ASIDE * (index - middle) / len(norms)) for row in own
-                ]
-                _draw_ranges(above, places, [row.scores for row in own], styles[norm])
-                _draw_ranges(
-                    below,
-                    places,
-                    [[100 * x for x in row.dead] for row in own],
-                    styles[norm],
-                )
+                places = [row.lr * factors[norm] for row in own]
+                dead = [[100 * share for share in row.dead] for row in own]
+                _draw_ranges(above, places, [row.scores for row in own], style)
+                _draw_ranges(below, places, dead, style)
             lrs = sorted({row.lr for row in rows})
             above.set_title(title, fontsize=9)
-            below.set(
-                xlabel='learning rate', xscale='log', xlim=(lrs[0] / 1.5, lrs[-1] * 1.5)
-            )
+            limits = lrs[0] / 1.5, lrs[-1] * 1.5
+            below.set(xlabel='learning rate', xscale='log', xlim=limits)
             below.set_xticks(lrs, [format_lr(lr) for lr in lrs])
             below.minorticks_off()
         for axis, label in zip(axes[:, 0], ('mAP', 'dead channels, %')):
@@ -109,92 +91,62 @@ def draw_lrs(panels: dict[str, Sequence], out: str) -> None:
             axis.set_ylim(bottom=0)
         for axis in axes.flat:
             axis.grid(lw=0.4)
-        figure.legend(
-            [Line2D([], [], **style) for style in styles.values()],
-            norms,
-            loc='outside right upper',
-            frameon=False,
-        )
-        figure.savefig(out, dpi=150)
+        handles = [Line2D([], [], **style) for style in styles.values()]
+        figure.legend(handles, list(styles), loc='outside right upper', frameon=False)
 
 
-def _draw_ranges(axis, places, values, style) -> None:
-    """Means, joined, and ranges; a place may have no values."""
+def _draw_ranges(axis, places, values, style: dict) -> None:
+    """Draw means and ranges; places without values are left out."""
     points = [(place, own) for place, own in zip(places, values) if own]
     if not points:  # An empty line that is not clipped breaks the layout.
         return
-    axis.plot(
-        [place for place, _ in points],
-        [np.mean(own) for _, own in points],
-        clip_on=False,
-        **style,
-    )
-    for place, own in points:
-        axis.plot([place] * 2, [min(own), max(own)], lw=1.2, color=style['color'])
+    shown, means = zip(*((place, np.mean(own)) for place, own in points))
+    axis.plot(shown, means, clip_on=False, **style)
+    lows, highs = zip(*((min(own), max(own)) for _, own in points))
+    axis.vlines(shown, lows, highs, style['color'], lw=1.2)
 
 
 def draw_curves(
-    curves: dict[str, Sequence[dict[int, float]]], unit: str, out: str
+    curves: dict[str, Sequence[dict[int, float]]], out: str, *, xlabel: str, ylabel: str
 ) -> None:
-    """mAP while training, by epoch or iteration: see :func:`_draw_lines`."""
-    _draw_lines(curves, unit, 'mAP', out)
+    """Draw the mean of the curves of each normalization during training.
 
-
-def draw_collapse(histories: dict[str, Sequence[dict[int, float]]], out: str) -> None:
-    """Per cent of dead channels while training, see :func:`_draw_lines`."""
-    _draw_lines(histories, 'iteration', 'dead channels, %', out)
-
-
-def _draw_lines(
-    lines: dict[str, Sequence[dict[int, float]]], xlabel: str, ylabel: str, out: str
-) -> None:
-    """Draw for each name the mean of its lines.
-
-    A band is the 95 % confidence interval, where there are at least two
-    lines. Points that not all lines have are left out.
+    A band is the 95 % confidence interval if there are at least two curves.
+    Points that are not on all curves are left out.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.5, 3.5), layout='constrained')
+    colors = _assign_colors(curves)
+    with _save_figure(out, 6.5, 3.5) as figure:
         axis = figure.subplots()
-        for index, (name, own) in enumerate(lines.items()):
+        for name, own in curves.items():
             x = sorted(set.intersection(*map(set, own)))
-            values = np.array([[line[at] for at in x] for line in own])
-            colour = COLORS[index % len(COLORS)]
-            axis.plot(x, values.mean(0), color=colour, label=name, marker='.')
+            values = np.array([[curve[at] for at in x] for curve in own])
+            mean = values.mean(0)
+            axis.plot(x, mean, color=colors[name], label=name, marker='.')
             if len(values) > 1:
-                mean, half = values.mean(0), margin(values)
-                axis.fill_between(
-                    x, mean - half, mean + half, lw=0, color=colour, alpha=0.2
-                )
+                half = confidence_margin(values)
+                style = dict(lw=0, color=colors[name], alpha=0.2)
+                axis.fill_between(x, mean - half, mean + half, **style)
         axis.set(xlabel=xlabel, ylabel=ylabel)
         axis.set_ylim(bottom=0)
         axis.grid(lw=0.4)
-        if lines:
+        if curves:
             figure.legend(loc='outside right upper', frameon=False)
-        figure.savefig(out, dpi=150)
 
 
-def draw_costs(costs: dict[str, Cost], out: str) -> None:
-    """Time of a step, saved and, on a GPU, peak memory, as bars.
-
-    Args:
-        costs (dict): Of the normalizations.
-        out (str): The PNG to write.
-    """
+def draw_costs(costs: Costs, out: str) -> None:
+    """Draw the time and memory of a training step as bars."""
     panels = {
         'training step, ms': [1e3 * cost.step for cost in costs.values()],
-        'saved, MiB': [cost.saved for cost in costs.values()],
+        'stored, MiB': [cost.stored for cost in costs.values()],
     }
     if all(cost.peak is not None for cost in costs.values()):
         panels['peak, MiB'] = [cost.peak for cost in costs.values()]
-    colours = [COLORS[i % len(COLORS)] for i in range(len(costs))]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.5, 1 + 0.3 * len(costs)), layout='constrained')
+    colors = list(_assign_colors(costs).values())
+    with _save_figure(out, 6.5, 1 + 0.3 * len(costs)) as figure:
         axes = figure.subplots(1, len(panels), sharey=True)
         for axis, (title, values) in zip(axes, panels.items()):
-            bars = axis.barh(list(costs), values, color=colours)
+            bars = axis.barh(list(costs), values, color=colors)
             axis.bar_label(bars, fmt='%.0f', padding=2, fontsize=8)
             axis.margins(x=0.15)
             axis.set_xlabel(title)
         axes[0].invert_yaxis()
-        figure.savefig(out, dpi=150)

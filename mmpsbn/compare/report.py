@@ -1,30 +1,30 @@
-"""What a comparison has found: tables, figures, and which to choose."""
+"""The report of a comparison: conclusions, tables and figures."""
 
 import base64
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from markdown_it import MarkdownIt
 
-from mmpsbn.compare.costs import Cost, list_warnings
-from mmpsbn.compare.figures import (
-    draw_collapse,
-    draw_costs,
-    draw_curves,
-    draw_lrs,
-    draw_scores,
+from mmpsbn.compare.comparison import Comparison
+from mmpsbn.compare.costs import Costs, list_warnings
+from mmpsbn.compare.figures import draw_costs, draw_curves, draw_lrs, draw_scores
+from mmpsbn.compare.intervals import (
+    ALPHA,
+    PairedDifference,
+    compare_paired,
+    correct_p_values,
 )
-from mmpsbn.compare.intervals import ALPHA, Paired, holm, paired
-from mmpsbn.compare.runs import Comparison, Run
+from mmpsbn.compare.runs import Run
 from mmpsbn.compare.tables import (
     format_interval,
+    format_length,
     format_lr,
     format_mean,
     format_p,
-    markdown,
-    times,
+    format_table,
 )
 from mmpsbn.files import output_folder
 from mmpsbn.hooks.filter_collapse_hook import shares
@@ -37,6 +37,9 @@ paired t test, corrected over the normalizations of one schedule. Below
 {ALPHA:.2f} a difference is significant.
 
 """
+# The columns of mAP in tables.
+SCORES = ['Norm', 'schedule', 'lr', 'seeds', 'mAP', '95 % CI']
+TITLE = 'Normalizations compared'
 LAYOUT = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 16px/1.5 sans-serif; max-width: 54em; margin: 2em auto;
@@ -53,27 +56,24 @@ pre {{ background: #f4f4f4; padding: .8em; overflow-x: auto }}
 
 
 class Row(NamedTuple):
-    """A normalization at a learning rate and a length of the schedule.
-
-    It has the runs of all seeds that have ended.
-    """
+    """The ended runs of a normalization at one learning rate and length."""
 
     norm: str
     lr: float
     runs: list[Run]
     well: list[Run]
-    """Those that have not diverged."""
+    """The runs that have not diverged."""
     scores: list[float]
-    """mAP of each run; 0 where nothing was detected, or it diverged."""
+    """The mAP of each run; 0 if nothing was detected, or if it diverged."""
     scores50: list[float]
-    """mAP50 of each run; empty if the config does not measure it."""
+    """The mAP50 of each run; empty if the config does not measure it."""
     before: list[float]
-    """Share of channels that are dead in the first steps of each run that has
-    not diverged, sums left out."""
+    """The share of dead channels, without residual sums, in the first steps of
+    each run that has not diverged."""
     dead: list[float]
-    """And in the last steps."""
+    """The same share in the last steps."""
     length: float = 1
-    """As a multiple of the config's schedule."""
+    """A multiple of the config's schedule."""
 
     @property
     def mean(self) -> float:
@@ -83,14 +83,13 @@ class Row(NamedTuple):
     def by_seed(self) -> dict[int, float]:
         return {run.seed: score for run, score in zip(self.runs, self.scores)}
 
+    @property
+    def diverged(self) -> int:
+        return len(self.runs) - len(self.well)
+
 
 def make_rows(comparison: Comparison, runs: Sequence[Run] | None = None) -> list[Row]:
-    """Make the rows of a comparison's table, without those of no ended run.
-
-    Args:
-        comparison (Comparison): Whose runs they are.
-        runs (list[Run], optional): By default the final ones.
-    """
+    """Group the runs of a comparison that have ended, by default the final ones."""
     groups: dict[tuple, list[Run]] = {}
     for run in comparison.finals if runs is None else runs:
         if comparison.result(run):
@@ -100,31 +99,19 @@ def make_rows(comparison: Comparison, runs: Sequence[Run] | None = None) -> list
         results = [comparison.result(run) for run in runs]
         scores = [
             [result['metrics'].get(name, 0) for result in results]
-            for name in comparison.scores
+            for name in comparison.score_names
         ]
         well = [run for run, result in zip(runs, results) if not result.get('diverged')]
         histories = list(filter(None, map(comparison.history, well)))
-        rows.append(
-            Row(
-                norm,
-                lr,
-                runs,
-                well,
-                scores[0],
-                scores[1] if scores[1:] else [],
-                *(
-                    [shares(history[at]).get('dead', 0) for history in histories]
-                    for at in (0, -1)
-                ),
-                length,
-            )
-        )
+        dead = ([shares(x[at]).get('dead', 0) for x in histories] for at in (0, -1))
+        scores = [*scores, []][:2]
+        rows.append(Row(norm, lr, runs, well, *scores, *dead, length))
     order = list(comparison.cfgs)
     return sorted(rows, key=lambda row: (order.index(row.norm), row.length, row.lr))
 
 
-def best_rows(rows: Sequence[Row]) -> list[Row]:
-    """Take of each normalization and length the lr of the highest mean mAP."""
+def select_best(rows: Sequence[Row]) -> list[Row]:
+    """Select the lr with the highest mean mAP of each normalization and length."""
     best: dict[tuple, Row] = {}
     for row in rows:
         key = row.norm, row.length
@@ -133,43 +120,45 @@ def best_rows(rows: Sequence[Row]) -> list[Row]:
     return list(best.values())
 
 
+def group_by_length(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Group rows by length; the title of a single length is empty."""
+    lengths = sorted({row.length for row in rows})
+    return {
+        f'{format_length(length)} the schedule' * (len(lengths) > 1): [
+            row for row in rows if row.length == length
+        ]
+        for length in lengths
+    }
+
+
 class Difference(NamedTuple):
-    """A normalization's difference to the baseline, paired by seed."""
+    """The difference of a normalization to the baseline, paired by seed."""
 
     row: Row
-    paired: Paired
-    """Its p value is not corrected."""
+    paired: PairedDifference
+    """The difference. Its p value is not corrected."""
     p: float | None
-    """Corrected over the normalizations of the same length (Holm)."""
+    """The p value, corrected over the normalizations of one length (Holm)."""
 
     @property
     def significant(self) -> bool:
         return self.p is not None and self.p < ALPHA
 
 
-def differences(rows: Sequence[Row], baseline: str) -> list[Difference]:
-    """Compare the best rows with the baseline of the same length.
-
-    Args:
-        rows (list[Row]): Of a comparison.
-        baseline (str): A normalization; nothing is compared with one that has
-            no row.
-    """
-    best, found = best_rows(rows), []
-    for length in sorted({row.length for row in best}):
-        family = {row.norm: row for row in best if row.length == length}
+def compare_with_baseline(rows: Sequence[Row], baseline: str) -> list[Difference]:
+    """Compare the best rows with the baseline of the same length, if it has a row."""
+    found = []
+    for best in group_by_length(select_best(rows)).values():
+        family = {row.norm: row for row in best}
         if baseline not in family:
             continue
         first = family.pop(baseline).by_seed
         pairs = []
-        for row in family.values():
-            common = {
-                seed: score for seed, score in row.by_seed.items() if seed in first
-            }
-            pairs.append(
-                paired(list(common.values()), [first[seed] for seed in common])
-            )
-        corrected = iter(holm([pair.p for pair in pairs if pair.p is not None]))
+        for own in (row.by_seed for row in family.values()):
+            common = [seed for seed in own if seed in first]
+            scores = [[x[seed] for seed in common] for x in (own, first)]
+            pairs.append(compare_paired(*scores))
+        corrected = iter(correct_p_values([x.p for x in pairs if x.p is not None]))
         found += [
             Difference(row, pair, None if pair.p is None else next(corrected))
             for row, pair in zip(family.values(), pairs)
@@ -177,398 +166,284 @@ def differences(rows: Sequence[Row], baseline: str) -> list[Difference]:
     return found
 
 
-def verdict(rows: Sequence[Row], baseline: str, tuning: Sequence[Row] = ()) -> str:
-    """Say which normalizations differ from the baseline, and how clearly.
-
-    Args:
-        rows (list[Row]): Of the final runs.
-        baseline (str): A normalization.
-        tuning (list[Row]): Of the runs that chose learning rates, if they
-            were others.
-    """
-    best = best_rows(rows)
+def describe_results(
+    rows: Sequence[Row], baseline: str, tuning: Sequence[Row] = ()
+) -> str:
+    """Describe which normalizations differ from the baseline, and the caveats."""
+    best = select_best(rows)
     if not any(row.mean for row in best):
         return 'No run detected anything: train longer, or at another lr.'
     if not any(row.norm == baseline for row in best):
         return (
             f'No difference is reported, because the baseline {baseline} has no result.'
         )
-    found = differences(rows, baseline)
-    lengths = sorted({row.length for row in best})
-    text = []
-    for length in lengths:
-        at = f'At {times(length)} the schedule, ' * (len(lengths) > 1)
-        text.append(
-            at
-            + _conclusion(
-                [row for row in best if row.length == length],
-                [one for one in found if one.row.length == length],
-                baseline,
-            )
-        )
-    return ' '.join(
-        [
-            *text,
-            *_diverged(best),
-            *_inequalities(tuning or rows, best),
-            *_selection(rows, tuning),
-        ]
-    )
+    text = [
+        f'At {title}, ' * bool(title) + _conclude(own, baseline)
+        for title, own in group_by_length(best).items()
+    ]
+    return ' '.join([*text, *_list_caveats(rows, best, tuning)])
 
 
-def _conclusion(best: Sequence[Row], found: Sequence[Difference], baseline: str) -> str:
+def _conclude(best: Sequence[Row], baseline: str) -> str:
     """Conclude from the differences at one length, in one sentence."""
     if not any(row.norm == baseline for row in best):
         return f'the baseline {baseline} has no result.'
-    if not found:
-        (row,) = best
+    if len(best) == 1:
         return (
-            f'{baseline} has a mean mAP of {row.mean:.3f}, and there is '
+            f'{baseline} has a mean mAP of {best[0].mean:.3f}, and there is '
             'no other normalization to compare it with.'
         )
+    found = compare_with_baseline(best, baseline)
     parts = []
     for one in sorted(found, key=lambda one: -(one.paired.mean or 0)):
         if one.significant:
-            pair = one.paired
-            low, high = sorted((abs(pair.low), abs(pair.high)))
+            pair, p = one.paired, '= ' * (one.p >= 0.001) + format_p(one.p)
+            interval = format_interval(*sorted((abs(pair.low), abs(pair.high))))
+            side = 'above' if pair.mean > 0 else 'below'
             parts.append(
-                f'**{one.row.norm}** is {abs(pair.mean):.3f} mAP '
-                f'{"above" if pair.mean > 0 else "below"} {baseline} (95 % '
-                f'CI {format_interval(low, high)}, {pair.seeds} seeds, p '
-                f'{format_p(one.p) if one.p < 0.001 else "= " + format_p(one.p)})'
+                f'**{one.row.norm}** is {abs(pair.mean):.3f} mAP {side} {baseline} '
+                f'(95 % CI {interval}, {pair.seeds} seeds, p {p})'
             )
     same = [one.row.norm for one in found if one.p is not None and not one.significant]
-    if same:
-        parts.append(
-            f'{_and(same)} {"is" if len(same) == 1 else "are"} not '
-            f'significantly different from {baseline}'
-        )
     unknown = [one.row.norm for one in found if one.p is None]
-    if unknown:
-        parts.append(
-            f'{_and(unknown)} {"has" if len(unknown) == 1 else "have"} no '
-            f'confidence interval, because fewer than two seeds are common '
-            f'with {baseline}'
-        )
+    common = 'no confidence interval, because fewer than two seeds are common with'
+    for names, verbs, text in (
+        (same, ('is', 'are'), 'not significantly different from'),
+        (unknown, ('has', 'have'), common),
+    ):
+        if names:
+            joined = ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))
+            parts.append(f'{joined} {verbs[len(names) > 1]} {text} {baseline}')
     return '; '.join(parts) + '.'
 
 
-def _and(names: Sequence[str]) -> str:
-    return ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))
-
-
-def _diverged(best: Sequence[Row]) -> list[str]:
-    """Say how many runs of the conclusion diverged."""
-    lost = [
-        f'{row.norm} {len(row.runs) - len(row.well)} of {len(row.runs)}'
-        for row in best
-        if len(row.well) < len(row.runs)
-    ]
-    return [f'Runs that diverged count as mAP 0 ({", ".join(lost)}).'] if lost else []
-
-
-def _inequalities(rows: Sequence[Row], best: Sequence[Row]) -> list[str]:
-    """Say where some normalizations had more trials than others.
-
-    Args:
-        rows (list[Row]): From which learning rates were chosen.
-        best (list[Row]): The final ones.
-    """
-    found = []
+def _list_caveats(rows, best, tuning) -> list[str]:
+    """List what limits a conclusion: divergence, and unequal or biased trials."""
+    caveats = []
+    lost = ', '.join(
+        f'{row.norm} {row.diverged} of {len(row.runs)}' for row in best if row.diverged
+    )
+    if lost:
+        caveats.append(f'Runs that diverged count as mAP 0 ({lost}).')
     seeds = {row.norm: len(row.scores) for row in best}
     if len({len(row.scores) for row in best}) > 1:
         numbers = ', '.join(f'{norm} {n}' for norm, n in seeds.items())
-        found.append(
+        caveats.append(
             f'The numbers of seeds differ ({numbers}): only common seeds are compared.'
         )
-    tried = {
-        norm: sorted({row.lr for row in rows if row.norm == norm}) for norm in seeds
-    }
-    if len(set(map(tuple, tried.values()))) > 1:
+    tried = tuning or rows
+    lrs = {norm: sorted({x.lr for x in tried if x.norm == norm}) for norm in seeds}
+    if len(set(map(tuple, lrs.values()))) > 1:
         words = '; '.join(
-            f'{norm} {", ".join(map(format_lr, own))}' for norm, own in tried.items()
+            f'{norm} {", ".join(map(format_lr, own))}' for norm, own in lrs.items()
         )
-        found.append(
+        caveats.append(
             f'The learning rates differ ({words}): the best of more '
             'rates is higher by chance alone.'
         )
-    return found
-
-
-def _selection(rows: Sequence[Row], tuning: Sequence[Row]) -> list[str]:
-    """Say on which images learning rates were selected, and from which."""
-    candidates = list(tuning or rows)
-    edges = []
-    for best in best_rows(candidates):
-        lrs = sorted(
-            row.lr
-            for row in candidates
-            if (row.norm, row.length) == (best.norm, best.length)
-        )
-        if len(lrs) > 1 and best.lr in (lrs[0], lrs[-1]):
-            edges.append(f'{best.norm} {format_lr(best.lr)}')
-    found = []
     if len({row.lr for row in rows}) > 1 and not tuning:
-        found.append(
-            'The learning rates were selected on the validation set, which '
-            'makes the results optimistic. `--tune 0.2` selects them on '
-            'training images instead.'
+        caveats.append(
+            'The learning rates were selected on the validation set, which makes the '
+            'results optimistic. `--tune 0.2` selects them on training images instead.'
         )
+    edges = {}
+    for row in select_best(tried):
+        own = {x.lr for x in tried if (x.norm, x.length) == (row.norm, row.length)}
+        if len(own) > 1 and row.lr in (min(own), max(own)):
+            edges[f'{row.norm} {format_lr(row.lr)}'] = True
     if edges:
-        found.append(
+        caveats.append(
             'The selected learning rate is the lowest or the highest of '
-            f'--lrs ({", ".join(dict.fromkeys(edges))}): the range may be too '
-            'narrow.'
+            f'--lrs ({", ".join(edges)}): the range may be too narrow.'
         )
-    return found
+    return caveats
 
 
-def write_report(
-    comparison: Comparison, costs: dict[str, Cost], command: str
-) -> Path | None:
+def write_report(comparison: Comparison, costs: Costs, command: str) -> Path | None:
     """Write ``report.md``, ``report.html`` and figures into the work dir.
 
-    The page holds its figures, and needs no other file and no network.
+    The page contains its figures. It needs no other file and no network.
 
     Args:
-        comparison (Comparison): Some runs of which have ended.
-        costs (dict): Of its normalizations.
-        command (str): That made it.
+        comparison (Comparison): The comparison.
+        costs (dict): The cost of each normalization.
+        command (str): The command that the report shows.
 
     Returns:
-        Path: Of the page; None if no run has ended.
+        Path: The page; None if no final run has ended.
 
     Raises:
-        InputError: If they cannot be written; an earlier report stays.
+        InputError: If they cannot be written. An earlier report is unchanged
+            then.
     """
     rows = make_rows(comparison)
-    if not rows:  # Runs of the first stage alone say nothing yet.
+    if not rows:  # Tuning runs alone are no result.
         return None
+    tuning = make_rows(comparison, comparison.tuning)
+    costs = {norm: costs[norm] for norm in comparison.cfgs}
     with output_folder(str(comparison.work_dir)) as folder:
-        _write(comparison, rows, costs, command, Path(folder))
+        out = Path(folder)
+        figures = _draw_figures(comparison, rows, tuning, costs, out)
+        text = _format_report(comparison, rows, tuning, costs, command, figures)
+        (out / 'report.md').write_text(text, encoding='utf-8')
+        body = MarkdownIt('commonmark').enable('table').render(text)
+        for name in figures:
+            data = base64.b64encode((out / name).read_bytes()).decode()
+            body = body.replace(f'src="{name}"', f'src="data:image/png;base64,{data}"')
+        page = LAYOUT.format(title=TITLE, body=body)
+        (out / PAGE).write_text(page, encoding='utf-8')
     return comparison.work_dir / PAGE
 
 
-def _write(
-    comparison: Comparison,
-    rows: Sequence[Row],
-    costs: dict[str, Cost],
-    command: str,
-    out: Path,
-) -> None:
-    baseline = next(iter(comparison.cfgs))
-    tuning = make_rows(comparison, comparison.tuning)
-    best = {
-        row.norm + f', {times(row.length)}' * (row.length != 1): row
-        for row in best_rows(rows)
-        if row.well
-    }
-    figures = {
-        'scores.png': 'mAP of every seed, and its mean (bar)',
-        'curves.png': 'mAP while training: mean, and 95 % confidence interval',
-        'collapse.png': 'Dead channels while training: mean, and 95 % '
-        'confidence interval',
-        'costs.png': 'What a training step costs',
-    }
-    draw_scores(rows, str(out / 'scores.png'))
+def _draw_figures(comparison, rows, tuning, costs, out: Path) -> dict[str, str]:
+    """Draw the figures of a report, and return the caption of each file."""
+    captions = {}
     tried = tuning or rows
     if len({row.lr for row in tried}) > 1:
-        text = 'held-out training images' if tuning else 'the validation set'
-        figures = {
-            'lrs.png': f'By learning rate, on {text}: mean, and range of the seeds',
-            **figures,
-        }
-        lengths = sorted({row.length for row in tried})
-        draw_lrs(
-            {
-                f'{times(length)} the schedule' * (len(lengths) > 1): [
-                    row for row in tried if row.length == length
-                ]
-                for length in lengths
-            },
-            str(out / 'lrs.png'),
-        )
-    draw_curves(
-        {
-            name: [comparison.curve(run, comparison.scores[0]) for run in row.well]
-            for name, row in best.items()
-        },
-        comparison.unit,
-        str(out / 'curves.png'),
-    )
-    histories = {
-        name: [
-            {
-                line['iter']: 100 * shares(line).get('dead', 0)
-                for line in comparison.history(run)
-            }
-            for run in row.well
-        ]
-        for name, row in best.items()
-    }
-    draw_collapse(histories, str(out / 'collapse.png'))
-    draw_costs({norm: costs[norm] for norm in comparison.cfgs}, str(out / 'costs.png'))
-    title = 'Normalizations compared'
-    compared = difference_table(rows, baseline)
+        images = 'held-out training images' if tuning else 'the validation set'
+        captions['lrs.png'] = f'By learning rate, on {images}: mean, and range of seeds'
+        draw_lrs(group_by_length(tried), str(out / 'lrs.png'))
+    captions['scores.png'] = 'mAP of every seed, and its mean (bar)'
+    draw_scores(rows, str(out / 'scores.png'))
+    curves, collapse = {}, {}
+    for row in select_best(rows):
+        if row.well:
+            name = row.norm + f', {format_length(row.length)}' * (row.length != 1)
+            curves[name] = [
+                comparison.curve(run, comparison.score_names[0]) for run in row.well
+            ]
+            collapse[name] = [
+                {x['iter']: 100 * shares(x).get('dead', 0) for x in history}
+                for history in map(comparison.history, row.well)
+            ]
+    for name, lines, xlabel, ylabel, what in (
+        ('curves.png', curves, comparison.unit, 'mAP', 'mAP'),
+        ('collapse.png', collapse, 'iteration', 'dead channels, %', 'Dead channels'),
+    ):
+        captions[name] = f'{what} during training: mean, and 95 % confidence interval'
+        draw_curves(lines, str(out / name), xlabel=xlabel, ylabel=ylabel)
+    captions['costs.png'] = 'Cost of a training step'
+    draw_costs(costs, str(out / 'costs.png'))
+    return captions
+
+
+def _format_report(comparison, rows, tuning, costs, command, figures) -> str:
+    baseline = next(iter(comparison.cfgs))
+    compared = format_differences(rows, baseline)
     pictures = '\n\n'.join(
         f'![{text}]({name})\n\n*{text}.*' for name, text in figures.items()
     )
-    text = f"""# {title}
+    missing = [
+        f'{run}: {comparison.failures.get(run, "has not ended")}'
+        for run in comparison.runs
+        if not comparison.result(run)
+    ]
+    return f"""# {TITLE}
 
-{verdict(rows, baseline, tuning)}
+{describe_results(rows, baseline, tuning)}
 
 {compared + DIFFERENCES if compared else ''}\
-{table(rows)}
+{format_rows(rows)}
 
-CI is the confidence interval of the mean (Student's t), which takes at least
+CI is the confidence interval of the mean (Student's t), which needs at least
 two seeds. Dead is the mean share of the channels before a ReLU that no image
-of the last training steps opened, dead before that of the first steps;
-residual sums are left out. A run that diverged has mAP 0, and its channels are
-not counted.
+of the last training steps activated. Dead before is that share in the first
+steps. Residual sums are left out. A run that diverged has mAP 0, and its
+channels are not counted.
 
-{_tuning_text(comparison, tuning)}\
-{_cost_table(comparison, costs)}
+{_format_tuning(comparison, tuning)}\
+{_format_costs(costs)}
 
-Time of a training step on one batch, without loading it, side by side; saved
-is what autograd keeps of its forward.
+The time of a training step is measured on one batch, in turns, without loading
+data. Stored are the activations that autograd stores for the backward pass.
 
 {pictures}
 
-{_list('Without a result:', _missing(comparison))}\
-{_list('Remarks:', comparison.remarks())}\
-{_list('Beware:', list_warnings(costs))}```shell
+{_format_list('Without a result:', missing)}\
+{_format_list('Remarks:', comparison.remarks())}\
+{_format_list('Beware:', list_warnings(costs))}```shell
 {command}
 ```
 """
-    (out / 'report.md').write_text(text, encoding='utf-8')
-    body = MarkdownIt('commonmark').enable('table').render(text)
-    for name in figures:
-        data = base64.b64encode((out / name).read_bytes()).decode()
-        body = body.replace(f'src="{name}"', f'src="data:image/png;base64,{data}"')
-    (out / PAGE).write_text(LAYOUT.format(title=title, body=body), encoding='utf-8')
 
 
-def table(rows: Sequence[Row]) -> str:
-    """mAP and dead channels of some rows, in Markdown."""
-    lengths = len({row.length for row in rows}) > 1
-    return markdown(
-        [
-            'Norm',
-            'schedule',
-            'lr',
-            'seeds',
-            'mAP',
-            '95 % CI',
-            'mAP50',
-            '95 % CI',
-            'dead before',
-            'dead',
-            'diverged',
-        ],
-        [
-            [
-                row.norm,
-                times(row.length) * lengths,
-                format_lr(row.lr),
-                str(len(row.runs)),
-                *format_mean(row.scores),
-                *format_mean(row.scores50),
-                *(
-                    f'{statistics.mean(shares):.2%}' if shares else '-'
-                    for shares in (row.before, row.dead)
-                ),
-                str(len(row.runs) - len(row.well)),
-            ]
-            for row in rows
-        ],
-    )
+def _format_scores(rows: Sequence[Row]) -> Iterator[list[str]]:
+    """Iterate over the cells of rows for the columns in SCORES."""
+    several = len({row.length for row in rows}) > 1
+    for row in rows:
+        length = format_length(row.length) * several
+        cells = [row.norm, length, format_lr(row.lr), str(len(row.runs))]
+        yield [*cells, *format_mean(row.scores)]
 
 
-def difference_table(rows: Sequence[Row], baseline: str) -> str:
-    """Differences to the baseline of the same length, in Markdown.
+def format_rows(rows: Sequence[Row]) -> str:
+    """Format mAP and dead channels of rows as a Markdown table."""
+    head = [*SCORES, 'mAP50', '95 % CI', 'dead before', 'dead', 'diverged']
+    lines = []
+    for row, cells in zip(rows, _format_scores(rows)):
+        dead = [
+            f'{statistics.mean(x):.2%}' if x else '-' for x in (row.before, row.dead)
+        ]
+        lines.append([*cells, *format_mean(row.scores50), *dead, str(row.diverged)])
+    return format_table(head, lines)
 
-    The text is empty if nothing can be compared.
-    """
-    found = differences(rows, baseline)
+
+def format_differences(rows: Sequence[Row], baseline: str) -> str:
+    """Format differences to the baseline as a Markdown table, if there are any."""
+    found = compare_with_baseline(rows, baseline)
     if not found:
         return ''
-    lengths = len({row.length for row in rows}) > 1
-    lines = []
-    for row, pair, p in found:
-        lines.append(
-            [
-                row.norm,
-                times(row.length) * lengths,
-                str(pair.seeds),
-                '-' if pair.mean is None else f'{pair.mean:+.3f}',
-                '-' if p is None else format_interval(pair.low, pair.high),
-                '-' if p is None else format_p(p),
-            ]
-        )
-    head = [
-        'Norm',
-        'schedule',
-        'seeds',
-        f'mAP minus that of {baseline}',
-        '95 % CI',
-        'p (Holm)',
-    ]
-    return f'{markdown(head, lines)}\n\n'
-
-
-def _tuning_text(comparison: Comparison, tuning: Sequence[Row]) -> str:
-    if not tuning:
-        return ''
-    lengths = len({row.length for row in tuning}) > 1
+    several = len({row.length for row in rows}) > 1
+    head = ['Norm', 'schedule', 'seeds', f'mAP minus that of {baseline}', '95 % CI']
     lines = [
         [
             row.norm,
-            times(row.length) * lengths,
-            format_lr(row.lr),
-            str(len(row.runs)),
-            *format_mean(row.scores),
-            'yes' if row.lr == comparison.chosen(row.norm, row.length) else 'no',
+            format_length(row.length) * several,
+            str(pair.seeds),
+            '-' if pair.mean is None else f'{pair.mean:+.3f}',
+            '-' if p is None else format_interval(pair.low, pair.high),
+            '-' if p is None else format_p(p),
         ]
-        for row in tuning
+        for row, pair, p in found
     ]
-    head = ['Norm', 'schedule', 'lr', 'seeds', 'mAP', '95 % CI', 'chosen']
+    return format_table([*head, 'p (Holm)'], lines) + '\n\n'
+
+
+def _format_tuning(comparison: Comparison, tuning: Sequence[Row]) -> str:
+    if not tuning:
+        return ''
+    choose = comparison.choose_lr
+    lines = [
+        [*cells, 'yes' if row.lr == choose(row.norm, row.length) else 'no']
+        for row, cells in zip(tuning, _format_scores(tuning))
+    ]
     held_out = comparison.held_out
     return f"""The learning rates were chosen by the mAP on held-out training
 images ({held_out.images}, {held_out.share:.0%}). The final runs above trained
 on all training images. The validation set had no part in the choice.
 
-{markdown(head, lines)}
+{format_table([*SCORES, 'chosen'], lines)}
 
 """
 
 
-def _cost_table(comparison: Comparison, costs: dict[str, Cost]) -> str:
-    first = next(iter(comparison.cfgs))
-    return markdown(
-        ['Norm', 'step, ms', f'of {first}', 'saved, MiB', 'peak, MiB'],
+def _format_costs(costs: Costs) -> str:
+    first = next(iter(costs))
+    lines = [
         [
-            [
-                norm,
-                f'{1e3 * cost.step:.0f}',
-                f'{cost.ratio:.2f}',
-                f'{cost.saved:.1f}',
-                '-' if cost.peak is None else f'{cost.peak:.0f}',
-            ]
-            for norm, cost in costs.items()
-            if norm in comparison.cfgs
-        ],
-    )
-
-
-def _missing(comparison: Comparison) -> list[str]:
-    return [
-        f'{run}: {comparison.failures.get(run, "has not ended")}'
-        for run in comparison.runs
-        if not comparison.result(run)
+            norm,
+            f'{1e3 * cost.step:.0f}',
+            f'{cost.ratio:.2f}',
+            f'{cost.stored:.1f}',
+            '-' if cost.peak is None else f'{cost.peak:.0f}',
+        ]
+        for norm, cost in costs.items()
     ]
+    head = ['Norm', 'step, ms', f'of {first}', 'stored, MiB', 'peak, MiB']
+    return format_table(head, lines)
 
 
-def _list(title: str, items: Sequence[str]) -> str:
+def _format_list(title: str, items: Sequence[str]) -> str:
     if not items:
         return ''
     return '\n'.join([title, '', *(f'- {item}' for item in items), '', ''])

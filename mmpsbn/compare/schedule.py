@@ -1,11 +1,13 @@
 """The schedule of a config, multiplied by a factor."""
 
+import math
+
 from mmengine.config import Config
 
 from mmpsbn.config.model import dicts_in
 from mmpsbn.errors import InputError
 
-# Schedulers whose course does not follow from the settings below.
+# Schedulers whose end does not follow from the settings below.
 ENDLESS = ('Exponential', 'CosineRestart', 'ReduceOnPlateau')
 DURATIONS = ('T_max', 'total_steps', 'step_size')
 
@@ -13,34 +15,30 @@ DURATIONS = ('T_max', 'total_steps', 'step_size')
 def stretch(cfg: Config, length: float) -> None:
     """Multiply the length of a config's schedule.
 
-    Training, the milestones and ends of schedulers, and ``switch_epoch`` of
-    hooks move. The warm-up keeps its length.
-
-    Args:
-        cfg (Config): It is changed.
-        length (float): The factor.
+    The end of training, the milestones and ends of schedulers, and the
+    ``switch_epoch`` of hooks are moved. The warm-up keeps its length.
 
     Raises:
-        InputError: If a scheduler cannot be stretched.
+        InputError: If the factor is not positive and finite, or if a scheduler
+            cannot be stretched.
     """
+    if not 0 < length < math.inf:
+        raise InputError(
+            f'--lengths {length:g} is not supported: each is a multiple of the '
+            "config's schedule, above 0 and finite. Try --lengths 1 2."
+        )
     if length == 1:
         return
     loop = cfg.train_cfg
     key = 'max_iters' if 'max_iters' in loop else 'max_epochs'
     loop[key] = max(1, round(loop[key] * length))
-    schedulers = [
-        node for node in dicts_in(cfg.get('param_scheduler')) if 'type' in node
-    ]
-    warm_ups = {
-        node.get('by_epoch', True): node.get('end', 0)
-        for node in schedulers
-        if _is_warm_up(node)
-    }
+    schedulers = [x for x in dicts_in(cfg.get('param_scheduler')) if 'type' in x]
+    ends = {}  # The ends of the warm-ups in epochs (True) and iterations.
+    for node in filter(_is_warm_up, schedulers):
+        ends[node.get('by_epoch', True)] = node.get('end', 0)
     for node in schedulers:
         if not _is_warm_up(node):
-            _stretch_scheduler(
-                node, length, warm_ups.get(node.get('by_epoch', True), 0)
-            )
+            _stretch_scheduler(node, length, ends.get(node.get('by_epoch', True), 0))
     for hook in cfg.get('custom_hooks') or []:
         if 'switch_epoch' in hook:
             hook['switch_epoch'] = round(hook['switch_epoch'] * length)
@@ -62,14 +60,13 @@ def _kind(node: dict) -> str:
 
 def _stretch_scheduler(node: dict, length: float, warm_up: int) -> None:
     """Move the points of a scheduler that are after the warm-up."""
-
-    def moved(point):
-        return point if point <= warm_up else round(point * length)
-
     begin = node.get('begin', 0)
 
-    def lasting(duration):
-        return moved(begin + duration) - moved(begin)
+    def move(point):
+        return point if point <= warm_up else round(point * length)
+
+    def extend(duration):
+        return move(begin + duration) - move(begin)
 
     if _kind(node).startswith(ENDLESS):
         raise InputError(
@@ -79,12 +76,12 @@ def _stretch_scheduler(node: dict, length: float, warm_up: int) -> None:
         )
     for key in DURATIONS:
         if key in node:
-            node[key] = lasting(node[key])
+            node[key] = extend(node[key])
     if 'milestones' in node:
-        node['milestones'] = [lasting(point) for point in node['milestones']]
+        node['milestones'] = [extend(point) for point in node['milestones']]
     for key in ('begin', 'end'):
         if key in node:
-            node[key] = moved(node[key])
+            node[key] = move(node[key])
     if (
         'end' in node
         and node['end'] <= node.get('begin', 0)

@@ -1,23 +1,17 @@
-"""A comparison carried out: timed, planned, run side by side, reported."""
+"""A comparison from the first timing to the report."""
 
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from queue import SimpleQueue
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import Progress, TextColumn
 
-from mmpsbn.compare.costs import Cost, list_warnings, measure_costs
+from mmpsbn.compare.comparison import Comparison
+from mmpsbn.compare.costs import Costs, TrainingCost, list_warnings, measure_costs
 from mmpsbn.compare.report import write_report
-from mmpsbn.compare.runs import Comparison, Run
+from mmpsbn.compare.runs import Run
+from mmpsbn.compare.tables import format_duration
 from mmpsbn.config.data_errors import explain_data_errors
 from mmpsbn.config.reading import TRAINING_LOADERS
 from mmpsbn.errors import InputError
@@ -28,28 +22,29 @@ COSTS = 'costs.json'
 
 def run_comparison(
     comparison: Comparison,
-    costs: dict[str, Cost],
+    costs: Costs,
+    *,
     environments: Sequence[dict[str, str]],
     command: str,
 ) -> Path | None:
-    """Run what has not ended yet, and report on all that has.
+    """Train the runs that have not ended, and report on all that have.
 
-    What happens is printed, with the time that is left.
+    The plan, the progress and the remaining time are printed.
 
     Args:
-        comparison (Comparison): Whose folder has been made.
-        costs (dict): Of its normalizations, see :func:`load_costs`.
-        environments (list[dict]): One for each run at a time, see
-            :func:`~mmpsbn.compare.runs.divide_machine`.
-        command (str): For the report.
+        comparison (Comparison): The comparison. Its folder has been made.
+        costs (dict): What :func:`load_costs` returns.
+        environments (list[dict]): The environment variables of each parallel
+            run, see :func:`~mmpsbn.compare.processes.divide_machine`.
+        command (str): The command that the report shows.
 
     Returns:
-        Path: Of the report's page; None if no run has ended.
+        Path: The page of the report; None if no run has ended.
 
     Raises:
-        InputError: If runs failed; the report is of the others.
+        InputError: If runs failed. The report covers the others.
     """
-    train(comparison, costs, environments)
+    train_runs(comparison, costs, environments)
     page = write_report(comparison, costs, command)
     if page:
         print(f'\nReport: {page}')
@@ -57,16 +52,14 @@ def run_comparison(
     return page
 
 
-def train(
-    comparison: Comparison,
-    costs: dict[str, Cost],
-    environments: Sequence[dict[str, str]],
+def train_runs(
+    comparison: Comparison, costs: Costs, environments: Sequence[dict[str, str]]
 ) -> None:
-    """Run what has not ended yet; see :func:`run_comparison`."""
+    """Train the runs that have not ended, see :func:`run_comparison`."""
     print_plan(comparison, costs, len(environments))
-    if comparison.tuning:
-        _train(comparison, comparison.tuning, costs, environments)
-    _train(comparison, comparison.finals, costs, environments)
+    _train_stage(comparison, comparison.tuning, costs, environments)
+    # Now the learning rates of the final runs are known.
+    _train_stage(comparison, comparison.finals, costs, environments)
 
 
 def check_failures(comparison: Comparison) -> None:
@@ -78,21 +71,16 @@ def check_failures(comparison: Comparison) -> None:
         )
 
 
-def load_costs(
-    comparison: Comparison, rounds: int, keep: bool = True
-) -> dict[str, Cost]:
-    """Measured once for each set of normalizations, before any run.
+def load_costs(comparison: Comparison, rounds: int, *, keep: bool = True) -> Costs:
+    """Read the costs of the normalizations from the folder of a comparison.
 
-    Args:
-        comparison (Comparison): Whose folder may have them.
-        rounds (int): Of timing.
-        keep (bool): Whether to write them there. Defaults to True.
+    If they are not there, they are measured and, by default, kept there.
     """
     file = comparison.work_dir / COSTS
     if file.exists():
         found = json.loads(file.read_text())
         if set(comparison.cfgs) <= set(found):
-            return {norm: Cost(*found[norm]) for norm in comparison.cfgs}
+            return {norm: TrainingCost(*found[norm]) for norm in comparison.cfgs}
     print('Timing a training step with each normalization ...', flush=True)
     with explain_data_errors(comparison.cfg, TRAINING_LOADERS):
         costs = measure_costs(comparison.cfgs, rounds)
@@ -101,115 +89,68 @@ def load_costs(
     return costs
 
 
-def format_duration(seconds: float) -> str:
-    """A time, as in "about ... to go"."""
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f'{seconds:.0f} s'
-    return f'{minutes // 60} h {minutes % 60} min' if minutes > 90 else f'{minutes} min'
+def estimate_remaining(comparison: Comparison, costs: Costs, at_once: int) -> float:
+    """Estimate the seconds until all runs have ended, if some run in parallel."""
+    seconds = [
+        (1 - comparison.progress(run)) * seconds
+        for run, seconds in comparison.estimate_seconds(costs).items()
+        if run not in comparison.failures
+    ]
+    return sum(seconds) / at_once
 
 
-def left(
-    comparison: Comparison,
-    costs: dict[str, Cost],
-    at_once: int,
-    shares: dict[Run, float] | None = None,
-) -> float:
-    """Seconds that the runs not yet ended will take.
-
-    ``shares`` are what runs in progress have behind them.
-    """
-    shares = shares or {}
-    return (
-        sum(
-            (1 - shares.get(run, comparison.done(run)))
-            * comparison.estimate(run, costs)
-            for run in comparison.runs
-            if run not in comparison.failures
-        )
-        / at_once
-    )
-
-
-def print_plan(comparison: Comparison, costs: dict[str, Cost], at_once: int) -> None:
-    """Every run with its state or its time, remarks, and the time in all."""
-    for run in comparison.runs:
-        done, seconds = comparison.done(run), comparison.estimate(run, costs)
-        state = (
-            'finished'
-            if comparison.result(run)
-            else (f'{done:.0%} done' if done else format_duration(seconds))
-        )
+def print_plan(comparison: Comparison, costs: Costs, at_once: int) -> None:
+    """Print each run with its progress or time, the remarks and the total."""
+    for run, seconds in comparison.estimate_seconds(costs).items():
+        progress = comparison.progress(run)
+        state = f'{progress:.0%} done' if progress else format_duration(seconds)
+        state = 'finished' if comparison.result(run) else state
         print(f'  {str(run):44}{state:>12}')
     for remark in [*comparison.remarks(), *list_warnings(costs)]:
         print(remark)
-    print(
-        f'About {format_duration(left(comparison, costs, at_once))} to go, on this '
-        'machine.'
-    )
+    remaining = format_duration(estimate_remaining(comparison, costs, at_once))
+    print(f'About {remaining} to go, on this machine.')
 
 
-def _train(
-    comparison: Comparison,
-    runs: Sequence[Run],
-    costs: dict[str, Cost],
-    environments: Sequence[dict[str, str]],
-) -> None:
-    """Train the runs of a stage, as far as their learning rates are known."""
-    at_once, shares = len(environments), {}
-    free = SimpleQueue()
-    for environment in environments:
-        free.put(environment)
-    columns = (
-        TextColumn('{task.description}'),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn('{task.fields[left]}'),
+def _train_stage(comparison, runs: Sequence[Run], costs, environments) -> None:
+    """Train the runs of a stage whose learning rates are known."""
+    free = list(environments)
+    progress = Progress(
+        *Progress.get_default_columns(),
+        TextColumn('{task.fields[remaining]}'),
+        transient=True,
     )
-    console = Console()
+    progress.disable = not progress.console.is_terminal
+
+    def remaining():
+        seconds = estimate_remaining(comparison, costs, len(environments))
+        return f'{format_duration(seconds)} left'
 
     def train_one(number, run):
         if run.lr is None or comparison.result(run):
             return
-        task = progress.add_task(str(run), total=1.0, left='')
+        task = progress.add_task(str(run), total=1.0, remaining='')
 
         def watch(share):
-            shares[run] = share
-            seconds = left(comparison, costs, at_once, dict(shares))
-            progress.update(
-                task, completed=share, left=f'all: {format_duration(seconds)} left'
-            )
+            progress.update(task, completed=share, remaining=f'all: {remaining()}')
 
-        environment = free.get()
-        well = comparison.run(run, watch, environment)
-        free.put(environment)
-        shares[run] = 1.0
+        environment = free.pop()
+        ended = comparison.run(run, watch, environment)
+        free.append(environment)
         progress.remove_task(task)
-        if not well:
-            state = f'failed: {comparison.failures[run]}'
-        else:
+        state = f'failed: {comparison.failures.get(run)}'
+        if ended:
             diverged = comparison.result(run)['diverged']
-            seconds = left(comparison, costs, at_once, dict(shares))
-            state = (
-                f'{"diverged" if diverged else "done"}, {format_duration(seconds)} left'
-            )
+            state = f'{"diverged" if diverged else "done"}, {remaining()}'
         print(f'[{number}/{len(runs)}] {run}: {state}', flush=True)
 
-    with (
-        Progress(
-            *columns, console=console, transient=True, disable=not console.is_terminal
-        ) as progress,
-        ThreadPoolExecutor(at_once) as pool,
-    ):
+    with progress, ThreadPoolExecutor(len(environments)) as pool:
+        trainings = [
+            pool.submit(train_one, number, run) for number, run in enumerate(runs, 1)
+        ]
         try:
-            for future in as_completed(
-                [
-                    pool.submit(train_one, number, run)
-                    for number, run in enumerate(runs, 1)
-                ]
-            ):
-                future.result()
+            for training in as_completed(trainings):
+                training.result()
         except BaseException:
             comparison.interrupt()
             pool.shutdown(cancel_futures=True)

@@ -1,58 +1,62 @@
-"""What the tables of a report are made of."""
+"""Numbers, intervals and durations as text, and Markdown tables."""
 
 import statistics
 from collections.abc import Sequence
 from itertools import compress
 
-from mmpsbn.compare.intervals import margin
+from mmpsbn.compare.intervals import confidence_margin
 
 
-def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table, without columns that are empty."""
+def format_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Format a Markdown table. Columns that are empty are left out."""
     rows = [head, ['---', *['---:'] * (len(head) - 1)], *lines]
     shown = [any(cells) for cells in zip(*lines)]
     return '\n'.join(f'| {" | ".join(compress(row, shown))} |' for row in rows)
 
 
 def format_lr(lr: float) -> str:
-    """Write a learning rate in as few digits as tell it from others."""
+    """Format a learning rate in as few digits as distinguish it from others."""
     text = f'{lr:g}'
     return text if float(text) == lr else repr(lr)
 
 
-def mean_and_spread(values: Sequence[float], digits: int = 3) -> list[str]:
-    """Mean, and largest minus smallest."""
+def format_length(length: float) -> str:
+    """Format a multiple of the config's schedule."""
+    return f'{format_lr(length)} x'
+
+
+def format_mean_and_spread(values: Sequence[float], digits: int = 3) -> list[str]:
+    """Format the mean, and the difference of largest and smallest value."""
     if not values:
         return ['-', '-']
-    return [
-        f'{statistics.mean(values):.{digits}f}',
-        f'{max(values) - min(values):.{digits}f}',
-    ]
+    spread = max(values) - min(values)
+    return [f'{statistics.mean(values):.{digits}f}', f'{spread:.{digits}f}']
 
 
 def format_mean(values: Sequence[float]) -> list[str]:
-    """Mean, and 95 % confidence interval where there are two values."""
+    """Format the mean and, of at least two values, its confidence interval."""
     if not values:
         return ['-', '-']
     mean = statistics.mean(values)
-    return [
-        f'{mean:.3f}',
-        format_interval(mean - margin(values), mean + margin(values))
-        if len(values) > 1
-        else '-',
-    ]
+    if len(values) < 2:
+        return [f'{mean:.3f}', '-']
+    half = confidence_margin(values)
+    return [f'{mean:.3f}', format_interval(mean - half, mean + half)]
 
 
 def format_interval(low: float, high: float) -> str:
-    """Write an interval."""
+    """Format an interval of mAP."""
     return f'{low:.3f} to {high:.3f}'
 
 
 def format_p(p: float) -> str:
-    """Write a p value."""
+    """Format a p value."""
     return '< 0.001' if p < 0.001 else f'{p:.3f}'
 
 
-def times(length: float) -> str:
-    """Write a multiple of the config's schedule."""
-    return f'{format_lr(length)} x'
+def format_duration(seconds: float) -> str:
+    """Format a duration in seconds, minutes, or hours and minutes."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f'{seconds:.0f} s'
+    return f'{minutes // 60} h {minutes % 60} min' if minutes > 90 else f'{minutes} min'

@@ -1,23 +1,28 @@
-"""Gradients that are NaN or infinite, caught before they reach the weights."""
+"""A hook that stops a training before NaN or infinity reaches the weights."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
+from pathlib import Path
 
 import torch
-from mmengine.dist import all_reduce
+from mmengine.dist import all_reduce, barrier, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from mmpsbn.errors import InputError
+from mmpsbn.errors import DivergenceError, InputError
+from mmpsbn.files import write_atomically
+from mmpsbn.hooks.watched_step import unwrap
 from mmpsbn.registry import HOOKS
 
 ACTIONS = ('stop', 'skip')
-# No training gets here: a scaler starts at 2 ** 16, and halves its scale with
-# each step that it skips.
+#: The file in the work dir of a training that this hook has stopped.
+DIVERGED = 'diverged.json'
+# A scaler starts at 2 ** 16 and halves its scale with each step that it skips.
+# No healthy training has a scale as small as this.
 LEAST_SCALE = 2.0**-16
 
 
@@ -25,22 +30,27 @@ LEAST_SCALE = 2.0**-16
 class NonFiniteHook(Hook):
     """Stop at, or skip, a step whose gradients are not all finite.
 
-    Without it NaN goes into every weight, and MMEngine trains on to the end.
-    The step is judged just before the optimizer takes it, so that weights and
-    checkpoints stay good. The batch then goes through the model once more, to
-    name the layer that the first NaN or infinity came out of.
+    Without this hook, NaN reaches every weight, and MMEngine trains on to the
+    end. The hook checks a step just before the optimizer takes it, so weights
+    and checkpoints stay finite. It then passes the batch through the model
+    once more, to name the layer whose output is the first that is not finite.
 
-    With mixed precision it is the gradient scaler that skips steps, as it
-    does while it looks for its scale. What no scale mends, a loss that is not
-    finite or a scale below 2^-16, is judged here.
+    With mixed precision, the gradient scaler skips such steps itself while it
+    searches for its scale. The hook checks what no scale can correct: a loss
+    that is not finite, or a scale below 2^-16.
+
+    When it stops a training, the main process writes ``diverged.json`` into
+    the work dir, with the ``iteration`` and the ``cause``. The next training
+    in this work dir removes the file.
 
     Args:
         action (str): 'stop' or 'skip'. Defaults to 'stop'.
-        most_skipped (int): Steps one after the other to skip at most.
+        most_skipped (int): How many steps in a row are skipped at most.
             Defaults to 10.
 
     Raises:
-        InputError: If an argument is none of these; in training, to stop.
+        InputError: If the action is unknown.
+        DivergenceError: In training, to stop it.
     """
 
     def __init__(self, action: str = 'stop', most_skipped: int = 10) -> None:
@@ -54,9 +64,11 @@ class NonFiniteHook(Hook):
         self._batch = None
 
     def before_train(self, runner: Runner) -> None:
+        if is_main_process():
+            Path(runner.work_dir, DIVERGED).unlink(missing_ok=True)
         self._handles = [
             optimizer.register_step_pre_hook(
-                lambda optimizer, *_: self._judge(runner, optimizer)
+                lambda optimizer, *_: self._check(runner, optimizer)
             )
             for optimizer in _optimizers(runner.optim_wrapper)
         ]
@@ -85,9 +97,9 @@ class NonFiniteHook(Hook):
         else:
             self._skipped = 0
 
-    def _judge(self, runner: Runner, optimizer) -> None:
-        # A fused optimizer gets scaled gradients, and leaves out by itself
-        # the steps that its scaler tells it to.
+    def _check(self, runner: Runner, optimizer) -> None:
+        # A fused optimizer receives scaled gradients, and skips the steps that
+        # its scaler reports.
         if getattr(optimizer, 'found_inf', None) is not None:
             return
         parameters = list(
@@ -98,36 +110,47 @@ class NonFiniteHook(Hook):
             return
         self._refuse(runner, 'the gradients are not finite')
         for parameter in parameters:
-            parameter.grad = None  # What an optimizer does not step.
+            parameter.grad = None  # An optimizer does not step these.
 
     def _refuse(self, runner: Runner, problem: str) -> None:
         self._skipped += 1
         with _precision(runner):
             origin = find_origin(runner.model, self._batch)
-        what = f'iteration {runner.iter + 1}: {problem}; {origin}.'
+        cause = f'{problem}; {origin}'
+        what = f'iteration {runner.iter + 1}: {cause}.'
         if self.action == 'stop' or self._skipped > self.most_skipped:
-            raise InputError(
-                f'{what} Training stopped before the step, and checkpoints '
-                'are of finite weights. Try a smaller lr, a longer warm-up, '
-                'or optim_wrapper.clip_grad; NonFiniteHook(action="skip") '
-                'leaves out such steps.'
+            if is_main_process():
+                found = dict(iteration=runner.iter + 1, cause=cause)
+                write_atomically(
+                    Path(runner.work_dir, DIVERGED), json.dumps(found).encode()
+                )
+            # The launcher kills all processes when the first one has ended.
+            barrier()
+            raise DivergenceError(
+                f'{what} Training stopped before the step, so the weights of '
+                'all checkpoints are finite. Try a smaller lr, a longer '
+                'warm-up, or optim_wrapper.clip_grad. '
+                'NonFiniteHook(action="skip") skips such steps.'
             )
         runner.logger.warning(f'{what} The step is skipped.')
 
 
 def find_origin(model: nn.Module, batch) -> str:
-    """Where NaN or infinity comes from in a training forward, in words.
+    """Describe where NaN or infinity first appears in a forward pass.
 
     Args:
-        model (nn.Module): MMEngine's, in training mode; it stays as it is.
-        batch: Of its training data.
+        model (nn.Module): The model of MMEngine in training mode, which is
+            not changed.
+        batch: A batch of its training data.
     """
-    wrapper, model = model, (model.module if is_model_wrapper(model) else model)
-    # Without FSDP's own forward the parts of a weight stay apart.
+    wrapper, model = model, unwrap(model)
+    # Only FSDP's own forward joins the parts of a weight.
     run = wrapper if isinstance(wrapper, FullyShardedDataParallel) else model
     bad = [name for name, p in model.named_parameters() if not _finite([p])]
     if not _everywhere(not bad):
-        return 'the weights were not before it' + (f', {bad[0]} for one' if bad else '')
+        return 'the weights were not finite before it' + (
+            f', {bad[0]} for one' if bad else ''
+        )
     found: list[str] = []
     handles = [
         module.register_forward_hook(_listener(name, found))
@@ -135,11 +158,11 @@ def find_origin(model: nn.Module, batch) -> str:
         if name
     ]
     try:
-        with _buffers_kept(model), torch.no_grad():
+        with _restore_buffers(model), torch.no_grad():
             losses = run(
                 **_as_arguments(model.data_preprocessor(batch, True)), mode='loss'
             )
-    except Exception:  # NaN makes MMDetection's samplers and losses stumble.
+    except Exception:  # MMDetection's samplers and losses may fail on NaN.
         losses = {}
     finally:
         for handle in handles:
@@ -148,7 +171,7 @@ def find_origin(model: nn.Module, batch) -> str:
         name for name, value in losses.items() if not _finite(list(_tensors(value)))
     ]
     if not found:
-        return 'all layers and losses are, so that it began in the backward'
+        return 'all layers and losses are finite, so it began in the backward pass'
     return f'it began in {found[0]}'
 
 
@@ -164,8 +187,8 @@ def _listener(name: str, found: list[str]):
 
 
 @contextmanager
-def _buffers_kept(model: nn.Module):
-    """Running statistics, as they were."""
+def _restore_buffers(model: nn.Module):
+    """Restore the running statistics of a model at the end."""
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     try:
         yield
@@ -184,8 +207,8 @@ def _finite(tensors: list[Tensor]) -> bool:
     tensors = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
     if not tensors:
         return True
-    # A norm is read once and written nowhere; that of finite values may be
-    # infinite, in half precision for one.
+    # A norm needs one pass and no memory. It may be infinite although all
+    # values are finite, in half precision for example.
     norms = torch.stack([t.norm().float() for t in tensors])
     return bool(norms.isfinite().all()) or all(
         bool(t.isfinite().all()) for t in tensors
@@ -210,23 +233,23 @@ def _optimizers(optim_wrapper) -> list[torch.optim.Optimizer]:
 
 
 def _scaler(optim_wrapper):
-    """The gradient scaler that is at work, or None."""
+    """Return the gradient scaler; None if there is none or it is disabled."""
     scaler = getattr(optim_wrapper, 'loss_scaler', None)
     return scaler if scaler is not None and scaler.is_enabled() else None
 
 
 def _precision(runner: Runner):
-    """That of a training forward, for a with statement."""
+    """Return a context with the precision of a training's forward pass."""
     if _scaler(runner.optim_wrapper) is None:
         return nullcontext()
     return runner.optim_wrapper.optim_context(runner.model)
 
 
 def _everywhere(finite: bool) -> bool:
-    """Whether so in all processes, which have to decide as one.
+    """Return whether all processes pass True, so that they decide alike.
 
-    FSDP gives each its own part of the gradients, and the forward that looks
-    for the layer waits for all.
+    With FSDP each process has a part of the gradients, and the forward pass
+    that searches for the layer waits for all processes.
     """
     flag = torch.tensor(float(finite))
     all_reduce(flag, 'min')
