@@ -23,7 +23,7 @@ import mmpsbn.cli  # noqa: F401  First: it checks the stack.
 from mmpsbn.cli.arguments import add_cfg_options
 from mmpsbn.cli.errors import exit_with_message, interrupt_on_signals
 from mmpsbn.compare import Comparison, replace_norm, run_comparison
-from mmpsbn.compare.runs import divide_machine
+from mmpsbn.compare.processes import divide_machine
 from mmpsbn.compare.session import load_costs
 from mmpsbn.config.reading import read_config
 from mmpsbn.datasets import make_digits
@@ -145,8 +145,8 @@ def main():
     run_comparison(
         comparison,
         load_costs(comparison, args.rounds),
-        divide_machine(args.at_once, 1),
-        command,
+        environments=divide_machine(args.at_once, 1),
+        command=command,
     )
 
 

@@ -34,13 +34,13 @@ import mmpsbn.cli  # noqa: F401  First: it checks the stack.
 from mmpsbn.checkpoints.reading import find_latest
 from mmpsbn.cli.arguments import add_cfg_options
 from mmpsbn.cli.errors import exit_with_message, interrupt_on_signals
-from mmpsbn.compare import NORMS, Comparison, replace_norm, run_comparison
+from mmpsbn.compare import NORMALIZATIONS, Comparison, replace_norm, run_comparison
 from mmpsbn.compare.figures import draw_lrs
 from mmpsbn.compare.placing import check_norms
-from mmpsbn.compare.report import Row, make_rows, table, verdict
-from mmpsbn.compare.runs import divide_machine
-from mmpsbn.compare.session import format_duration, left, load_costs
-from mmpsbn.compare.tables import markdown, mean_and_spread
+from mmpsbn.compare.processes import divide_machine
+from mmpsbn.compare.report import Row, describe_results, format_rows, make_rows
+from mmpsbn.compare.session import estimate_remaining, load_costs
+from mmpsbn.compare.tables import format_duration, format_mean_and_spread, format_table
 from mmpsbn.config.data import check_data
 from mmpsbn.config.reading import LOADERS, read_config
 from mmpsbn.datasets import make_digits
@@ -154,7 +154,7 @@ def parse_args():
         nargs='+',
         default=FINETUNED,
         metavar='NORM',
-        help=f'of {", ".join(NORMS)}',
+        help=f'of {", ".join(NORMALIZATIONS)}',
     )
     parser.add_argument(
         '--lrs',
@@ -295,7 +295,10 @@ def pretrained(args, detector: str, command: str) -> tuple[Row, str]:
     print(f'\n{detector} on the first task, with BN:')
     comparison.write()
     run_comparison(
-        comparison, load_costs(comparison, rounds=1), divide_machine(1, 1), command
+        comparison,
+        load_costs(comparison, rounds=1),
+        environments=divide_machine(1, 1),
+        command=command,
     )
     folder = comparison.folder(comparison.runs[0])
     return make_rows(comparison)[0], find_latest(str(folder))
@@ -363,11 +366,11 @@ def by_batch(panels: dict[str, list[Row]], whole: Sequence[Row]) -> str:
     same = [row for row in whole if (row.norm, row.lr) in seen]
     columns = {**panels, **({'whole batches': same} if same else {})}
     cells = {
-        (row.norm, title): '{} ({})'.format(*mean_and_spread(row.scores))
+        (row.norm, title): '{} ({})'.format(*format_mean_and_spread(row.scores))
         for title, rows in columns.items()
         for row in rows
     }
-    return markdown(
+    return format_table(
         ['Norm', *columns],
         [
             [norm, *(cells.get((norm, title), '-') for title in columns)]
@@ -406,13 +409,13 @@ def write_report(
                     key=lambda row: (row.norm, row.lr),
                 )
             for title, rows in panels.items():
-                told = verdict(rows, baselines[part, detector, title])
+                told = describe_results(rows, baselines[part, detector, title])
                 if part == 'collapse':
                     told = '\n'.join(
                         f'- {begins(rows, norm)}.'
                         for norm in dict.fromkeys(row.norm for row in rows)
                     )
-                text += [f'### {title.capitalize()}', told, table(rows)]
+                text += [f'### {title.capitalize()}', told, format_rows(rows)]
             figure = f'{part}-{Path(detector).stem}.png'
             draw_lrs(panels, str(Path(folder) / figure))
             text.append(f'![mAP and dead channels]({figure})')
@@ -445,7 +448,7 @@ def main():
     failed = 0
     for number, (one, cost) in enumerate(zip(plan, costs)):
         seconds = sum(
-            left(later.comparison, its, args.at_once)
+            estimate_remaining(later.comparison, its, args.at_once)
             for later, its in zip(plan[number:], costs[number:])
         )
         print(
@@ -454,7 +457,9 @@ def main():
             flush=True,
         )
         try:
-            run_comparison(one.comparison, cost, environments, command)
+            run_comparison(
+                one.comparison, cost, environments=environments, command=command
+            )
         except InputError as error:
             if not one.comparison.failures:
                 raise

@@ -11,7 +11,7 @@ from test_compare import comparison
 from test_convert import build, demo_config
 from test_tools import FASTER, refused  # noqa: F401  The fixture.
 
-from mmpsbn.compare import Cost, write_report
+from mmpsbn.compare import TrainingCost, write_report
 from mmpsbn.datasets import make_digits
 from mmpsbn.errors import FULL, InputError
 from mmpsbn.files import output_files, output_folder, write_atomically
@@ -73,7 +73,7 @@ def test_a_report(digits, tmp_path):
         (plan.folder(run) / 'result.json').write_text(
             json.dumps(dict(metrics={'coco/bbox_mAP': 0.5}, seconds=1.0))
         )
-    costs = {norm: Cost(1.0, 1.0, 1.0, 1.0, None, 8) for norm in plan.cfgs}
+    costs = {norm: TrainingCost(1.0, 1.0, 1.0, 1.0, None, 8) for norm in plan.cfgs}
     assert write_report(plan, costs, 'first').name == 'report.html'
     before = contents(tmp_path)
     with full_disk(5000), pytest.raises(InputError, match='cannot be writ'):

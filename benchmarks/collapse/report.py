@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.shared import settings as shared
 from benchmarks.shared.settings import make_rows, varied
 from benchmarks.shared.tables import heading, value_of
-from mmpsbn.compare.tables import markdown, mean_and_spread
+from mmpsbn.compare.tables import format_mean_and_spread, format_table
 from mmpsbn.files import write_atomically
 
 from .experiments import BN, EXPERIMENTS, PSBN, Settings, with_starts
@@ -133,12 +133,16 @@ def table(rows: Sequence[Row], reference: float) -> str:
         line.append(
             f'psBN {settings.alpha:g}' if many and settings.alpha else settings.norm
         )
-        line += [*mean_and_spread(row.accuracies, 2), _difference(row, rows, reference)]
-        if started:
-            line.append(mean_and_spread(row.shares('dead', 0), 1)[0])
-        line += mean_and_spread(row.shares('dead'), 1)
         line += [
-            mean_and_spread(row.shares(what), 1)[0] for what in ('died', 'came_back')
+            *format_mean_and_spread(row.accuracies, 2),
+            _difference(row, rows, reference),
+        ]
+        if started:
+            line.append(format_mean_and_spread(row.shares('dead', 0), 1)[0])
+        line += format_mean_and_spread(row.shares('dead'), 1)
+        line += [
+            format_mean_and_spread(row.shares(what), 1)[0]
+            for what in ('died', 'came_back')
         ]
         if summed:
             line.append(_sums(row))
@@ -147,7 +151,7 @@ def table(rows: Sequence[Row], reference: float) -> str:
             str(row.diverged),
         ]
         lines.append(line)
-    return markdown(head, lines)
+    return format_table(head, lines)
 
 
 def _difference(row: Row, rows: Sequence[Row], reference: float) -> str:
@@ -166,7 +170,7 @@ def _difference(row: Row, rows: Sequence[Row], reference: float) -> str:
 
 def _sums(row: Row) -> str:
     sums = [r['sums'] for r in row.results if not r['diverged']]
-    return mean_and_spread(
+    return format_mean_and_spread(
         [100 * dead / channels for dead, channels in sums if channels], 1
     )[0]
 
@@ -231,7 +235,7 @@ def law_table(fits: Sequence[Fitted]) -> str:
                 '2' if fit.x == 'lr' else '-2',
             ]
         )
-    return markdown(
+    return format_table(
         [
             'network',
             'against',

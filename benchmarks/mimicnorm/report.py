@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.shared import settings as shared
 from benchmarks.shared.settings import make_rows, panel_of, varied
 from benchmarks.shared.tables import heading, value_of
-from mmpsbn.compare.tables import markdown, mean_and_spread
+from mmpsbn.compare.tables import format_mean_and_spread, format_table
 from mmpsbn.files import write_atomically
 
 from .correlation import MEASURES
@@ -83,11 +83,11 @@ def summary(rows: Sequence[Row], x: str, panels: Sequence[str]) -> str:
             [
                 *map(value_of, key),
                 *(str(trained[value]) for value in values),
-                *mean_and_spread(best.accuracies, 2),
+                *format_mean_and_spread(best.accuracies, 2),
                 value_of(getattr(best.settings, x)),
             ]
         )
-    return markdown(
+    return format_table(
         [
             *panels,
             'norm',
@@ -103,13 +103,13 @@ def summary(rows: Sequence[Row], x: str, panels: Sequence[str]) -> str:
 def table(rows: Sequence[Row]) -> str:
     """Accuracy and what became of the seeds of every variant."""
     told = varied(rows, ('seed', 'norm'))
-    return markdown(
+    return format_table(
         [*told, 'norm', 'accuracy, %', 'spread', 'diverged', 'at chance'],
         [
             [
                 *(value_of(getattr(row.settings, name)) for name in told),
                 row.settings.norm,
-                *mean_and_spread(row.accuracies, 2),
+                *format_mean_and_spread(row.accuracies, 2),
                 str(row.diverged),
                 str(row.at_chance),
             ]
@@ -137,11 +137,11 @@ def correlation_tables(rows: Sequence[Row]) -> list[str]:
             [
                 str(layer + 1),
                 *(
-                    mean_and_spread(column[layer] if column else [], 3)[0]
+                    format_mean_and_spread(column[layer] if column else [], 3)[0]
                     for column in columns
                 ),
             ]
             for layer in range(layers)
         ]
-        parts += [f'{label[0].upper()}{label[1:]}:', markdown(head, lines)]
+        parts += [f'{label[0].upper()}{label[1:]}:', format_table(head, lines)]
     return parts

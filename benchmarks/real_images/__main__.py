@@ -19,8 +19,8 @@ from mmengine.logging import MMLogger
 import mmpsbn.cli  # noqa: F401  First: it checks the stack.
 from mmpsbn.cli.arguments import add_cfg_options
 from mmpsbn.cli.errors import exit_with_message, interrupt_on_signals
-from mmpsbn.compare.runs import divide_machine
-from mmpsbn.compare.session import check_failures, load_costs, train
+from mmpsbn.compare.processes import divide_machine
+from mmpsbn.compare.session import check_failures, load_costs, train_runs
 
 from .report import README, write_report
 from .results import Results
@@ -83,7 +83,7 @@ def main() -> None:
                 args.cfg_options,
             ):
                 comparison.write()
-                train(comparison, load_costs(comparison, 3), environments)
+                train_runs(comparison, load_costs(comparison, 3), environments)
                 failures.append(comparison)
     page = args.results / README.name
     if page.exists():

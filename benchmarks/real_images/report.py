@@ -11,13 +11,13 @@ from mmpsbn.compare.figures import draw_lrs
 from mmpsbn.compare.report import (
     DIFFERENCES,
     Row,
-    best_rows,
-    difference_table,
-    differences,
-    table,
-    verdict,
+    compare_with_baseline,
+    describe_results,
+    format_differences,
+    format_rows,
+    select_best,
 )
-from mmpsbn.compare.tables import format_lr, markdown, times
+from mmpsbn.compare.tables import format_length, format_lr, format_table
 from mmpsbn.files import write_atomically
 
 from .results import Results
@@ -54,7 +54,7 @@ def write_report(results: dict[str, Results], page: Path, figures: Path) -> None
         if tuning:
             draw_lrs(
                 {
-                    f'{times(length)} the schedule' * (len(lengths) > 1): [
+                    f'{format_length(length)} the schedule' * (len(lengths) > 1): [
                         row for row in tuning if row.length == length
                     ]
                     for length in lengths
@@ -81,16 +81,16 @@ def _section(study: Study, results: Results, rows: Sequence[Row], name: str) -> 
     missing = number_of_runs(study) - len(own)
     others = ''.join(
         f'Compared with {norm}, which the protocol did not plan:\n\n'
-        f'{difference_table(rows, norm)}'
+        f'{format_differences(rows, norm)}'
         for norm in COMPARED
         if any(row.norm == norm for row in rows)
     )
     state = f' {missing} runs are missing.' if missing > 0 else ''
     return f"""### {study.title}
 
-{verdict(rows, baseline, tuning)}
+{describe_results(rows, baseline, tuning)}
 
-{difference_table(rows, baseline)}{DIFFERENCES}{others}{table(rows)}
+{format_differences(rows, baseline)}{DIFFERENCES}{others}{format_rows(rows)}
 
 mAP on the held-out training images, from which the learning rates were chosen:
 
@@ -107,7 +107,7 @@ mAP on the held-out training images, from which the learning rates were chosen:
 def tuning_table(rows: Sequence[Row]) -> str:
     """mAP by normalization and learning rate; the best one is bold."""
     lrs = sorted({row.lr for row in rows})
-    chosen = {(row.norm, row.length): row.lr for row in best_rows(rows)}
+    chosen = {(row.norm, row.length): row.lr for row in select_best(rows)}
     lines = []
     for norm, length in chosen:
         cells = []
@@ -120,8 +120,10 @@ def tuning_table(rows: Sequence[Row]) -> str:
             cell = f'{found[0].mean:.3f}' if found else '-'
             best = chosen[norm, length] == lr
             cells.append(f'**{cell}**' if best else cell)
-        lines.append([norm, times(length), *cells])
-    return markdown(['Norm', 'schedule', *(f'lr {format_lr(lr)}' for lr in lrs)], lines)
+        lines.append([norm, format_length(length), *cells])
+    return format_table(
+        ['Norm', 'schedule', *(f'lr {format_lr(lr)}' for lr in lrs)], lines
+    )
 
 
 def draw_differences(studies: dict[str, Sequence[Row]], out: Path) -> None:
@@ -134,7 +136,11 @@ def draw_differences(studies: dict[str, Sequence[Row]], out: Path) -> None:
     """
     found = {
         title: sorted(
-            (one for one in differences(rows, rows[0].norm) if one.p is not None),
+            (
+                one
+                for one in compare_with_baseline(rows, rows[0].norm)
+                if one.p is not None
+            ),
             key=lambda one: -one.row.length,
         )
         for title, rows in studies.items()
@@ -171,7 +177,8 @@ def draw_differences(studies: dict[str, Sequence[Row]], out: Path) -> None:
             axis.set_yticks(
                 range(len(own)),
                 [
-                    one.row.norm + f', {times(one.row.length)} schedule' * lengths
+                    one.row.norm
+                    + f', {format_length(one.row.length)} schedule' * lengths
                     for one in own
                 ],
             )

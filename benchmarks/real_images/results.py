@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mmpsbn.compare.report import Row, best_rows
+from mmpsbn.compare.report import Row, select_best
 from mmpsbn.compare.runs import Run
 from mmpsbn.errors import InputError
 from mmpsbn.files import write_atomically
@@ -117,7 +117,7 @@ class Results:
             norms (dict): The normalizations of each length, in their order.
         """
         chosen = {
-            (row.norm, row.length, row.lr) for row in best_rows(self.tuning(norms))
+            (row.norm, row.length, row.lr) for row in select_best(self.tuning(norms))
         }
         return [
             row

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mmpsbn.analysis.style import COLORS, STYLE
-from mmpsbn.compare.intervals import margin
+from mmpsbn.compare.intervals import confidence_margin
 
 from .recovery import COLLAPSED, Death
 from .studies import METHODS, SCRATCH
@@ -109,7 +109,7 @@ def _line(axis, ends, values, color):
     at = [end for end, _ in shown]
     mean = np.array([own.mean() for _, own in shown])
     if all(len(own) > 1 for _, own in shown):
-        half = np.array([margin(own) for _, own in shown])
+        half = np.array([confidence_margin(own) for _, own in shown])
         axis.fill_between(at, mean - half, mean + half, color=color, alpha=0.15, lw=0)
     return axis.plot(at, mean, '.-', color=color, lw=1.4, ms=4)[0]
 

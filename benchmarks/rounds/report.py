@@ -7,8 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmpsbn.compare.intervals import ALPHA, Paired, holm, margin, paired
-from mmpsbn.compare.tables import format_interval, format_p, markdown
+from mmpsbn.compare.intervals import (
+    ALPHA,
+    PairedDifference,
+    compare_paired,
+    confidence_margin,
+    correct_p_values,
+)
+from mmpsbn.compare.tables import format_interval, format_p, format_table
 from mmpsbn.files import write_atomically
 
 from .figures import draw_recoveries, draw_rounds
@@ -32,7 +38,7 @@ class Comparison(NamedTuple):
     setting: Setting
     end: int
     """The last round of the window."""
-    paired: Paired
+    paired: PairedDifference
     p: float
     """Corrected over all comparisons of a study."""
 
@@ -172,10 +178,15 @@ def comparisons(series: Series) -> list[Comparison]:
             differences = series.window(setting, 'psBN', 'accuracy', end, 'BN')
             if len(differences) > 1:
                 found.append(
-                    (setting, end, paired(differences, np.zeros_like(differences)))
+                    (
+                        setting,
+                        end,
+                        compare_paired(differences, np.zeros_like(differences)),
+                    )
                 )
     return [
-        Comparison(*one, p) for one, p in zip(found, holm([one[-1].p for one in found]))
+        Comparison(*one, p)
+        for one, p in zip(found, correct_p_values([one[-1].p for one in found]))
     ]
 
 
@@ -215,7 +226,7 @@ def _rounds(end: int) -> str:
 
 
 def _differences(found: Sequence[Comparison]) -> str:
-    return markdown(
+    return format_table(
         [
             'Learning rate',
             'weight decay',
@@ -259,7 +270,7 @@ def _measures(series: Series, setting: Setting) -> str:
             sign = '' if method == SCRATCH else '+'
             cells.append(
                 f'{np.mean(own):{sign}.3f}'
-                + (f' ± {margin(own):.3f}' if len(own) > 1 else '')
+                + (f' ± {confidence_margin(own):.3f}' if len(own) > 1 else '')
                 if own
                 else '-'
             )
@@ -272,7 +283,7 @@ def _measures(series: Series, setting: Setting) -> str:
                 means('norm'),
             ]
         )
-    return markdown(
+    return format_table(
         [
             'Method',
             *(_rounds(end) for end in ends),
@@ -328,7 +339,7 @@ def _recoveries(deaths: Sequence[Death], last: int) -> str:
     return (
         'Channels of psBN that died and were predicted to recover within '
         f'the {last} rounds:\n\n'
-    ) + markdown(
+    ) + format_table(
         [
             'abs(gamma / beta) at death',
             'predicted rounds',
