@@ -43,7 +43,7 @@ from mmpsbn.registry import MODELS
 
 
 class PublishedMimicConv(MimicConv):
-    """The scalar on the activation, as in [M]'s code."""
+    """The scalar on the activation, as in MimicNorm's published code."""
 
     def forward(self, input):
         output = self._conv_forward(input, self.weight, self.bias)
