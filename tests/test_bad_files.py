@@ -11,15 +11,13 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from conftest import cases
+from helpers import cases, demo_config, places, psbn, trained_network
 from hypothesis import given
 from hypothesis import strategies as st
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.runner import save_checkpoint
 from PIL import Image
-from test_checkpoint import psbn, trained
-from test_convert import demo_config
 from torch import Tensor
 
 from mmpsbn.checkpoints.matching import load_weights
@@ -46,7 +44,7 @@ def file(tmp_path_factory):
     save_checkpoint(
         dict(
             meta=dict(epoch=1),
-            state_dict=trained(psbn()).state_dict(),
+            state_dict=trained_network(psbn()).state_dict(),
             optimizer=dict(param_groups=[dict(lr=0.1)]),
         ),
         str(path),
@@ -118,7 +116,7 @@ CHANGES = {
 def test_changed_state_dicts(count, data):
     torch.manual_seed(0)
     model = psbn()
-    state = trained(psbn()).state_dict()
+    state = trained_network(psbn()).state_dict()
     original = copy.deepcopy(state)
     # Those of the shared layer are there twice.
     keys = st.sampled_from([key for key in state if key[0] != '4'])
@@ -173,21 +171,6 @@ VALUES = st.one_of(
     st.lists(st.floats(-50, 200, width=16), max_size=5),
     st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
 )
-
-
-def places(node, path=()):
-    """Of everything in a JSON document, as keys from its root."""
-    if path:
-        yield path
-    items = (
-        node.items()
-        if isinstance(node, dict)
-        else enumerate(node)
-        if isinstance(node, list)
-        else ()
-    )
-    for key, value in items:
-        yield from places(value, (*path, key))
 
 
 @pytest.fixture(scope='module')

@@ -2,15 +2,13 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT, make_rows, untimed, wait_for
 
 from benchmarks.collapse import fits, report, training
 from benchmarks.collapse.__main__ import main
@@ -20,12 +18,6 @@ from benchmarks.shared.pool import read_results
 from benchmarks.shared.settings import key_of, tree_of
 from benchmarks.shared.training import flipped_and_cropped
 from mmpsbn.errors import InputError
-
-
-def untimed(line):
-    """A line of results.jsonl without the time that it took."""
-    line['result'].pop('seconds')
-    return line
 
 
 def test_trained_gone_on_with_and_reported(tmp_path, monkeypatch, capsys):
@@ -89,15 +81,6 @@ def test_trained_gone_on_with_and_reported(tmp_path, monkeypatch, capsys):
     assert file.read_text() == ''.join(lines)
     assert (tmp_path / 'report.md').read_text() == written
     assert all((tmp_path / name).stat().st_size > 10000 for name in figures)
-
-
-def make_rows(text):
-    """Cells of a report's rows that begin with a number."""
-    return [
-        [cell.strip() for cell in line.split('|')[1:-1]]
-        for line in text.splitlines()
-        if re.match(r'\| [\d.]+ \|', line)
-    ]
 
 
 def test_earlier_results_are_found(tmp_path):
@@ -174,13 +157,6 @@ def has_ended(process):
             return file.read().rpartition(')')[2].split()[0] == 'Z'
     except (FileNotFoundError, ProcessLookupError):
         return True
-
-
-def wait_for(condition, seconds=300):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_tables_have_means_spreads_and_differences():

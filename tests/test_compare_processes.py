@@ -7,15 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from test_compare import COMPARE, comparison, of_digits
-from test_convert import demo_config
-from test_tools import SHORT, refused  # noqa: F401  The fixture.
+from helpers import COMPARE, ROOT, SHORT, comparison, demo_config, of_digits, wait_for
 
 from mmpsbn.compare import Comparison, replace_norm
 from mmpsbn.compare.processes import lock_folder
@@ -34,13 +30,6 @@ def processes_of(folder):
         if entry.name.isdigit() and str(folder).encode() in command:
             found.append(int(entry.name))
     return [number for number in found if number != os.getpid()]
-
-
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def short_plan(digits, work_dir, lrs=(), processes=1, epochs=1, loop=None, **changes):
@@ -66,7 +55,7 @@ def short_plan(digits, work_dir, lrs=(), processes=1, epochs=1, loop=None, **cha
 )
 def test_runs_end_with_a_comparison_in_the_background(
     name, processes, digits, tmp_path, monkeypatch, refused
-):  # noqa: F811
+):
     work_dir = tmp_path / 'work'
     arguments = [
         '--work-dir',

@@ -6,10 +6,9 @@ from collections import Counter
 
 import pytest
 import torch
+from helpers import SHORT, build
 from mmcv.cnn import is_norm
 from mmengine.config import Config
-from test_convert import build
-from test_tools import SHORT
 
 from benchmarks import demo_norms, finetuning
 from mmpsbn.compare.report import Row

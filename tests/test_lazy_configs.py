@@ -5,10 +5,9 @@ import re
 import mmengine.registry
 import pytest
 import torch
+from helpers import convert, demo_file, run
 from mmengine.config import Config
 from mmengine.registry import Registry
-from test_convert import convert, demo_file
-from test_tools import run
 
 from mmpsbn.compare import replace_norm
 from mmpsbn.config.reading import read_config

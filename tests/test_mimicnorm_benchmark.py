@@ -5,10 +5,9 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT, make_rows, untimed
 from mmdet.models.backbones import ResNet
 from mmengine.config import Config
-from test_collapse_benchmark import make_rows, untimed
 from torch import nn
 
 from benchmarks import memory

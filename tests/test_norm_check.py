@@ -9,14 +9,12 @@ import mmdet
 import mmengine.optim
 import pytest
 import torch
-from conftest import ROOT
+from helpers import FASTER, ROOT, Toy, toy_runner
 from mmdet.models.dense_heads import RetinaHead, RetinaSepBNHead
 from mmdet.utils import register_all_modules
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
-from test_checkpoint import Toy, toy_runner
-from test_tools import FASTER
 from torch import nn
 from torch.nn import functional as F
 

@@ -8,7 +8,7 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
-from test_tools import SHORT
+from helpers import SHORT
 
 from benchmarks.real_images import __main__ as command
 from benchmarks.real_images import studies

@@ -8,9 +8,9 @@ import time
 
 import pytest
 import torch
+from helpers import Toy, toy_runner
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from test_checkpoint import Toy, toy_runner
 
 from mmpsbn.checkpoints.backend import use_atomic_checkpoints
 from mmpsbn.checkpoints.reading import find_latest

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT
 from torch.nn import functional as F
 
 from benchmarks.rounds import __main__ as command

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import resource
-import runpy
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,17 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers import (
+    ANY_SCORE,
+    FASTER,
+    MIMIC_FASTER,
+    MIMIC_RETINA,
+    RETINA,
+    ROOT,
+    SHORT,
+    metrics,
+    run,
+)
 from mmcv.cnn import is_norm
 from mmdet.models.backbones import ResNet
 from mmengine.config import Config
@@ -24,65 +33,6 @@ from mmpsbn.cli.errors import exit_with_message
 from mmpsbn.cli.runner import build_runner
 from mmpsbn.config.reading import load_config
 
-FASTER = 'configs/demo/faster-rcnn_r18-half_fpn_psbn_digits.py'
-RETINA = 'configs/demo/retinanet_r18-half_fpn_psbn_digits.py'
-MIMIC, MIMIC_RETINA = (path.replace('psbn', 'mimicnorm') for path in (FASTER, RETINA))
-# A run of a few seconds.
-SHORT = [
-    'train_cfg.max_epochs=1',
-    'train_cfg.val_interval=1',
-    'default_hooks.logger.interval=1',
-    'train_dataloader.num_workers=0',
-    'train_dataloader.persistent_workers=False',
-    'val_dataloader.num_workers=0',
-    'val_dataloader.persistent_workers=False',
-    'test_dataloader.num_workers=0',
-    'test_dataloader.persistent_workers=False',
-]
-# A detector is not confident of anything after a few steps.
-ANY_SCORE = ['model.test_cfg.score_thr=0', 'model.test_cfg.rcnn.score_thr=0']
-
-
-def run(*command, data=None, options=(), launcher=(sys.executable,), **env):
-    """Run a tool in a process; its exit status and what it printed."""
-    if data is not None:
-        env['MMDET_DATASETS'] = str(data)
-    path = f'{os.path.dirname(sys.executable)}{os.pathsep}{os.environ["PATH"]}'
-    result = subprocess.run(
-        [*launcher, *map(str, command), '--cfg-options', *SHORT, *options],
-        cwd=ROOT,
-        env=dict(os.environ, PATH=path, **env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors='replace',
-    )
-    return result.returncode, result.stdout
-
-
-@pytest.fixture
-def refused(monkeypatch):
-    """What a tool says when it ends with one sentence and no traceback.
-
-    The tool runs in this process, as ``python tools/...`` would run it; an
-    exception that is no SystemExit would be a traceback.
-    """
-
-    def refused(tool, *arguments, data=None, options=(), short=True):
-        if short:
-            arguments += ('--cfg-options', *SHORT, *options)
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
-        if data is not None:
-            monkeypatch.setenv('MMDET_DATASETS', str(data))
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(tool, run_name='__main__')
-        message = end.value.code
-        assert isinstance(message, str) and message.startswith('error: ')
-        return message
-
-    return refused
-
 
 def test_a_full_disk_ends_with_a_sentence(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -93,12 +43,6 @@ def test_a_full_disk_ends_with_a_sentence(tmp_path):
                 (tmp_path / 'report').write_bytes(b'0' * 100)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def metrics(work_dir):
-    """The metrics that the newest test run in a work dir wrote."""
-    files = sorted(work_dir.glob('*/*.json'))
-    return json.loads(files[-1].read_text())
 
 
 @pytest.fixture(scope='module')
@@ -222,7 +166,7 @@ def mimic(digits, tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('work') / 'mimic'
     status, output = run(
         'tools/dist_train.sh',
-        MIMIC,
+        MIMIC_FASTER,
         2,
         '--work-dir',
         work_dir,
@@ -245,7 +189,7 @@ def test_mimicnorm_trains_in_two_processes_and_resumes_in_one(mimic, digits, tmp
             assert value.mean((1, 2, 3)).abs().max() < 1e-6, name
     status, output = run(
         'tools/train.py',
-        MIMIC,
+        MIMIC_FASTER,
         '--work-dir',
         tmp_path,
         '--resume',
@@ -257,7 +201,7 @@ def test_mimicnorm_trains_in_two_processes_and_resumes_in_one(mimic, digits, tmp
     assert 'resumed epoch: 1' in output and 'Epoch(train) [2]' in output
     status, output = run(
         'tools/test.py',
-        MIMIC,
+        MIMIC_FASTER,
         tmp_path / 'epoch_2.pth',
         '--work-dir',
         tmp_path,
@@ -280,9 +224,9 @@ def test_weights_of_bn_and_of_mimicnorm_are_told_apart(
     trained, mimic, refused, digits, tmp_path
 ):
     for config, weights, words in (
-        (MIMIC, trained / 'epoch_1.pth', 'tools/convert.py --to mimicnorm'),
+        (MIMIC_FASTER, trained / 'epoch_1.pth', 'tools/convert.py --to mimicnorm'),
         (FASTER, mimic / 'epoch_1.pth', 'is of MimicNorm, and the model'),
-        (MIMIC, 'checkpoints/none.pth', 'Make it from BN weights'),
+        (MIMIC_FASTER, 'checkpoints/none.pth', 'Make it from BN weights'),
     ):
         message = refused(
             'tools/train.py',
@@ -299,8 +243,8 @@ def test_settings_of_mimicnorm_that_do_not_go_together(refused, digits, tmp_path
     conv = 'model.backbone.conv_cfg'
     for config, option, words in (
         (FASTER, f'{conv}.type=MimicConv', "norm_cfg=dict(type='MimicNorm')"),
-        (MIMIC, f'{conv}=None', "conv_cfg=dict(type='MimicConv')"),
-        (MIMIC, 'model.backbone.dcn.type=DCN', 'remove dcn'),
+        (MIMIC_FASTER, f'{conv}=None', "conv_cfg=dict(type='MimicConv')"),
+        (MIMIC_FASTER, 'model.backbone.dcn.type=DCN', 'remove dcn'),
     ):
         message = refused(
             'tools/train.py',
@@ -480,7 +424,7 @@ def test_inferencer_computes_what_the_model_computes(trained, digits):
 @pytest.mark.parametrize(
     'config',
     [
-        MIMIC,
+        MIMIC_FASTER,
         RETINA,
         'configs/psbn/retinanet_r50_fpn_pssyncbn-all_1x_coco.py',
         'configs/mimicnorm/faster-rcnn_r50_fpn_mimicnorm-all_1x_coco.py',
