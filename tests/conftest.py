@@ -1,5 +1,7 @@
+import resource
 import runpy
 import signal
+import subprocess
 import sys
 import threading
 from functools import partial
@@ -9,10 +11,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from mmpsbn.compare import tether
 from mmpsbn.datasets import make_digits
+from mmpsbn.detectors import outputs
 
 pytest.register_assert_rewrite('helpers')
 
+import forked
 from helpers import COMPARE, ROOT, SHORT
 
 COCO128 = ROOT.parent / 'shared' / 'coco128'
@@ -151,3 +156,31 @@ def url(tmp_path, monkeypatch):
     yield f'http://127.0.0.1:{server.server_port}'
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope='session', autouse=True)
+def forked_verification():
+    """Run the stock models of conversions in forks instead of new Pythons.
+
+    Conversions that a tool makes in its own process start a new Python.
+    """
+    start, program = subprocess.run, [sys.executable, outputs.__file__]
+
+    def run(*args, **options):
+        whole = resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+        verifies = args and args[0][:2] == program
+        if whole and verifies and not torch.cuda.is_available():
+            return forked.run_script(args[0][1:])
+        return start(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, 'run', run)
+        yield
+
+
+@pytest.fixture
+def forked_runs(monkeypatch):
+    """Train the runs of a comparison in forks instead of new Pythons."""
+    if not torch.cuda.is_available():
+        forked.start_server()
+        monkeypatch.setattr(tether, '__file__', forked.__file__)

@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 import onnx
 import pytest
 import torch
+from forked import run_script
 from hypothesis import settings
 from mmcv.cnn import is_norm
 from mmdet.models.backbones import ResNet
@@ -124,25 +125,43 @@ def wait_for(condition, seconds=300):
 # Tools
 
 
-def run(*command, data=None, options=(), launcher=(sys.executable,), **env):
-    """Run a tool in a process; its exit status and what it printed."""
+def run(*command, data=None, options=(), fresh=False, launcher=None, **env):
+    """Run a tool in a process; its exit status and what it printed.
+
+    Args:
+        command (list): The tool and its arguments.
+        data (Path, optional): The value of MMDET_DATASETS.
+        options (list[str]): Values of ``--cfg-options`` after those of SHORT.
+        fresh (bool): Run it in a new Python instead of a fork.
+        launcher (list[str], optional): What starts the tool instead of Python.
+        env: Environment variables.
+    """
     if data is not None:
         env['MMDET_DATASETS'] = str(data)
     path = f'{os.path.dirname(sys.executable)}{os.pathsep}{os.environ["PATH"]}'
-    result = subprocess.run(
-        [*launcher, *map(str, command), '--cfg-options', *SHORT, *options],
-        cwd=ROOT,
-        env=dict(os.environ, PATH=path, **env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors='replace',
-    )
+    env = dict(os.environ, PATH=path, **env)
+    command = [*map(str, command), '--cfg-options', *SHORT, *options]
+    # A fork cannot use CUDA if the server has looked for GPUs.
+    if not (fresh or launcher or torch.cuda.is_available()):
+        result = run_script(command, ROOT, env, merged=True)
+    else:
+        result = subprocess.run(
+            [*(launcher or [sys.executable]), *command],
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors='replace',
+        )
     return result.returncode, result.stdout
 
 
-def convert(*args):
-    command = [sys.executable, 'tools/convert.py', *map(str, args)]
+def convert(*args, fresh=False):
+    command = ['tools/convert.py', *map(str, args)]
+    if not fresh:
+        return run_script(command, ROOT)
+    command = [sys.executable, *command]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 

@@ -476,6 +476,7 @@ def test_the_command_writes_tables_and_figures(digits, tmp_path):
         2,
         '--out',
         tmp_path / 'out',
+        fresh=True,
     )
     assert status == 0, output
     assert 'dead after sum' in output and 'backbone.layer2' in output

@@ -676,6 +676,7 @@ def test_norm_layers_that_levels_share_are_told(digits, tmp_path, capsys):
     assert 'GN:' not in report.read_text()
 
 
+@pytest.mark.usefixtures('forked_runs')
 def test_a_run_that_fails_is_told_and_the_others_go_on(digits, tmp_path):
     plan = comparison(digits, tmp_path / 'work', seeds=(0, 1))
     plan.write()
@@ -687,6 +688,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(digits, tmp_path):
     assert plan.result(run) is None
 
 
+@pytest.mark.usefixtures('forked_runs')
 def test_a_run_that_diverges_has_ended(digits, tmp_path):
     plan = comparison(
         digits,

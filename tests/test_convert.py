@@ -575,7 +575,7 @@ def test_the_command_makes_pretrained_weights(backbone, digits, tmp_path):
         '--number',
         4,
     ]
-    done = convert(*command)
+    done = convert(*command, fresh=True)
     assert done.returncode == 0, done.stderr
     assert 'on 4 images' in done.stdout
     model = ResNet(

@@ -49,7 +49,9 @@ def test_a_full_disk_ends_with_a_sentence(tmp_path):
 def trained(digits, tmp_path_factory):
     """A work dir of one short epoch on digits."""
     work_dir = tmp_path_factory.mktemp('work') / 'faster'
-    status, output = run('tools/train.py', FASTER, '--work-dir', work_dir, data=digits)
+    status, output = run(
+        'tools/train.py', FASTER, '--work-dir', work_dir, data=digits, fresh=True
+    )
     assert status == 0, output[-3000:]
     work_dir.joinpath('output').write_text(output)
     return work_dir
@@ -464,6 +466,7 @@ def test_infer_draws_and_writes(one, trained, digits, tmp_path):
         '--batch-size',
         3,
         options=ANY_SCORE,
+        fresh=one,
     )
     assert status == 0, output[-3000:]
     names = {image.stem for image in images[: 1 if one else None]}

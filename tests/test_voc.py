@@ -76,6 +76,7 @@ def test_voc_trains_and_evaluates(voc, tmp_path):
     assert (tmp_path / 'epoch_1.pth').exists()
 
 
+@pytest.mark.usefixtures('forked_runs')
 def test_a_comparison_by_voc_with_adamw(voc, tmp_path):
     root, config = voc
     cfg = read_config(str(config))
