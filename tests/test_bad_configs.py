@@ -129,6 +129,7 @@ def misspelt(node, key):
         node[f'{key}x'] = node.pop(key)
 
 
+@pytest.mark.slow
 @cases(40)
 @given(st.data())
 def test_changed_configs(content, forgotten, count, tmp_path, data):

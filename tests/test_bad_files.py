@@ -52,6 +52,7 @@ def file(tmp_path_factory):
     return path, path.read_bytes()
 
 
+@pytest.mark.slow
 @cases(1000)
 @given(st.data())
 def test_damaged_bytes(file, count, data):
@@ -111,6 +112,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @cases(300)
 @given(st.data())
 def test_changed_state_dicts(count, data):
@@ -185,6 +187,7 @@ def few(tmp_path_factory):
     return cfg, path, json.loads(path.read_text())
 
 
+@pytest.mark.slow
 @cases(100)
 @given(st.data())
 def test_changed_annotations(few, count, data):

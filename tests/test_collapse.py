@@ -453,6 +453,7 @@ def test_mimicnorm_has_no_parameters_to_judge(digits):
     assert table(layers)[-1][5:] == ['-', '-']
 
 
+@pytest.mark.slow
 def test_the_command_writes_tables_and_figures(digits, tmp_path):
     cfg = demo_config('faster-rcnn', 'psbn')
     for folder in ('a', 'b'):
@@ -498,6 +499,7 @@ def test_the_command_writes_tables_and_figures(digits, tmp_path):
     assert len(lines) == 1 + 2 * 20
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_named_twice_is_analyzed_once(digits, tmp_path):
     cfg = demo_config('faster-rcnn', 'psbn')
     torch.save(dict(state_dict=build(cfg.model).state_dict()), tmp_path / 'x.pth')

@@ -20,6 +20,7 @@ from benchmarks.shared.training import flipped_and_cropped
 from mmpsbn.errors import InputError
 
 
+@pytest.mark.slow
 def test_trained_gone_on_with_and_reported(tmp_path, monkeypatch, capsys):
     jobs = EXPERIMENTS['gamma'].jobs(settings, 1, epochs=1)
     before = [
@@ -134,6 +135,7 @@ if __name__ == '__main__':
 """
 
 
+@pytest.mark.slow
 def test_a_killed_benchmark_leaves_no_process(tmp_path):
     (tmp_path / 'endless.py').write_text(TRAINING_WITHOUT_END)
     benchmark = subprocess.Popen(

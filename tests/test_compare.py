@@ -440,6 +440,7 @@ def test_norms_of_each_level_do_not_become_mimicnorm(tmp_path, digits):
     Comparison(cfg, cfgs, [], [0], str(tmp_path / 'work'))
 
 
+@pytest.mark.slow
 def test_interrupted_gone_on_with_and_reported(compare, capsys, digits, tmp_path):
     work_dir = tmp_path / 'work'
     plan = (
@@ -571,6 +572,7 @@ model = dict(backbone=dict(init_cfg=None), bbox_head=dict(num_classes=10))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'name, dataset, options',
     [
@@ -676,6 +678,7 @@ def test_norm_layers_that_levels_share_are_told(digits, tmp_path, capsys):
     assert 'GN:' not in report.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('forked_runs')
 def test_a_run_that_fails_is_told_and_the_others_go_on(digits, tmp_path):
     plan = comparison(digits, tmp_path / 'work', seeds=(0, 1))
@@ -688,6 +691,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(digits, tmp_path):
     assert plan.result(run) is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('forked_runs')
 def test_a_run_that_diverges_has_ended(digits, tmp_path):
     plan = comparison(

@@ -50,6 +50,7 @@ def short_plan(digits, work_dir, lrs=(), processes=1, epochs=1, loop=None, **cha
     return plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'name, processes', [('SIGTERM', 1), ('SIGHUP', 1), ('SIGKILL', 2)]
 )
@@ -127,6 +128,7 @@ def another_process(work_dir):
     other.communicate()
 
 
+@pytest.mark.slow
 def test_one_comparison_holds_a_folder(digits, tmp_path):
     plan = comparison(digits, tmp_path / 'new')
     (tmp_path / 'new').mkdir()
@@ -156,6 +158,7 @@ def test_a_folder_that_cannot_be_read_or_written(digits, tmp_path):
         os.seteuid(user)
 
 
+@pytest.mark.slow
 def test_two_comparisons_that_make_a_folder_at_the_same_time(digits, tmp_path):
     one = comparison(digits, tmp_path / 'new')
     two = comparison(digits, tmp_path / 'new', **{'train_cfg.max_epochs': 3})
@@ -165,6 +168,7 @@ def test_two_comparisons_that_make_a_folder_at_the_same_time(digits, tmp_path):
         two.write()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('processes', [1, 2])
 def test_a_run_killed_by_a_signal_is_reported_as_such(processes, digits, tmp_path):
     plan = short_plan(digits, tmp_path / 'work', processes=processes, epochs=1000)
@@ -184,6 +188,7 @@ def test_a_run_killed_by_a_signal_is_reported_as_such(processes, digits, tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_that_diverges_has_ended(digits, tmp_path):
     plan = short_plan(
         digits,
@@ -198,6 +203,7 @@ def test_a_run_of_two_processes_that_diverges_has_ended(digits, tmp_path):
     assert plan.result(run)['diverged']
 
 
+@pytest.mark.slow
 def test_a_failure_of_two_processes_is_reported_without_the_launcher(digits, tmp_path):
     plan = short_plan(digits, tmp_path / 'work', processes=2)
     plan.cfgs['BN'].custom_hooks = [dict(type='NoSuchHook')]
@@ -207,6 +213,7 @@ def test_a_failure_of_two_processes_is_reported_without_the_launcher(digits, tmp
     assert 'NoSuchHook' in plan.failures[run]
 
 
+@pytest.mark.slow
 def test_a_run_without_an_evaluation_has_no_result(digits, tmp_path):
     plan = short_plan(digits, tmp_path / 'work')
     plan.cfgs['BN'].default_hooks.logger = None
@@ -215,6 +222,7 @@ def test_a_run_without_an_evaluation_has_no_result(digits, tmp_path):
     assert 'no evaluation was logged' in plan.failures[run]
 
 
+@pytest.mark.slow
 def test_a_kill_during_the_last_evaluation(digits, tmp_path):
     plan = short_plan(
         digits, tmp_path / 'work', epochs=2, **{'val_evaluator.prefix': 'val'}
@@ -235,6 +243,7 @@ def test_a_kill_during_the_last_evaluation(digits, tmp_path):
     assert found[plan.scores[0]] == pytest.approx(expected[plan.scores[0]])
 
 
+@pytest.mark.slow
 def test_a_config_that_counts_iterations(digits, tmp_path):
     plan = short_plan(
         digits,

@@ -123,6 +123,7 @@ def test_rates_are_chosen_for_each_length(digits, tmp_path):
     assert plan.estimate(plan.finals[1], cost) > plan.estimate(plan.finals[0], cost)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('forked_runs')
 def test_tuned_trained_resumed_and_reported(compare, capsys, tmp_path):
     work_dir = tmp_path / 'work'

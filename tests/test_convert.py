@@ -235,6 +235,7 @@ def to_stock(cfg, model, digits, out, **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'detector, norm, fused',
     [
@@ -295,6 +296,7 @@ def test_the_stock_config_is_short_and_complete(file, tmp_path):
     assert list(one.state_dict()) == list(other.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'file, fused, key',
     [
@@ -359,6 +361,7 @@ model['test_cfg'] = dict(
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'base, changes',
     [
@@ -375,6 +378,7 @@ def test_other_detectors_become_stock(base, changes, digits, tmp_path):
     assert proof.same == proof.detections > 0
 
 
+@pytest.mark.slow
 def test_fusing_reaches_norms_that_a_constructor_would_add(digits, tmp_path):
     """YOLOX's neck and head have BN unless norm_cfg is None."""
     cfg, _path = mmdet_config(
@@ -391,6 +395,7 @@ def test_fusing_reaches_norms_that_a_constructor_would_add(digits, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_fusing_leaves_gn_of_a_head_in_place(digits, tmp_path):
     cfg = demo_config('retinanet', 'psbn')
     cfg.model.neck.norm_cfg = dict(type='psBN')
@@ -468,6 +473,7 @@ def test_outputs_that_are_not_finite_are_refused(digits, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_stock_model_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
     cfg, _path = demo_config('retinanet'), demo_file('retinanet')
     monkeypatch.setattr(
@@ -484,6 +490,7 @@ def test_a_stock_model_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_from_bn_to_psbn_and_back(digits, tmp_path):
     cfg = demo_config('retinanet', 'psbn')
     bn = trained_bn(cfg).state_dict()
@@ -514,6 +521,7 @@ def test_a_full_disk_leaves_nothing(digits, tmp_path):
     assert (tmp_path / 's.pth').read_text() == 'an earlier file'
 
 
+@pytest.mark.slow
 def test_the_optimizer_goes_along_where_parameters_stay(digits, tmp_path):
     cfg = demo_config('retinanet', 'psbn')
     to_stock(cfg, build(cfg.model), digits, tmp_path / 's.pth', keep_optimizer=True)
@@ -561,6 +569,7 @@ def backbone(tmp_path_factory):
 CONFIG = 'configs/demo/faster-rcnn_r18-half_fpn_mimicnorm_digits.py'
 
 
+@pytest.mark.slow
 def test_the_command_makes_pretrained_weights(backbone, digits, tmp_path):
     out = tmp_path / 'new' / 'mimic.pth'
     command = [
@@ -635,6 +644,7 @@ def test_the_command_refuses(change, words, refused, backbone, digits, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_real_run_with_averaged_weights(digits, tmp_path):
     config = tmp_path / 'ema.py'
     config.write_text(

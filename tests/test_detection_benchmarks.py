@@ -18,6 +18,7 @@ from mmpsbn.hooks import LevelWatch
 from mmpsbn.layers import MimicConv
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('forked_runs')
 def test_finetuned_from_what_was_pretrained(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('MMDET_DATASETS', 'elsewhere')

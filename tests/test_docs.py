@@ -312,6 +312,7 @@ def shrunk(words):
     return words + few
 
 
+@pytest.mark.slow
 def test_the_commands_for_coco(coco128, clone, monkeypatch):
     (clone / 'data').mkdir()
     (clone / 'data' / 'coco').symlink_to(coco128)

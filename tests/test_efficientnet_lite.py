@@ -165,6 +165,7 @@ def test_mimicnorm_folds_the_weights_exactly_but_for_centering(digits, tmp_path)
     assert converted.before < 1e-4 and converted.after < 1e-4
 
 
+@pytest.mark.slow
 def test_mimicnorm_loads_the_weights_through_the_tool(digits, tmp_path):
     cfg, out = config('MimicNorm'), tmp_path / 'mimic.pth'
     cfg.dump(tmp_path / 'mimic.py')
@@ -209,6 +210,7 @@ def test_fused_norm_layers_change_nothing():
     assert_same_features(features_of(fused, x), expected)
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_a_detector_becomes_an_onnx_file(digits, tmp_path):
     cfg, file = any_score(config('psBN')), tmp_path / 'a.onnx'
@@ -219,6 +221,7 @@ def test_a_detector_becomes_an_onnx_file(digits, tmp_path):
     assert_folded(file)
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_height_and_width_are_dynamic_for_the_exporter():
     model = EfficientNetLite(**MIMIC).eval()
@@ -331,6 +334,7 @@ def test_weights_that_would_run_code(installed, tmp_path):
         read_checkpoint(WEIGHTS)
 
 
+@pytest.mark.slow
 def test_a_detector_trains_from_the_weights(neu_det, tmp_path):
     few = [
         f'{loader}_dataloader.dataset.indices=8' for loader in ('train', 'val', 'test')

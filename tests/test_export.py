@@ -154,6 +154,7 @@ def run_file(file, inputs):
     }
 
 
+@pytest.mark.slow
 @needs_onnx
 @pytest.mark.parametrize(
     'detector, norm, sizes',
@@ -202,6 +203,7 @@ def assert_session_of_the_docs_runs(file, image):
     assert names['labels'].max() >= 0
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_raw_outputs_of_one_shape(digits, tmp_path):
     cfg, file = demo_config('retinanet'), tmp_path / 'a.onnx'
@@ -228,6 +230,7 @@ def no_export(monkeypatch):
     monkeypatch.setattr(onnx_file, '_program', None)
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_a_file_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
     cfg = demo_config('retinanet', 'psbn')

@@ -293,5 +293,6 @@ def run_scenarios(rank, folder, names):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     mp.spawn(run_scenarios, (tmp_path, [s.__name__ for s in SCENARIOS]), WORLD)

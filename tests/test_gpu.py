@@ -13,9 +13,10 @@ from torch import nn
 from mmpsbn.config.reading import read_config
 from mmpsbn.layers import LastBNLinear, MimicConv, PSBatchNorm2d, PSSyncBatchNorm
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason='torch sees no GPU here'
-)
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason='torch sees no GPU here'),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -81,6 +81,7 @@ pipeline = [dict(type=Resize), dict(type=DetResize), dict(type=Bottleneck)]
     assert 'mmdet.models.backbones.resnet.Bottleneck' in cfg.pretty_text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('files', ['retinanet'], indirect=True)
 def test_a_lazy_config_trains_and_converts(files, digits, tmp_path):
     status, output = run(

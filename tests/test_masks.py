@@ -70,6 +70,7 @@ def masks(digits, tmp_path):
     return out
 
 
+@pytest.mark.slow
 def test_mask_rcnn_trains_and_evaluates(masks, tmp_path):
     config = mask_config(MIMIC_FASTER, masks, tmp_path / 'mask.py')
     status, output = run('tools/train.py', config, '--work-dir', tmp_path)
@@ -81,6 +82,7 @@ def test_mask_rcnn_trains_and_evaluates(masks, tmp_path):
     assert conv.mean((1, 2, 3)).abs().max() < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'tool, file',
     [('train', 'instances_train2017.json'), ('test', 'instances_val2017.json')],

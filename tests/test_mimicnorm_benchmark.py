@@ -32,6 +32,7 @@ def convs_of(model):
     return [m for m in model.modules() if isinstance(m, MimicConv)]
 
 
+@pytest.mark.slow
 def test_trained_gone_on_with_and_reported(tmp_path, monkeypatch, capsys):
     variants = grid(lr=(0.05, 0.2), norm=('BN', 'MimicNorm'))
     monkeypatch.setitem(

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 from helpers import ROOT
 
 LAYERS = """
@@ -34,6 +35,7 @@ def run_others(*args):
     )
 
 
+@pytest.mark.slow
 def test_torchs_tests_of_modules_pass_but_where_psbn_refuses():
     done = run_others('--torch')
     assert done.returncode == 0, done.stdout + done.stderr
@@ -47,6 +49,7 @@ def test_torchs_tests_of_modules_pass_but_where_psbn_refuses():
     assert built == ps > 0
 
 
+@pytest.mark.slow
 def test_a_difference_is_told(tmp_path):
     folder = tmp_path / 'tests' / 'test_cnn'
     folder.mkdir(parents=True)

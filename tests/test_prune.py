@@ -388,6 +388,7 @@ def command(monkeypatch, *arguments):
     runpy.run_path('tools/prune.py', run_name='__main__')
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_the_command_writes_files_that_agree(
     faster, digits, tmp_path, capsys, monkeypatch
@@ -495,6 +496,7 @@ def test_a_model_that_differs_is_not_kept(retina, digits, tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_files_of_a_retinanet(retina, digits, tmp_path):
     cfg, model = retina

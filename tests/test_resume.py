@@ -165,6 +165,7 @@ def test_a_kill_in_the_middle_of_a_checkpoint(
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_kills_lose_an_epoch_at_most(threads, count, tmp_path):
     folder, moments, epoch = tmp_path / 'killed', random.Random(0), 0
     partial = set()

@@ -463,6 +463,7 @@ def test_cifar10_is_reduced_by_means(monkeypatch):
     torch.testing.assert_close(found.test_images, F.avg_pool2d(full.test_images, 2))
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_a_message(tmp_path):
     process = subprocess.Popen(
         [

@@ -57,6 +57,7 @@ def trained(digits, tmp_path_factory):
     return work_dir
 
 
+@pytest.mark.slow
 def test_training_is_quiet_about_psbn(trained):
     output = (trained / 'output').read_text()
     assert 'coco/bbox_mAP' in output
@@ -67,6 +68,7 @@ def test_training_is_quiet_about_psbn(trained):
             ), line
 
 
+@pytest.mark.slow
 def test_test_evaluates_dumps_and_draws(trained, digits, tmp_path):
     out = tmp_path / 'predictions.pkl'
     status, output = run(
@@ -89,6 +91,7 @@ def test_test_evaluates_dumps_and_draws(trained, digits, tmp_path):
     assert len(list(tmp_path.glob('*/shown/*.jpg'))) == 8
 
 
+@pytest.mark.slow
 def test_resume_goes_on_after_the_last_checkpoint(trained, digits, tmp_path):
     work_dir = tmp_path / 'resumed'
     shutil.copytree(trained, work_dir)
@@ -109,6 +112,7 @@ def test_resume_goes_on_after_the_last_checkpoint(trained, digits, tmp_path):
     assert all('momentum_buffer' in s for s in optimizer['state'].values())
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(digits, tmp_path):
     with subprocess.Popen(
         [
@@ -142,6 +146,7 @@ def test_ctrl_c_says_how_to_go_on(digits, tmp_path):
     assert '--resume' in output.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_retinanet_trains_and_evaluates(digits, tmp_path):
     head = ['model.bbox_head.norm_cfg.type=psBN']
     status, output = run(
@@ -184,6 +189,7 @@ def mimic(digits, tmp_path_factory):
     return work_dir
 
 
+@pytest.mark.slow
 def test_mimicnorm_trains_in_two_processes_and_resumes_in_one(mimic, digits, tmp_path):
     saved = read_checkpoint(str(mimic / 'epoch_1.pth'))
     for name, value in saved['state_dict'].items():
@@ -213,6 +219,7 @@ def test_mimicnorm_trains_in_two_processes_and_resumes_in_one(mimic, digits, tmp
     assert status == 0 and 'coco/bbox_mAP' in metrics(tmp_path), output
 
 
+@pytest.mark.slow
 def test_mimicnorm_retinanet_trains(digits, tmp_path):
     status, output = run(
         'tools/train.py', MIMIC_RETINA, '--work-dir', tmp_path, data=digits
@@ -222,6 +229,7 @@ def test_mimicnorm_retinanet_trains(digits, tmp_path):
     assert 'pyramid levels in turn' not in output
 
 
+@pytest.mark.slow
 def test_weights_of_bn_and_of_mimicnorm_are_told_apart(
     trained, mimic, refused, digits, tmp_path
 ):
@@ -259,6 +267,7 @@ def test_settings_of_mimicnorm_that_do_not_go_together(refused, digits, tmp_path
         assert words in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('config', [FASTER, RETINA])
 def test_demo_configs_run_on_coco(config, coco128, tmp_path):
     few = [
@@ -289,6 +298,7 @@ def test_demo_configs_run_on_coco(config, coco128, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_coco_config_trains_from_pretrained_bn(coco128, tmp_path):
     """The weights are those that it started from; docs/coco.md has more."""
     backbone = ResNet(50)
@@ -337,6 +347,7 @@ def test_pretrained_weights_that_cannot_be_had(refused, digits, tmp_path, monkey
     assert 'none.pth does not exist' in message
 
 
+@pytest.mark.slow
 def test_two_processes_train_pssyncbn_on_the_cpu(digits, tmp_path):
     status, output = run(
         'tools/dist_train.sh',
@@ -423,6 +434,7 @@ def test_inferencer_computes_what_the_model_computes(trained, digits):
             torch.testing.assert_close(value, state[key], msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'config',
     [
@@ -722,6 +734,7 @@ def test_another_number_of_classes_in_the_head(refused, digits, tmp_path):
     assert 'set num_classes of the head to 10' in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'damage, workers', [('missing', 0), ('empty', 0), ('text', 0), ('text', 1)]
 )
@@ -752,6 +765,7 @@ def test_amp_needs_a_gpu(refused, digits, tmp_path):
     assert 'needs a GPU' in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'options, words',
     [

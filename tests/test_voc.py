@@ -68,6 +68,7 @@ def voc(digits, tmp_path):
     return root, file
 
 
+@pytest.mark.slow
 def test_voc_trains_and_evaluates(voc, tmp_path):
     root, config = voc
     status, output = run('tools/train.py', config, '--work-dir', tmp_path)
@@ -76,6 +77,7 @@ def test_voc_trains_and_evaluates(voc, tmp_path):
     assert (tmp_path / 'epoch_1.pth').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('forked_runs')
 def test_a_comparison_by_voc_with_adamw(voc, tmp_path):
     root, config = voc
