@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from mmpsbn.hooks import LevelWatch, find_idle_norms
 from mmpsbn.hooks.recovery import (
-    Start,
+    StartingLayer,
     decay_of_schedule,
     describe_start,
     starting_table,
@@ -340,7 +340,7 @@ def start(
     dead=(1, 1, 0),
     beta=(-0.39, -0.41, 1.0),
 ):
-    return Start(
+    return StartingLayer(
         kind, alpha, decay, frozen, torch.tensor(dead).bool(), torch.tensor(beta)
     )
 
