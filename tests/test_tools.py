@@ -108,7 +108,7 @@ def test_resume_goes_on_after_the_last_checkpoint(trained, digits, tmp_path):
     assert status == 0, output[-3000:]
     assert 'resumed epoch: 1, iter: 2' in output
     assert 'Epoch(train) [2]' in output and 'Epoch(train) [1]' not in output
-    optimizer = read_checkpoint(str(work_dir / 'epoch_2.pth'))['optimizer']
+    optimizer = read_checkpoint(str(work_dir / 'epoch_2.pth')).content['optimizer']
     assert all('momentum_buffer' in s for s in optimizer['state'].values())
 
 
@@ -192,7 +192,7 @@ def mimic(digits, tmp_path_factory):
 @pytest.mark.slow
 def test_mimicnorm_trains_in_two_processes_and_resumes_in_one(mimic, digits, tmp_path):
     saved = read_checkpoint(str(mimic / 'epoch_1.pth'))
-    for name, value in saved['state_dict'].items():
+    for name, value in saved.state_dict.items():
         if name.startswith('backbone.') and name.endswith('weight'):
             assert value.mean((1, 2, 3)).abs().max() < 1e-6, name
     status, output = run(
@@ -290,7 +290,7 @@ def test_demo_configs_run_on_coco(config, coco128, tmp_path):
     )
     assert status == 0, output[-3000:]
     assert 'coco/bbox_mAP' in metrics(tmp_path)
-    state = read_checkpoint(str(tmp_path / 'epoch_1.pth'))['state_dict']
+    state = read_checkpoint(str(tmp_path / 'epoch_1.pth')).state_dict
     assert any(
         len(value) in (81, 80 * 9)
         for key, value in state.items()
@@ -321,7 +321,7 @@ def test_a_coco_config_trains_from_pretrained_bn(coco128, tmp_path):
         options=few + ANY_SCORE,
     )
     assert status == 0, output[-3000:]
-    state = read_checkpoint(str(tmp_path / 'epoch_1.pth'))['state_dict']
+    state = read_checkpoint(str(tmp_path / 'epoch_1.pth')).state_dict
     # The stem is frozen (frozen_stages=1), so its bias is BN's.
     torch.testing.assert_close(state['backbone.bn1.bias'], backbone.bn1.bias)
     trained = state['backbone.layer2.0.bn1.bias']
@@ -427,7 +427,7 @@ def test_inferencer_computes_what_the_model_computes(trained, digits):
     result = inferencer(image, no_save_vis=True)['predictions'][0]
     assert set(result) == {'labels', 'scores', 'bboxes'}
     loaded = init_detector(config, weights, device='cpu')
-    state = read_checkpoint(weights)['state_dict']
+    state = read_checkpoint(weights).state_dict
     for model in (inferencer.model, loaded):
         assert type(model.backbone.bn1).__name__ == 'PSBatchNorm2d'
         for key, value in model.state_dict().items():
