@@ -1,6 +1,8 @@
 # make demo        set up, train and evaluate a psBN detector, show its detections
 # make test        set up, run all tests
 # make test-STACK  the same with another file of requirements/stacks
+# make quick       set up, run the tests that take less than about 5 seconds
+# make coverage    set up, run all tests, report the lines that no test ran
 # make lint        check style, docstrings, spelling, imports and types
 # make docs        set up, build the documentation into build/site (Python >= 3.11)
 #
@@ -13,13 +15,21 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
 	2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo test lint format docs setup
+.PHONY: demo test quick coverage lint format docs setup
 
 demo: setup
 	@$(VENV)/bin/python tools/demo.py
 
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 test: setup
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	@$(PYTEST)
+
+quick: setup
+	@$(PYTEST) -m 'not slow'
+
+coverage: setup
+	@$(PYTEST) --cov --cov-report=term
 
 test-%:
 	@$(MAKE) --no-print-directory test STACK=$*

@@ -1,16 +1,25 @@
-import ctypes
 import resource
-from contextlib import contextmanager
-from pathlib import Path
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from mmengine.utils import digit_version
 
+from mmpsbn.compare import tether
 from mmpsbn.datasets import make_digits
+from mmpsbn.detectors import outputs
 
-ROOT = Path(__file__).resolve().parent.parent
+pytest.register_assert_rewrite('helpers')
+
+import forked
+from helpers import COMPARE, ROOT, SHORT
+
 COCO128 = ROOT.parent / 'shared' / 'coco128'
 NEU_DET = ROOT.parent / 'shared' / 'neu_det'
 
@@ -32,17 +41,6 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile('short')
-
-
-needs_onnx = pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.5'),
-    reason='the exporter is older',
-)
-
-
-def cases(number):
-    """Settings of a test that takes so many in the short profile."""
-    return settings(max_examples=number * settings.default.max_examples // 100)
 
 
 @pytest.fixture
@@ -71,36 +69,6 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.line(f'{test}: {words}')
 
 
-@contextmanager
-def full_disk(size=100):
-    """Files of this process end at so many bytes, as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-@contextmanager
-def as_ordinary_user():
-    """Permissions of files hold for this process, as not for root.
-
-    It drops the capabilities CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    data = (ctypes.c_uint32 * 6)()  # Effective, permitted, inheritable; twice.
-    assert libc.capget(header, data) == 0
-    before, data[0] = data[0], data[0] & ~0b110
-    assert libc.capset(header, data) == 0
-    try:
-        yield
-    finally:
-        data[0] = before
-        assert libc.capset(header, data) == 0
-
-
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
@@ -126,3 +94,93 @@ def neu_det():
     if not NEU_DET.is_dir():
         pytest.skip('the NEU-DET images are not next to this repository')
     return NEU_DET
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """What a tool says when it ends with one sentence and no traceback.
+
+    The tool runs in this process, as ``python tools/...`` would run it; an
+    exception that is no SystemExit would be a traceback.
+    """
+
+    def refused(tool, *arguments, data=None, options=(), short=True):
+        if short:
+            arguments += ('--cfg-options', *SHORT, *options)
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
+        if data is not None:
+            monkeypatch.setenv('MMDET_DATASETS', str(data))
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(tool, run_name='__main__')
+        message = end.value.code
+        assert isinstance(message, str) and message.startswith('error: ')
+        return message
+
+    return refused
+
+
+@pytest.fixture
+def compare(monkeypatch, digits, tmp_path):
+    """The tool in this process, in which it takes Ctrl-C; its exit status."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv('MMDET_DATASETS', str(digits))
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+    # Those that run in the background of a shell ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def compare(*arguments):
+        monkeypatch.setattr(sys, 'argv', [*COMPARE, *arguments])
+        try:
+            runpy.run_path(COMPARE[0], run_name='__main__')
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    yield compare
+    for name, handler in before.items():
+        signal.signal(name, handler)
+
+
+@pytest.fixture
+def url(tmp_path, monkeypatch):
+    """Of a server of this machine, for a folder."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+    (tmp_path / 'served').mkdir()
+    server = ThreadingHTTPServer(
+        ('127.0.0.1', 0),
+        partial(SimpleHTTPRequestHandler, directory=tmp_path / 'served'),
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}'
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope='session', autouse=True)
+def forked_verification():
+    """Run the stock models of conversions in forks instead of new Pythons.
+
+    Conversions that a tool makes in its own process start a new Python.
+    """
+    start, program = subprocess.run, [sys.executable, outputs.__file__]
+
+    def run(*args, **options):
+        whole = resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+        verifies = args and args[0][:2] == program
+        if whole and verifies and not torch.cuda.is_available():
+            return forked.run_script(args[0][1:])
+        return start(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, 'run', run)
+        yield
+
+
+@pytest.fixture
+def forked_runs(monkeypatch):
+    """Train the runs of a comparison in forks instead of new Pythons."""
+    if not torch.cuda.is_available():
+        forked.start_server()
+        monkeypatch.setattr(tether, '__file__', forked.__file__)

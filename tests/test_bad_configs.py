@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 
 import pytest
 import torch
-from conftest import cases
+from helpers import cases, demo_config, places
 from hypothesis import given
 from hypothesis import strategies as st
 from mmdet.visualization import DetLocalVisualizer
@@ -17,8 +17,6 @@ from mmengine.hooks import Hook
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
-from test_bad_files import places
-from test_convert import demo_config
 
 from mmpsbn.cli.runner import build_runner
 from mmpsbn.config.data import check_data
@@ -131,6 +129,7 @@ def misspelt(node, key):
         node[f'{key}x'] = node.pop(key)
 
 
+@pytest.mark.slow
 @cases(40)
 @given(st.data())
 def test_changed_configs(content, forgotten, count, tmp_path, data):

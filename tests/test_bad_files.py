@@ -11,15 +11,13 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from conftest import cases
+from helpers import cases, demo_config, places, psbn, trained_network
 from hypothesis import given
 from hypothesis import strategies as st
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.runner import save_checkpoint
 from PIL import Image
-from test_checkpoint import psbn, trained
-from test_convert import demo_config
 from torch import Tensor
 
 from mmpsbn.checkpoints.matching import load_weights
@@ -46,7 +44,7 @@ def file(tmp_path_factory):
     save_checkpoint(
         dict(
             meta=dict(epoch=1),
-            state_dict=trained(psbn()).state_dict(),
+            state_dict=trained_network(psbn()).state_dict(),
             optimizer=dict(param_groups=[dict(lr=0.1)]),
         ),
         str(path),
@@ -54,6 +52,7 @@ def file(tmp_path_factory):
     return path, path.read_bytes()
 
 
+@pytest.mark.slow
 @cases(1000)
 @given(st.data())
 def test_damaged_bytes(file, count, data):
@@ -113,12 +112,13 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @cases(300)
 @given(st.data())
 def test_changed_state_dicts(count, data):
     torch.manual_seed(0)
     model = psbn()
-    state = trained(psbn()).state_dict()
+    state = trained_network(psbn()).state_dict()
     original = copy.deepcopy(state)
     # Those of the shared layer are there twice.
     keys = st.sampled_from([key for key in state if key[0] != '4'])
@@ -175,21 +175,6 @@ VALUES = st.one_of(
 )
 
 
-def places(node, path=()):
-    """Of everything in a JSON document, as keys from its root."""
-    if path:
-        yield path
-    items = (
-        node.items()
-        if isinstance(node, dict)
-        else enumerate(node)
-        if isinstance(node, list)
-        else ()
-    )
-    for key, value in items:
-        yield from places(value, (*path, key))
-
-
 @pytest.fixture(scope='module')
 def few(tmp_path_factory):
     """A config, the annotation file of its three images, and the content."""
@@ -202,6 +187,7 @@ def few(tmp_path_factory):
     return cfg, path, json.loads(path.read_text())
 
 
+@pytest.mark.slow
 @cases(100)
 @given(st.data())
 def test_changed_annotations(few, count, data):

@@ -4,41 +4,13 @@ import copy
 
 import pytest
 import torch
+from helpers import Toy, loss_of, network, psbn, toy_runner, trained_network
 from mmengine.hooks import EMAHook
-from mmengine.model import BaseModel, ExponentialMovingAverage
-from mmengine.optim import OptimWrapper
-from mmengine.runner import Runner, load_checkpoint, save_checkpoint
+from mmengine.model import ExponentialMovingAverage
+from mmengine.runner import load_checkpoint, save_checkpoint
 from torch import nn
 
-from mmpsbn.layers import PSBatchNorm2d, PSSyncBatchNorm
-
-
-def network(norm, **kwargs):
-    """Two convs with norm layers, one nested and one shared."""
-    shared = norm(4, **kwargs)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3),
-        shared,
-        nn.ReLU(),
-        nn.Sequential(nn.Conv2d(4, 4, 3), norm(4, **kwargs)),
-        shared,
-    )
-
-
-def loss_of(model, inputs):
-    return (model(inputs + 1) - inputs.mean() - 1).square().mean()
-
-
-def trained(model, steps=5):
-    """A model whose parameters and statistics have moved."""
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3
-    )
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss_of(model, torch.randn(4, 3, 8, 8)).backward()
-        optimizer.step()
-    return model
+from mmpsbn.layers import PSSyncBatchNorm
 
 
 def assert_same_function(one, other):
@@ -53,10 +25,6 @@ def assert_same_function(one, other):
 
 def bn(**kwargs):
     return network(nn.BatchNorm2d, **kwargs)
-
-
-def psbn(**kwargs):
-    return network(PSBatchNorm2d, **kwargs)
 
 
 def pssyncbn(**kwargs):
@@ -88,7 +56,7 @@ PAIRS = pytest.mark.parametrize(
 
 @PAIRS
 def test_loads_key_for_key_and_computes_the_same(source, target):
-    source, target = trained(source()), target()
+    source, target = trained_network(source()), target()
     state = source.state_dict()
     assert list(state) == list(target.state_dict()) == list(bn().state_dict())
     target.load_state_dict(state, strict=True)
@@ -97,7 +65,7 @@ def test_loads_key_for_key_and_computes_the_same(source, target):
 
 @PAIRS
 def test_loads_from_a_file_of_mmengine(source, target, tmp_path):
-    source, target = trained(source()), target()
+    source, target = trained_network(source()), target()
     file = str(tmp_path / 'checkpoint.pth')
     save_checkpoint(dict(state_dict=source.state_dict()), file)
     types = {type(v) for v in torch.load(file)['state_dict'].values()}
@@ -115,13 +83,13 @@ def swap_tensors(request):
 
 @PAIRS
 def test_loads_by_assignment(source, target, swap_tensors):
-    source, target = trained(source()), target()
+    source, target = trained_network(source()), target()
     target.load_state_dict(copy.deepcopy(source.state_dict()), assign=True)
     assert_same_function(source, target)
 
 
 def test_the_dict_is_left_as_it_was_and_loads_twice():
-    source = trained(bn())
+    source = trained_network(bn())
     state = source.state_dict()
     before = copy.deepcopy(state)
     targets = [psbn(), psbn(alpha=0.4)]
@@ -134,21 +102,21 @@ def test_the_dict_is_left_as_it_was_and_loads_twice():
 
 
 def test_a_deep_copy_saves_and_loads_like_the_original():
-    source = trained(psbn())
+    source = trained_network(psbn())
     target = bn()
     target.load_state_dict(copy.deepcopy(source).state_dict())
     assert_same_function(source, target)
 
 
 def test_saving_and_loading_is_exact_for_psbn():
-    source, target = trained(psbn()), psbn()
+    source, target = trained_network(psbn()), psbn()
     target.load_state_dict(copy.deepcopy(source.state_dict()))
     for one, other in zip(source.parameters(), target.parameters()):
         assert torch.equal(one, other)
 
 
 def test_a_half_precision_checkpoint_keeps_its_bias():
-    state = {k: v.half() for k, v in trained(bn()).state_dict().items()}
+    state = {k: v.half() for k, v in trained_network(bn()).state_dict().items()}
     target = psbn()
     target.load_state_dict(state)
     torch.testing.assert_close(
@@ -192,44 +160,6 @@ def test_ema_averages_as_it_does_for_bn(update_buffers):
     ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=name)
     assert_same_function(averages[0].module, averages[1].module)
-
-
-class Toy(BaseModel):
-    """A model for MMEngine's Runner with a loss and nothing else."""
-
-    def __init__(self, norm=PSBatchNorm2d):
-        super().__init__()
-        self.body = network(norm)
-
-    def forward(self, inputs, data_samples=None, mode='tensor'):
-        assert mode == 'loss'
-        return dict(loss=loss_of(self.body, torch.stack(inputs)))
-
-
-def toy_runner(work_dir, model, epochs=2, keep=-1, **kwargs):
-    torch.manual_seed(0)
-    data = [dict(inputs=torch.randn(3, 8, 8)) for _ in range(8)]
-    return Runner(
-        model,
-        str(work_dir),
-        train_dataloader=dict(
-            dataset=data,
-            batch_size=4,
-            collate_fn=dict(type='pseudo_collate'),
-            sampler=dict(type='DefaultSampler', shuffle=True),
-        ),
-        train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        optim_wrapper=OptimWrapper(
-            torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
-        ),
-        default_hooks=dict(
-            checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=keep)
-        ),
-        randomness=dict(seed=0),
-        experiment_name=f'{work_dir.parent.name}-{work_dir.name}',
-        log_level='ERROR',
-        **kwargs,
-    )
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,10 @@ import sys
 import mmcv
 import pytest
 import torch
-from conftest import ROOT
+from helpers import FASTER, MIMIC, ROOT, build, demo_config, images, run
 from mmdet.models.backbones import MobileNetV2, ResNet
 from mmengine.config import Config
 from mmengine.runner import Runner
-from test_convert import build, demo_config, images
-from test_tools import FASTER, refused  # noqa: F401  The fixture.
-from test_tools import run as tool
 from torch import nn
 from torch.nn import functional as F
 
@@ -38,7 +35,6 @@ from mmpsbn.hooks.filter_collapse_hook import (
 from mmpsbn.layers import PSBatchNorm2d
 from mmpsbn.registry import MODELS
 
-MIMIC = dict(conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
 NORMS = dict(
     BN=dict(norm_cfg=dict(type='BN')),
     SyncBN=dict(norm_cfg=dict(type='SyncBN')),
@@ -231,7 +227,7 @@ def test_probability_that_a_channel_is_positive():
 # The hook
 
 
-class Toy(nn.Module):
+class ReluToy(nn.Module):
     """What MMEngine's Runner trains; its ReLU is closed from step 3 to 5."""
 
     force = True
@@ -252,12 +248,12 @@ class Toy(nn.Module):
         return dict(loss=loss)
 
 
-def run(work_dir, hook, epochs=2, model=None, optim_wrapper=None, **kwargs):
+def train_toy(work_dir, hook, epochs=2, model=None, optim_wrapper=None, **kwargs):
     data = torch.utils.data.DataLoader(
         torch.randn(8, 1, 4, 4), batch_size=2, num_workers=0
     )
     runner = Runner(
-        model or Toy(),
+        model or ReluToy(),
         str(work_dir),
         train_dataloader=data,
         optim_wrapper=optim_wrapper or dict(optimizer=dict(type='SGD', lr=0.01)),
@@ -272,7 +268,7 @@ def run(work_dir, hook, epochs=2, model=None, optim_wrapper=None, **kwargs):
 
 
 def test_the_hook_logs_death_and_recovery(tmp_path):
-    runner = run(tmp_path, dict(type='FilterCollapseHook', interval=3, sample=1))
+    runner = train_toy(tmp_path, dict(type='FilterCollapseHook', interval=3, sample=1))
     history = read_history(tmp_path / HISTORY)
     assert [line['iter'] for line in history] == [1, 4, 7, 8]
     assert [line['layers']['bn']['dead'] for line in history] == [[], [0], [], []]
@@ -303,14 +299,14 @@ def test_the_hook_logs_death_and_recovery(tmp_path):
 @pytest.mark.parametrize('norm, alive', [('BN', False), ('psBN', True)])
 def test_recovery_is_psbns_alone(norm, alive, tmp_path):
     torch.manual_seed(0)
-    model = Toy()
+    model = ReluToy()
     model.bn = MODELS.build(dict(type=norm, num_features=4))
     model.force = False
     with torch.no_grad():
         # Where the ReLU closes for good: gamma gone, the shift below 0.
         model.bn.weight[:2] = 1e-6
         model.bn.bias[:2] = -0.2
-    run(
+    train_toy(
         tmp_path,
         dict(type='FilterCollapseHook', interval=4, sample=1),
         epochs=10,
@@ -325,18 +321,18 @@ def test_recovery_is_psbns_alone(norm, alive, tmp_path):
 
 def test_a_resumed_run_continues_the_history(tmp_path):
     hook = dict(type='FilterCollapseHook', interval=3, sample=1)
-    run(tmp_path, hook, epochs=1)
+    train_toy(tmp_path, hook, epochs=1)
     assert [line['iter'] for line in read_history(tmp_path / HISTORY)] == [1, 4]
     with open(tmp_path / HISTORY, 'a') as file:
         file.write(json.dumps(dict(iter=6, layers={})) + '\n{"torn')
-    run(tmp_path, hook, epochs=2, resume=True)
+    train_toy(tmp_path, hook, epochs=2, resume=True)
     history = read_history(tmp_path / HISTORY)
     assert [line['iter'] for line in history] == [1, 4, 7, 8]
     assert history[2]['came_back'] == 1
 
 
 def test_several_steps_are_one_sample(tmp_path):
-    run(tmp_path, dict(type='FilterCollapseHook', interval=4, sample=3))
+    train_toy(tmp_path, dict(type='FilterCollapseHook', interval=4, sample=3))
     # Steps 1 to 3 and 5 to 8: alive in one of them is alive.
     history = read_history(tmp_path / HISTORY)
     assert [line['iter'] for line in history] == [3, 7]
@@ -346,7 +342,7 @@ def test_several_steps_are_one_sample(tmp_path):
 @pytest.mark.parametrize('hook', ['FilterCollapseHook', 'NormCheckHook'])
 def test_a_step_that_fails_leaves_nothing_behind(hook, tmp_path):
 
-    class Failing(Toy):
+    class Failing(ReluToy):
         fails = True
 
         def train_step(self, data, optim_wrapper):
@@ -360,12 +356,12 @@ def test_a_step_that_fails_leaves_nothing_behind(hook, tmp_path):
         model.step += 1
     hook = dict(type=hook)
     with pytest.raises(RuntimeError, match='out of memory'):
-        run(tmp_path, hook, model=model)
+        train_toy(tmp_path, hook, model=model)
     assert not torch.overrides._get_current_function_mode_stack()
     assert not any(module._forward_hooks for module in model.modules())
     assert 'train_step' not in vars(model)
     model.fails = False
-    run(tmp_path, hook, model=model, epochs=1)
+    train_toy(tmp_path, hook, model=model, epochs=1)
 
 
 @pytest.mark.parametrize(
@@ -457,6 +453,7 @@ def test_mimicnorm_has_no_parameters_to_judge(digits):
     assert table(layers)[-1][5:] == ['-', '-']
 
 
+@pytest.mark.slow
 def test_the_command_writes_tables_and_figures(digits, tmp_path):
     cfg = demo_config('faster-rcnn', 'psbn')
     for folder in ('a', 'b'):
@@ -469,7 +466,7 @@ def test_the_command_writes_tables_and_figures(digits, tmp_path):
     (tmp_path / 'a' / HISTORY).write_text(
         json.dumps(dict(iter=1, layers=layers)) + '\n'
     )
-    status, output = tool(
+    status, output = run(
         'tools/analyze_collapse.py',
         FASTER,
         tmp_path / 'a' / 'epoch_1.pth',
@@ -480,6 +477,7 @@ def test_the_command_writes_tables_and_figures(digits, tmp_path):
         2,
         '--out',
         tmp_path / 'out',
+        fresh=True,
     )
     assert status == 0, output
     assert 'dead after sum' in output and 'backbone.layer2' in output
@@ -501,11 +499,12 @@ def test_the_command_writes_tables_and_figures(digits, tmp_path):
     assert len(lines) == 1 + 2 * 20
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_named_twice_is_analyzed_once(digits, tmp_path):
     cfg = demo_config('faster-rcnn', 'psbn')
     torch.save(dict(state_dict=build(cfg.model).state_dict()), tmp_path / 'x.pth')
     (tmp_path / 'link.pth').symlink_to(tmp_path / 'x.pth')
-    status, output = tool(
+    status, output = run(
         'tools/analyze_collapse.py',
         FASTER,
         tmp_path / 'x.pth',
@@ -537,7 +536,7 @@ model = dict(
         dict(state_dict=build(Config.fromfile(config).model).state_dict()),
         tmp_path / 'x.pth',
     )
-    status, output = tool(
+    status, output = run(
         'tools/analyze_collapse.py',
         config,
         tmp_path / 'x.pth',
@@ -713,7 +712,7 @@ def test_the_command_follows_a_model_across_rounds(
         ('torn', 'cannot be read: it is truncated'),
     ],
 )
-def test_work_dirs_without_a_checkpoint(second, words, refused, tmp_path):  # noqa: F811
+def test_work_dirs_without_a_checkpoint(second, words, refused, tmp_path):
     for name in ('first', 'empty', 'torn'):
         (tmp_path / name).mkdir()
     torch.save(dict(state_dict={}), tmp_path / 'first' / 'iter_5.pth')
@@ -729,11 +728,7 @@ def test_work_dirs_without_a_checkpoint(second, words, refused, tmp_path):  # no
     assert words in message
 
 
-def test_models_that_differ_between_rounds(
-    successive,
-    refused,  # noqa: F811
-    tmp_path,
-):
+def test_models_that_differ_between_rounds(successive, refused, tmp_path):
     cfg = demo_config('faster-rcnn', 'psbn')
     cfg.model.backbone.norm_cfg = dict(type='GN', num_groups=4)
     torch.save(dict(state_dict=build(cfg.model).state_dict()), tmp_path / 'gn.pth')
@@ -757,13 +752,7 @@ def test_models_that_differ_between_rounds(
         (dict(out='file'), 'cannot be written'),
     ],
 )
-def test_the_command_refuses(
-    change,
-    words,
-    refused,
-    digits,  # noqa: F811
-    tmp_path,
-):
+def test_the_command_refuses(change, words, refused, digits, tmp_path):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'file').touch()
     cfg = demo_config('faster-rcnn', 'psbn')

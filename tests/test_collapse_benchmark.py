@@ -2,15 +2,13 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT, make_rows, untimed, wait_for
 
 from benchmarks.collapse import fits, report, training
 from benchmarks.collapse.__main__ import main
@@ -22,12 +20,7 @@ from benchmarks.shared.training import flipped_and_cropped
 from mmpsbn.errors import InputError
 
 
-def untimed(line):
-    """A line of results.jsonl without the time that it took."""
-    line['result'].pop('seconds')
-    return line
-
-
+@pytest.mark.slow
 def test_trained_gone_on_with_and_reported(tmp_path, monkeypatch, capsys):
     jobs = EXPERIMENTS['gamma'].jobs(settings, 1, epochs=1)
     before = [
@@ -91,15 +84,6 @@ def test_trained_gone_on_with_and_reported(tmp_path, monkeypatch, capsys):
     assert all((tmp_path / name).stat().st_size > 10000 for name in figures)
 
 
-def make_rows(text):
-    """Cells of a report's rows that begin with a number."""
-    return [
-        [cell.strip() for cell in line.split('|')[1:-1]]
-        for line in text.splitlines()
-        if re.match(r'\| [\d.]+ \|', line)
-    ]
-
-
 def test_earlier_results_are_found(tmp_path):
     """As the first version of this benchmark wrote them."""
     start = dict(
@@ -151,6 +135,7 @@ if __name__ == '__main__':
 """
 
 
+@pytest.mark.slow
 def test_a_killed_benchmark_leaves_no_process(tmp_path):
     (tmp_path / 'endless.py').write_text(TRAINING_WITHOUT_END)
     benchmark = subprocess.Popen(
@@ -174,13 +159,6 @@ def has_ended(process):
             return file.read().rpartition(')')[2].split()[0] == 'Z'
     except (FileNotFoundError, ProcessLookupError):
         return True
-
-
-def wait_for(condition, seconds=300):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_tables_have_means_spreads_and_differences():

@@ -3,11 +3,9 @@
 import json
 import os
 import re
-import runpy
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -17,10 +15,8 @@ import mmcv
 import mmdet
 import pytest
 import torch
-from conftest import ROOT
+from helpers import COMPARE, ROOT, SHORT, build, comparison, demo_config, of_digits, run
 from mmengine.runner import load_checkpoint
-from test_convert import build, demo_config
-from test_tools import FASTER, SHORT, refused, run  # noqa: F401  A fixture.
 
 from mmpsbn.checkpoints.matching import check_compatible
 from mmpsbn.checkpoints.reading import Checkpoint
@@ -59,7 +55,6 @@ HEADS = {
     'faster-rcnn': {'LastBNRPNHead', 'LastBNLinear'},
     'retinanet': {'LastBNRetinaHead'},
 }
-COMPARE = ('tools/compare_norms.py', FASTER)
 
 
 @pytest.mark.parametrize(
@@ -145,40 +140,6 @@ def test_a_config_that_imports_nothing_gets_our_import():
     cfg = read_config(str(ROOT / 'configs/psbn/retinanet_r50_fpn_bn_1x_coco.py'))
     assert 'custom_imports' not in cfg
     assert replace_norm(cfg, 'psBN').custom_imports.imports == ['mmpsbn']
-
-
-def of_digits(cfg, digits):
-    for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        loader.dataset.data_root = f'{digits}/'
-    cfg.val_evaluator.ann_file = str(digits / 'annotations' / 'instances_val2017.json')
-    return cfg
-
-
-def comparison(
-    digits,
-    work_dir,
-    norms=('BN', 'psBN'),
-    seeds=(0,),
-    lrs=(),
-    detector='faster-rcnn',
-    lengths=(1,),
-    tune=None,
-    tune_seeds=1,
-    **changes,
-):
-    cfg = of_digits(demo_config(detector, 'psbn'), digits)
-    cfg.merge_from_dict(changes)
-    cfgs = {norm: replace_norm(cfg, norm) for norm in norms}
-    return Comparison(
-        cfg,
-        cfgs,
-        lrs,
-        seeds,
-        str(work_dir),
-        lengths=lengths,
-        tune=tune,
-        tune_seeds=tune_seeds,
-    )
 
 
 def test_the_plan_is_every_norm_lr_and_seed(digits, tmp_path):
@@ -479,29 +440,7 @@ def test_norms_of_each_level_do_not_become_mimicnorm(tmp_path, digits):
     Comparison(cfg, cfgs, [], [0], str(tmp_path / 'work'))
 
 
-@pytest.fixture
-def compare(monkeypatch, digits, tmp_path):
-    """The tool in this process, in which it takes Ctrl-C; its exit status."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv('MMDET_DATASETS', str(digits))
-    monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
-    # Those that run in the background of a shell ignore it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def compare(*arguments):
-        monkeypatch.setattr(sys, 'argv', [*COMPARE, *arguments])
-        try:
-            runpy.run_path(COMPARE[0], run_name='__main__')
-        except SystemExit as end:
-            return end.code
-        return 0
-
-    yield compare
-    for name, handler in before.items():
-        signal.signal(name, handler)
-
-
+@pytest.mark.slow
 def test_interrupted_gone_on_with_and_reported(compare, capsys, digits, tmp_path):
     work_dir = tmp_path / 'work'
     plan = (
@@ -633,6 +572,7 @@ model = dict(backbone=dict(init_cfg=None), bbox_head=dict(num_classes=10))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'name, dataset, options',
     [
@@ -738,6 +678,8 @@ def test_norm_layers_that_levels_share_are_told(digits, tmp_path, capsys):
     assert 'GN:' not in report.read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures('forked_runs')
 def test_a_run_that_fails_is_told_and_the_others_go_on(digits, tmp_path):
     plan = comparison(digits, tmp_path / 'work', seeds=(0, 1))
     plan.write()
@@ -749,6 +691,8 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(digits, tmp_path):
     assert plan.result(run) is None
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures('forked_runs')
 def test_a_run_that_diverges_has_ended(digits, tmp_path):
     plan = comparison(
         digits,
@@ -792,13 +736,7 @@ def test_a_run_that_diverges_has_ended(digits, tmp_path):
         (['--work-dir', 'file'], 'cannot be read: Not a directory'),
     ],
 )
-def test_refuses(
-    arguments,
-    words,
-    refused,
-    digits,  # noqa: F811
-    tmp_path,
-):
+def test_refuses(arguments, words, refused, digits, tmp_path):
     for folder, file in (('other', 'comparison.json'), ('foreign', 'x')):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / file).write_text('{}')

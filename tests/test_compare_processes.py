@@ -7,15 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from test_compare import COMPARE, comparison, of_digits
-from test_convert import demo_config
-from test_tools import SHORT, refused  # noqa: F401  The fixture.
+from helpers import COMPARE, ROOT, SHORT, comparison, demo_config, of_digits, wait_for
 
 from mmpsbn.compare import Comparison, replace_norm
 from mmpsbn.compare.processes import lock_folder
@@ -35,13 +31,6 @@ def processes_of(folder):
         if entry.name.isdigit() and str(folder).encode() in command:
             found.append(int(entry.name))
     return [number for number in found if number != os.getpid()]
-
-
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def short_plan(digits, work_dir, lrs=(), processes=1, epochs=1, loop=None, **changes):
@@ -67,12 +56,13 @@ def short_plan(digits, work_dir, lrs=(), processes=1, epochs=1, loop=None, **cha
     return plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'name, processes', [('SIGTERM', 1), ('SIGHUP', 1), ('SIGKILL', 2)]
 )
 def test_runs_end_with_a_comparison_in_the_background(
     name, processes, digits, tmp_path, monkeypatch, refused
-):  # noqa: F811
+):
     work_dir = tmp_path / 'work'
     arguments = [
         '--work-dir',
@@ -144,6 +134,7 @@ def another_process(work_dir):
     other.communicate()
 
 
+@pytest.mark.slow
 def test_one_comparison_holds_a_folder(digits, tmp_path):
     plan = comparison(digits, tmp_path / 'new')
     (tmp_path / 'new').mkdir()
@@ -173,6 +164,7 @@ def test_a_folder_that_cannot_be_read_or_written(digits, tmp_path):
         os.seteuid(user)
 
 
+@pytest.mark.slow
 def test_two_comparisons_that_make_a_folder_at_the_same_time(digits, tmp_path):
     one = comparison(digits, tmp_path / 'new')
     two = comparison(digits, tmp_path / 'new', **{'train_cfg.max_epochs': 3})
@@ -182,6 +174,7 @@ def test_two_comparisons_that_make_a_folder_at_the_same_time(digits, tmp_path):
         two.write()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('processes', [1, 2])
 def test_a_run_killed_by_a_signal_is_reported_as_such(processes, digits, tmp_path):
     plan = short_plan(digits, tmp_path / 'work', processes=processes, epochs=1000)
@@ -201,6 +194,7 @@ def test_a_run_killed_by_a_signal_is_reported_as_such(processes, digits, tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_that_diverges_has_ended(digits, tmp_path):
     plan = short_plan(
         digits,
@@ -216,6 +210,7 @@ def test_a_run_of_two_processes_that_diverges_has_ended(digits, tmp_path):
     assert json.loads((plan.folder(run) / DIVERGED).read_text())['iteration'] == 2
 
 
+@pytest.mark.slow
 def test_a_failure_of_two_processes_is_reported_without_the_launcher(digits, tmp_path):
     plan = short_plan(digits, tmp_path / 'work', processes=2)
     plan.cfgs['BN'].custom_hooks = [dict(type='NoSuchHook')]
@@ -225,6 +220,7 @@ def test_a_failure_of_two_processes_is_reported_without_the_launcher(digits, tmp
     assert 'NoSuchHook' in plan.failures[run]
 
 
+@pytest.mark.slow
 def test_a_run_without_an_evaluation_has_no_result(digits, tmp_path):
     plan = short_plan(digits, tmp_path / 'work')
     plan.cfgs['BN'].default_hooks.logger = None
@@ -233,6 +229,7 @@ def test_a_run_without_an_evaluation_has_no_result(digits, tmp_path):
     assert 'no evaluation was logged' in plan.failures[run]
 
 
+@pytest.mark.slow
 def test_a_kill_during_the_last_evaluation(digits, tmp_path):
     plan = short_plan(
         digits, tmp_path / 'work', epochs=2, **{'val_evaluator.prefix': 'val'}
@@ -253,6 +250,7 @@ def test_a_kill_during_the_last_evaluation(digits, tmp_path):
     assert found[plan.score_names[0]] == pytest.approx(expected[plan.score_names[0]])
 
 
+@pytest.mark.slow
 def test_a_config_that_counts_iterations(digits, tmp_path):
     plan = short_plan(
         digits,

@@ -5,8 +5,8 @@ import re
 
 import matplotlib.image
 import pytest
+from helpers import comparison
 from scipy import stats
-from test_compare import comparison
 
 from mmpsbn.compare import Run, TrainingCost, write_report
 from mmpsbn.compare.figures import draw_curves

@@ -6,12 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import COMPARE, SHORT, build, comparison, demo_config, write_voc
 from mmengine.config import Config
 from mmengine.runner import Runner, load_checkpoint
-from test_compare import COMPARE, compare, comparison  # noqa: F401
-from test_convert import build, demo_config
-from test_tools import SHORT, refused  # noqa: F401  A fixture.
-from test_voc import write_voc
 
 from mmpsbn.compare import TrainingCost, write_report
 from mmpsbn.compare.held_out import FILES, HeldOut
@@ -127,11 +124,9 @@ def test_rates_are_chosen_for_each_length(digits, tmp_path):
     assert seconds[plan.finals[1]] > seconds[plan.finals[0]]
 
 
-def test_tuned_trained_resumed_and_reported(
-    compare,
-    capsys,  # noqa: F811
-    tmp_path,
-):
+@pytest.mark.slow
+@pytest.mark.usefixtures('forked_runs')
+def test_tuned_trained_resumed_and_reported(compare, capsys, tmp_path):
     work_dir = tmp_path / 'work'
     plan = (
         '--work-dir',
@@ -198,7 +193,7 @@ def test_tuned_trained_resumed_and_reported(
         (['--lengths', 'inf'], '--lengths inf is not supported: each is a mult'),
     ],
 )
-def test_refuses(arguments, words, refused, digits, tmp_path):  # noqa: F811
+def test_refuses(arguments, words, refused, digits, tmp_path):
     assert re.search(
         words,
         refused(*COMPARE, *arguments, '--work-dir', tmp_path / 'new', data=digits),

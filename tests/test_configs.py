@@ -1,9 +1,8 @@
 """Every config builds, trains a step and predicts."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from helpers import CONFIGS
 from mmcv.cnn import is_norm
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
@@ -19,7 +18,6 @@ from mmpsbn.layers.last_bn import LastBN
 from mmpsbn.layers.post_shifted_bn import PostShift
 from mmpsbn.registry import MODELS
 
-CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 FILES = sorted(path for path in CONFIGS.glob('*/*.py'))
 TYPES = dict(
     bn='BN', psbn='psBN', syncbn='SyncBN', pssyncbn='psSyncBN', mimicnorm='MimicNorm'

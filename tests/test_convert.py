@@ -1,22 +1,29 @@
 """Checkpoints from BN to MimicNorm, and from ours to stock ones."""
 
-import copy
 import resource
-import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers import (
+    CONFIGS,
+    DETECTORS,
+    MIMIC,
+    ROOT,
+    build,
+    convert,
+    demo_config,
+    demo_file,
+    images,
+    norms,
+    randomized,
+    run,
+    trained_detector,
+)
 from mmdet.models.backbones import ResNet
-from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
-from test_configs import CONFIGS
-from test_integration import norms, randomized
-from test_tools import refused, run  # noqa: F401  A fixture.
 
 from mmpsbn.checkpoints.matching import check_compatible
 from mmpsbn.checkpoints.reading import Checkpoint
@@ -39,19 +46,6 @@ from mmpsbn.detectors.outputs import distance
 from mmpsbn.errors import InputError
 from mmpsbn.layers import MimicConv
 from mmpsbn.layers.last_bn import LastBN
-from mmpsbn.registry import MODELS
-
-DETECTORS = ('faster-rcnn', 'retinanet')
-MIMIC = dict(conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
-
-
-def demo_file(detector, norm='mimicnorm'):
-    return str(CONFIGS / 'demo' / f'{detector}_r18-half_fpn_{norm}_digits.py')
-
-
-def demo_config(detector, norm='mimicnorm'):
-    register_all_modules()
-    return Config.fromfile(demo_file(detector, norm))
 
 
 def mimic_config(detector):
@@ -60,13 +54,6 @@ def mimic_config(detector):
     if detector == 'retinanet':
         cfg.model.bbox_head.update(MIMIC)
     return cfg
-
-
-def build(model_cfg):
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        model = MODELS.build(copy.deepcopy(model_cfg))
-    model.init_weights()
-    return model
 
 
 def trained_bn(cfg):
@@ -79,10 +66,6 @@ def trained_bn(cfg):
         torch.nn.init.uniform_(norm.running_var, 0.5, 2)
     model.eval()
     return model
-
-
-def images(digits):
-    return sorted(map(str, (digits / 'train2017').glob('*.jpg')))[:4]
 
 
 def to_mimicnorm(cfg, model, digits, tmp_path):
@@ -241,23 +224,6 @@ def test_the_wrong_kind_of_checkpoint_names_its_remedy():
 # To a stock model
 
 
-def trained(cfg):
-    """A model after steps that move every parameter and statistic."""
-    model = build(cfg.model)
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
-    classes = len(cfg.get('classes', range(80)))
-    for _ in range(3):
-        inputs = demo_mm_inputs(2, [[3, 96, 96]] * 2, num_classes=classes)
-        data = model.data_preprocessor(inputs, True)
-        loss, _ = model.parse_losses(model(**data, mode='loss'))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
-        optimizer.step()
-    return model
-
-
 def to_stock(cfg, model, digits, out, **options):
     content = dict(
         state_dict=model.state_dict(),
@@ -269,6 +235,7 @@ def to_stock(cfg, model, digits, out, **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'detector, norm, fused',
     [
@@ -282,7 +249,7 @@ def to_stock(cfg, model, digits, out, **options):
 def test_a_trained_model_becomes_stock(detector, norm, fused, digits, tmp_path):
     _path, out = demo_file(detector, norm), tmp_path / 'stock.pth'
     cfg = mimic_config(detector) if norm == 'mimicnorm' else demo_config(detector, norm)
-    proof = to_stock(cfg, trained(cfg), digits, out, fused=fused)
+    proof = to_stock(cfg, trained_detector(cfg), digits, out, fused=fused)
     assert proof.difference < 1e-5 and proof.same == proof.detections
     text = (tmp_path / 'stock.py').read_text()
     content = CheckpointLoader.load_checkpoint(str(out), map_location='cpu')
@@ -329,6 +296,7 @@ def test_the_stock_config_is_short_and_complete(file, tmp_path):
     assert list(one.state_dict()) == list(other.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'file, fused, key',
     [
@@ -360,7 +328,9 @@ def test_norms_of_neck_and_heads_become_stock(file, fused, key, digits, tmp_path
         cfg.model.test_cfg.rpn.max_per_img = 20
         cfg.model.train_cfg.rcnn.sampler.num = 16
     register_all_modules()
-    proof = to_stock(cfg, trained(cfg), digits, tmp_path / 's.pth', fused=fused)
+    proof = to_stock(
+        cfg, trained_detector(cfg), digits, tmp_path / 's.pth', fused=fused
+    )
     assert proof.difference < 1e-5
     state = torch.load(tmp_path / 's.pth')['state_dict']
     assert key in state
@@ -391,6 +361,7 @@ model['test_cfg'] = dict(
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'base, changes',
     [
@@ -407,6 +378,7 @@ def test_other_detectors_become_stock(base, changes, digits, tmp_path):
     assert proof.same == proof.detections > 0
 
 
+@pytest.mark.slow
 def test_fusing_reaches_norms_that_a_constructor_would_add(digits, tmp_path):
     """YOLOX's neck and head have BN unless norm_cfg is None."""
     cfg, _path = mmdet_config(
@@ -423,11 +395,12 @@ def test_fusing_reaches_norms_that_a_constructor_would_add(digits, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_fusing_leaves_gn_of_a_head_in_place(digits, tmp_path):
     cfg = demo_config('retinanet', 'psbn')
     cfg.model.neck.norm_cfg = dict(type='psBN')
     cfg.model.bbox_head.norm_cfg = dict(type='GN', num_groups=4)
-    proof = to_stock(cfg, trained(cfg), digits, tmp_path / 's.pth', fused=True)
+    proof = to_stock(cfg, trained_detector(cfg), digits, tmp_path / 's.pth', fused=True)
     assert proof.difference < 1e-5
     state = torch.load(tmp_path / 's.pth')['state_dict']
     assert 'bbox_head.cls_convs.0.gn.weight' in state
@@ -500,12 +473,13 @@ def test_outputs_that_are_not_finite_are_refused(digits, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_stock_model_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
     cfg, _path = demo_config('retinanet'), demo_file('retinanet')
     monkeypatch.setattr(
         MimicConv, 'applied_weight', property(lambda conv: conv.weight * 1.01)
     )
-    model = trained(cfg)
+    model = trained_detector(cfg)
     monkeypatch.setattr(
         model.backbone.conv1.__class__,
         'forward',
@@ -516,6 +490,7 @@ def test_a_stock_model_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_from_bn_to_psbn_and_back(digits, tmp_path):
     cfg = demo_config('retinanet', 'psbn')
     bn = trained_bn(cfg).state_dict()
@@ -546,6 +521,7 @@ def test_a_full_disk_leaves_nothing(digits, tmp_path):
     assert (tmp_path / 's.pth').read_text() == 'an earlier file'
 
 
+@pytest.mark.slow
 def test_the_optimizer_goes_along_where_parameters_stay(digits, tmp_path):
     cfg = demo_config('retinanet', 'psbn')
     to_stock(cfg, build(cfg.model), digits, tmp_path / 's.pth', keep_optimizer=True)
@@ -581,11 +557,6 @@ def test_mmdet_bases_are_found_through_our_own():
 # The command
 
 
-def convert(*args):
-    command = [sys.executable, 'tools/convert.py', *map(str, args)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-
 @pytest.fixture(scope='module')
 def backbone(tmp_path_factory):
     """A ResNet-18 of half width, as a classifier's checkpoint would be."""
@@ -598,6 +569,7 @@ def backbone(tmp_path_factory):
 CONFIG = 'configs/demo/faster-rcnn_r18-half_fpn_mimicnorm_digits.py'
 
 
+@pytest.mark.slow
 def test_the_command_makes_pretrained_weights(backbone, digits, tmp_path):
     out = tmp_path / 'new' / 'mimic.pth'
     command = [
@@ -612,7 +584,7 @@ def test_the_command_makes_pretrained_weights(backbone, digits, tmp_path):
         '--number',
         4,
     ]
-    done = convert(*command)
+    done = convert(*command, fresh=True)
     assert done.returncode == 0, done.stderr
     assert 'on 4 images' in done.stdout
     model = ResNet(
@@ -644,14 +616,7 @@ def test_the_command_makes_pretrained_weights(backbone, digits, tmp_path):
         (dict(to='bn'), 'does not fit the model'),
     ],
 )
-def test_the_command_refuses(
-    change,
-    words,
-    refused,
-    backbone,  # noqa: F811
-    digits,
-    tmp_path,
-):
+def test_the_command_refuses(change, words, refused, backbone, digits, tmp_path):
     given = dict(
         config=CONFIG,
         checkpoint=backbone,
@@ -679,6 +644,7 @@ def test_the_command_refuses(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_real_run_with_averaged_weights(digits, tmp_path):
     config = tmp_path / 'ema.py'
     config.write_text(

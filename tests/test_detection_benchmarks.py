@@ -6,10 +6,9 @@ from collections import Counter
 
 import pytest
 import torch
+from helpers import SHORT, build
 from mmcv.cnn import is_norm
 from mmengine.config import Config
-from test_convert import build
-from test_tools import SHORT
 
 from benchmarks import demo_norms, finetuning
 from mmpsbn.compare.report import Row
@@ -19,6 +18,8 @@ from mmpsbn.hooks import LevelWatch
 from mmpsbn.layers import MimicConv
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures('forked_runs')
 def test_finetuned_from_what_was_pretrained(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('MMDET_DATASETS', 'elsewhere')
     monkeypatch.setitem(

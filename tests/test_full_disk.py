@@ -6,10 +6,7 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from conftest import full_disk, needs_onnx
-from test_compare import comparison
-from test_convert import build, demo_config
-from test_tools import FASTER, refused  # noqa: F401  The fixture.
+from helpers import FASTER, build, comparison, demo_config, full_disk, needs_onnx
 
 from mmpsbn.compare import TrainingCost, write_report
 from mmpsbn.datasets import make_digits
@@ -97,7 +94,7 @@ def test_an_onnx_file(old):
 
 
 @pytest.mark.parametrize('tool', ['analyze_collapse', 'infer'])
-def test_what_a_tool_writes(tool, refused, tmp_path):  # noqa: F811
+def test_what_a_tool_writes(tool, refused, tmp_path):
     weights, out = tmp_path / 'a.pth', tmp_path / 'out'
     torch.save(
         dict(state_dict=build(demo_config('faster-rcnn', 'psbn').model).state_dict()),
@@ -120,7 +117,7 @@ def test_what_a_tool_writes(tool, refused, tmp_path):  # noqa: F811
     assert contents(out) == {old.relative_to(out): b'earlier'}
 
 
-def test_a_run_that_begins(refused, digits, tmp_path):  # noqa: F811
+def test_a_run_that_begins(refused, digits, tmp_path):
     with full_disk():
         message = refused('tools/train.py', FASTER, '--work-dir', tmp_path, data=digits)
     assert 'nothing more can be written' in message

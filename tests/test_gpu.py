@@ -7,16 +7,16 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-from test_convert import build
-from test_tools import ANY_SCORE, FASTER, MIMIC, MIMIC_RETINA, RETINA, run
+from helpers import ANY_SCORE, FASTER, MIMIC_FASTER, MIMIC_RETINA, RETINA, build, run
 from torch import nn
 
 from mmpsbn.config.reading import read_config
 from mmpsbn.layers import LastBNLinear, MimicConv, PSBatchNorm2d, PSSyncBatchNorm
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason='torch sees no GPU here'
-)
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason='torch sees no GPU here'),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -183,7 +183,7 @@ def test_synchronized_layers_in_a_group_of_one(nccl):
     assert_close(train(net, sgd, 'cuda'), train(plain, sgd, 'cpu', torch.double), 1e-3)
 
 
-@pytest.mark.parametrize('config', [FASTER, RETINA, MIMIC, MIMIC_RETINA])
+@pytest.mark.parametrize('config', [FASTER, RETINA, MIMIC_FASTER, MIMIC_RETINA])
 def test_tools_with_mixed_precision(digits, tmp_path, config):
     status, output = run(
         'tools/train.py', config, '--work-dir', tmp_path, '--amp', data=digits

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from helpers import norms, randomized
 from mmcv.cnn import ConvModule, build_norm_layer, fuse_conv_bn, is_norm
 from mmdet.models.backbones import ResNet
 from mmdet.registry import MODELS as MMDET_MODELS
@@ -12,7 +13,6 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
 from mmengine.runner import load_state_dict, save_checkpoint
-from test_psbn import randomize
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -33,18 +33,6 @@ def resnet(norm='psBN', **kwargs):
     return ResNet(
         18, base_channels=8, norm_cfg=dict(type=norm), norm_eval=False, **kwargs
     )
-
-
-def norms(model):
-    return [module for module in model.modules() if is_norm(module)]
-
-
-def randomized(model):
-    for norm in norms(model):
-        randomize(norm)
-    # ResNet.train() returns nothing.
-    model.double().train(False)
-    return model
 
 
 def images():

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from helpers import CONFIGS
 from mmdet.models.roi_heads import Shared2FCBBoxHead
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from test_configs import CONFIGS
 from torch import nn
 from torch.nn import functional as F
 

@@ -5,10 +5,9 @@ import re
 import mmengine.registry
 import pytest
 import torch
+from helpers import convert, demo_file, run
 from mmengine.config import Config
 from mmengine.registry import Registry
-from test_convert import convert, demo_file
-from test_tools import run
 
 from mmpsbn.compare import replace_norm
 from mmpsbn.config.reading import read_config
@@ -82,6 +81,7 @@ pipeline = [dict(type=Resize), dict(type=DetResize), dict(type=Bottleneck)]
     assert 'mmdet.models.backbones.resnet.Bottleneck' in cfg.pretty_text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('files', ['retinanet'], indirect=True)
 def test_a_lazy_config_trains_and_converts(files, digits, tmp_path):
     status, output = run(

@@ -2,14 +2,11 @@
 
 import os
 import pickle
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from helpers import FASTER, MIMIC_FASTER
 from mmengine.runner import CheckpointLoader
-from test_tools import FASTER, MIMIC, refused  # noqa: F401  The fixture.
 
 from mmpsbn.checkpoints.reading import read_checkpoint, safe_loading
 from mmpsbn.errors import InputError
@@ -39,7 +36,7 @@ COMMANDS = {
     ),
     'convert --to mimicnorm': (
         'convert',
-        MIMIC,
+        MIMIC_FASTER,
         '{file}',
         '--to',
         'mimicnorm',
@@ -113,12 +110,7 @@ def test_is_refused(how, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('command', COMMANDS)
-def test_every_tool_refuses(
-    command,
-    refused,
-    digits,  # noqa: F811
-    tmp_path,
-):
+def test_every_tool_refuses(command, refused, digits, tmp_path):
     file = malicious(tmp_path)
     tool, *arguments = (
         part.format(file=file, out=tmp_path / 'out', data=digits)
@@ -131,13 +123,7 @@ def test_every_tool_refuses(
 
 
 @pytest.mark.parametrize('tool, option', NAMED)
-def test_of_a_config_is_refused(
-    tool,
-    option,
-    refused,  # noqa: F811
-    digits,
-    tmp_path,
-):
+def test_of_a_config_is_refused(tool, option, refused, digits, tmp_path):
     file = malicious(tmp_path)
     options = [f'{option}={file}']
     if 'init_cfg' in option:
@@ -156,22 +142,7 @@ def test_of_a_config_is_refused(
     assert_refused(message, file)
 
 
-@pytest.fixture
-def url(tmp_path, monkeypatch):
-    """Of a server of this machine, for a folder."""
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
-    (tmp_path / 'served').mkdir()
-    server = ThreadingHTTPServer(
-        ('127.0.0.1', 0),
-        partial(SimpleHTTPRequestHandler, directory=tmp_path / 'served'),
-    )
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f'http://127.0.0.1:{server.server_port}'
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_download_is_refused(url, refused, digits, tmp_path):  # noqa: F811
+def test_a_download_is_refused(url, refused, digits, tmp_path):
     malicious(tmp_path / 'served')
     file = f'{url}/epoch_1.pth'
     message = refused(

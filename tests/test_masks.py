@@ -5,16 +5,17 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers import FASTER, MIMIC_FASTER, ROOT, run
 from mmengine.config import Config
-from test_tools import FASTER, MIMIC, refused, run  # noqa: F401
 
 from mmpsbn.checkpoints.reading import read_checkpoint
 from mmpsbn.detectors.build import build_model
 
 NORMS = {
     FASTER: dict(norm_cfg=dict(type='psBN')),
-    MIMIC: dict(conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm')),
+    MIMIC_FASTER: dict(
+        conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm')
+    ),
 }
 
 
@@ -69,8 +70,9 @@ def masks(digits, tmp_path):
     return out
 
 
+@pytest.mark.slow
 def test_mask_rcnn_trains_and_evaluates(masks, tmp_path):
-    config = mask_config(MIMIC, masks, tmp_path / 'mask.py')
+    config = mask_config(MIMIC_FASTER, masks, tmp_path / 'mask.py')
     status, output = run('tools/train.py', config, '--work-dir', tmp_path)
     assert status == 0, output[-3000:]
     assert 'coco/segm_mAP' in output
@@ -80,17 +82,12 @@ def test_mask_rcnn_trains_and_evaluates(masks, tmp_path):
     assert conv.mean((1, 2, 3)).abs().max() < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'tool, file',
     [('train', 'instances_train2017.json'), ('test', 'instances_val2017.json')],
 )
-def test_data_without_masks_is_named(
-    tool,
-    file,
-    refused,  # noqa: F811
-    digits,
-    tmp_path,
-):
+def test_data_without_masks_is_named(tool, file, refused, digits, tmp_path):
     config = mask_config(FASTER, digits, tmp_path / 'mask.py')
     arguments = []
     if tool == 'test':

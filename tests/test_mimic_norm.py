@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 import torch
+from helpers import MIMIC, block_ends, mimic_convs, published
 from mmcv.cnn import ConvModule
 from mmdet.models.backbones import (
     CSPDarknet,
@@ -32,8 +33,6 @@ from mmpsbn.analysis import saved_bytes
 from mmpsbn.errors import InputError
 from mmpsbn.layers import BRANCH_ENDS, BranchEnd, MimicConv, MimicNorm, mimic_norm
 
-MIMIC = dict(conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
-
 
 def resnet(depth=18, **kwargs):
     return ResNet(depth, **{**MIMIC, 'base_channels': 8, **kwargs})
@@ -43,10 +42,6 @@ def trained(model):
     """The model in training mode; ResNet.train() returns nothing."""
     model.train()
     return model
-
-
-def mimic_convs(model):
-    return [m for m in model.modules() if isinstance(m, MimicConv)]
 
 
 def centered(weight):
@@ -367,23 +362,6 @@ def test_scalars_of_other_backbones():
     assert [conv.branch for conv in ends if conv.branch] == list(range(1, 11))
     assert all(conv.scale is not None for conv in ends)
     assert Darknet(53, **MIMIC).conv_res_block5[4].conv2.conv.branch == 23
-
-
-def block_ends(model, *kinds):
-    """Number, start and value of the scalar of each block's last conv."""
-    ends = []
-    for block in model.modules():
-        if type(block).__name__ in kinds:
-            last = getattr(block, 'linear_conv', None) or block.conv2
-            conv = mimic_convs(last)[-1]
-            assert conv.scale.item() == pytest.approx(conv.start)
-            ends.append((conv.branch, conv.start))
-    return ends
-
-
-def published(numbers, convs=2):
-    """What block_ends returns for branches with these numbers."""
-    return [(number, pytest.approx(1.2**convs / (number or 1))) for number in numbers]
 
 
 @pytest.mark.parametrize('depthwise', [False, True])

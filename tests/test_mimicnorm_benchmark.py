@@ -5,10 +5,9 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT, make_rows, untimed
 from mmdet.models.backbones import ResNet
 from mmengine.config import Config
-from test_collapse_benchmark import make_rows, untimed
 from torch import nn
 
 from benchmarks import memory
@@ -33,6 +32,7 @@ def convs_of(model):
     return [m for m in model.modules() if isinstance(m, MimicConv)]
 
 
+@pytest.mark.slow
 def test_trained_gone_on_with_and_reported(tmp_path, monkeypatch, capsys):
     variants = grid(lr=(0.05, 0.2), norm=('BN', 'MimicNorm'))
     monkeypatch.setitem(

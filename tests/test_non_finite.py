@@ -4,46 +4,11 @@ import json
 
 import pytest
 import torch
-from mmengine.model import BaseModel
-from test_checkpoint import toy_runner
-from test_tools import FASTER, refused  # noqa: F401  The fixture.
-from torch import nn
+from helpers import FASTER, RootToy, toy_runner
 
 from mmpsbn.checkpoints.reading import find_latest
 from mmpsbn.errors import DivergenceError, InputError
 from mmpsbn.hooks.non_finite_hook import DIVERGED
-from mmpsbn.layers import PSBatchNorm2d
-
-
-class Root(nn.Module):
-    """Of minus one in some of its training forwards."""
-
-    def __init__(self, steps, backward):
-        super().__init__()
-        self.steps, self.backward, self.step = steps, backward, 0
-
-    def forward(self, x):
-        if torch.is_grad_enabled():
-            self.step += 1
-        if self.step not in self.steps:
-            return x
-        return x + (0 * x).sqrt() if self.backward else x - (x * 0 - 1).sqrt()
-
-
-class Toy(BaseModel):
-    def __init__(self, steps=(), backward=False):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-        self.norm = PSBatchNorm2d(4)
-        self.root = Root(steps, backward)
-        self.last = nn.Conv2d(4, 4, 1)
-        self.log = []
-
-    def forward(self, inputs, data_samples=None, mode='loss'):
-        if torch.is_grad_enabled():
-            self.log.append(self.conv.weight.detach().clone())
-        x = self.last(self.root(self.norm(self.conv(torch.stack(inputs)))))
-        return dict(loss_mean=x.square().mean())
 
 
 def runner(work_dir, model, **hook):
@@ -57,7 +22,7 @@ def runner(work_dir, model, **hook):
     'backward, words', [(False, 'began in root'), (True, 'began in the backward')]
 )
 def test_stops_before_the_step(backward, words, tmp_path):
-    model = Toy(steps=[4], backward=backward)
+    model = RootToy(steps=[4], backward=backward)
     with pytest.raises(DivergenceError, match='iteration 4: ') as error:
         runner(tmp_path, model).train()
     assert words in str(error.value)
@@ -72,7 +37,7 @@ def test_stops_before_the_step(backward, words, tmp_path):
 
 
 def test_skips_as_if_the_batch_had_not_been(tmp_path):
-    model = Toy(steps=[3, 4])
+    model = RootToy(steps=[3, 4])
     runner(tmp_path, model, action='skip').train()
     before = model.log
     assert len(before) == 6
@@ -84,15 +49,17 @@ def test_skips_as_if_the_batch_had_not_been(tmp_path):
 
 def test_does_not_skip_for_ever(tmp_path):
     with pytest.raises(InputError, match='iteration 5: '):
-        runner(tmp_path, Toy(steps=[3, 4, 5, 6]), action='skip', most_skipped=2).train()
+        runner(
+            tmp_path, RootToy(steps=[3, 4, 5, 6]), action='skip', most_skipped=2
+        ).train()
     # With a good step between.
     runner(
-        tmp_path / 'other', Toy(steps=[1, 2, 4, 5]), action='skip', most_skipped=2
+        tmp_path / 'other', RootToy(steps=[1, 2, 4, 5]), action='skip', most_skipped=2
     ).train()
 
 
 def test_weights_that_were_bad_are_named(tmp_path):
-    model = Toy()
+    model = RootToy()
     run = runner(tmp_path, model)
     with torch.no_grad():
         model.last.weight[0] = torch.inf
@@ -102,16 +69,16 @@ def test_weights_that_were_bad_are_named(tmp_path):
 
 def test_the_file_of_a_diverged_training_is_removed_by_the_next(tmp_path):
     (tmp_path / DIVERGED).write_text('{}')
-    runner(tmp_path, Toy()).train()
+    runner(tmp_path, RootToy()).train()
     assert not (tmp_path / DIVERGED).exists()
 
 
 def test_an_action_that_there_is_not(tmp_path):
     with pytest.raises(InputError, match="one of 'stop', 'skip'"):
-        runner(tmp_path, Toy(), action='ignore').train()
+        runner(tmp_path, RootToy(), action='ignore').train()
 
 
-def test_the_command_stops(refused, digits, tmp_path):  # noqa: F811
+def test_the_command_stops(refused, digits, tmp_path):
     message = refused(
         'tools/train.py',
         FASTER,

@@ -9,20 +9,18 @@ import mmdet
 import mmengine.optim
 import pytest
 import torch
-from conftest import ROOT
+from helpers import FASTER, ROOT, Toy, toy_runner
 from mmdet.models.dense_heads import RetinaHead, RetinaSepBNHead
 from mmdet.utils import register_all_modules
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
-from test_checkpoint import Toy, toy_runner
-from test_tools import FASTER
 from torch import nn
 from torch.nn import functional as F
 
 from mmpsbn.hooks import LevelWatch, find_idle_norms
 from mmpsbn.hooks.recovery import (
-    Start,
+    StartingLayer,
     decay_of_schedule,
     describe_start,
     starting_table,
@@ -342,7 +340,7 @@ def start(
     dead=(1, 1, 0),
     beta=(-0.39, -0.41, 1.0),
 ):
-    return Start(
+    return StartingLayer(
         kind, alpha, decay, frozen, torch.tensor(dead).bool(), torch.tensor(beta)
     )
 

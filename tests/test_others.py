@@ -3,7 +3,8 @@
 import subprocess
 import sys
 
-from conftest import ROOT
+import pytest
+from helpers import ROOT
 
 LAYERS = """
 import pytest
@@ -26,7 +27,7 @@ def test_both_fail():
 """
 
 
-def run(*args):
+def run_others(*args):
     return subprocess.run(
         [sys.executable, str(ROOT / 'tests/others/run.py'), *map(str, args)],
         capture_output=True,
@@ -34,8 +35,9 @@ def run(*args):
     )
 
 
+@pytest.mark.slow
 def test_torchs_tests_of_modules_pass_but_where_psbn_refuses():
-    done = run('--torch')
+    done = run_others('--torch')
     assert done.returncode == 0, done.stdout + done.stderr
     row = next(line for line in done.stdout.splitlines() if line.startswith('| torch'))
     tests, built, bn, ps, explained, unexplained = map(
@@ -47,12 +49,13 @@ def test_torchs_tests_of_modules_pass_but_where_psbn_refuses():
     assert built == ps > 0
 
 
+@pytest.mark.slow
 def test_a_difference_is_told(tmp_path):
     folder = tmp_path / 'tests' / 'test_cnn'
     folder.mkdir(parents=True)
     (folder / 'test_layers.py').write_text(LAYERS)
     (folder / 'test_broken.py').write_text('import no_such_package')
-    done = run('--mmcv', tmp_path)
+    done = run_others('--mmcv', tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert '| mmcv | 4 | 2 | 2 | 1 | 0 | 1 |' in done.stdout
     assert 'psBN only: tests.test_cnn.test_layers.test_other' in done.stdout
@@ -60,7 +63,7 @@ def test_a_difference_is_told(tmp_path):
 
 
 def test_a_wrong_folder_is_told_in_a_sentence(tmp_path):
-    done = run('--mmdet', tmp_path)
+    done = run_others('--mmdet', tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip().endswith('by --mmdet.')
     assert 'has no tests/test_models' in done.stderr

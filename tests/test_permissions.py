@@ -5,11 +5,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import as_ordinary_user
+from helpers import FASTER, as_ordinary_user, build, demo_config
 from mmengine.runner import save_checkpoint
-from test_convert import build, demo_config
-from test_malicious_files import url  # noqa: F401  The fixture.
-from test_tools import FASTER, refused  # noqa: F401  The fixture.
 
 from mmpsbn.checkpoints.reading import find_latest, read_checkpoint
 from mmpsbn.errors import InputError
@@ -33,7 +30,7 @@ def test_permissions_hold(tmp_path):
 )
 def test_an_unreadable_checkpoint_is_not_called_damaged(
     tool, option, refused, weights, digits, tmp_path
-):  # noqa: F811
+):
     weights.chmod(0)
     arguments, options = [], []
     if option == 'load_from':
@@ -65,7 +62,7 @@ def test_resume_does_not_pass_over_an_unreadable_checkpoint(tmp_path):
         find_latest(str(tmp_path))
 
 
-def test_a_download_that_cannot_be_kept(url, tmp_path):  # noqa: F811
+def test_a_download_that_cannot_be_kept(url, tmp_path):
     torch.save(dict(state_dict={}), tmp_path / 'served' / 'a.pth')
     (tmp_path / 'home').mkdir(0o500)
     with as_ordinary_user(), pytest.raises(InputError, match='TORCH_HOME'):
@@ -75,7 +72,7 @@ def test_a_download_that_cannot_be_kept(url, tmp_path):  # noqa: F811
 @pytest.mark.parametrize(
     'make', [lambda path: path.mkdir(0o500), lambda path: path.parent.chmod(0o500)]
 )
-def test_a_read_only_work_dir(make, refused, digits, tmp_path):  # noqa: F811
+def test_a_read_only_work_dir(make, refused, digits, tmp_path):
     make(tmp_path / 'work')
     with as_ordinary_user():
         message = refused(
@@ -85,11 +82,7 @@ def test_a_read_only_work_dir(make, refused, digits, tmp_path):  # noqa: F811
     tmp_path.chmod(0o700)
 
 
-def test_a_file_of_another_user_in_the_work_dir(
-    refused,
-    digits,  # noqa: F811
-    tmp_path,
-):
+def test_a_file_of_another_user_in_the_work_dir(refused, digits, tmp_path):
     file = tmp_path / os.path.basename(FASTER)
     file.touch(0o400)
     with as_ordinary_user():
@@ -100,7 +93,7 @@ def test_a_file_of_another_user_in_the_work_dir(
 @pytest.mark.parametrize(
     'name', ['annotations/instances_train2017.json', 'train2017/000000000003.jpg']
 )
-def test_unreadable_data(name, refused, digits, tmp_path):  # noqa: F811
+def test_unreadable_data(name, refused, digits, tmp_path):
     shutil.copytree(digits, tmp_path / 'data')
     (tmp_path / 'data' / name).chmod(0)
     with as_ordinary_user():
@@ -114,7 +107,7 @@ def test_unreadable_data(name, refused, digits, tmp_path):  # noqa: F811
     assert f'{name} cannot be read' in message
 
 
-def test_an_unreadable_config(refused, tmp_path):  # noqa: F811
+def test_an_unreadable_config(refused, tmp_path):
     (tmp_path / 'config.py').touch(0)
     with as_ordinary_user():
         message = refused('tools/train.py', tmp_path / 'config.py')
@@ -122,13 +115,7 @@ def test_an_unreadable_config(refused, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize('tool', ['analyze_collapse', 'convert', 'infer'])
-def test_a_read_only_output_folder(
-    tool,
-    refused,
-    weights,  # noqa: F811
-    digits,
-    tmp_path,
-):
+def test_a_read_only_output_folder(tool, refused, weights, digits, tmp_path):
     out = tmp_path / 'out'
     out.mkdir(0o500)
     images = digits / 'val2017'

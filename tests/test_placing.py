@@ -5,8 +5,8 @@ from pathlib import Path
 
 import mmdet
 import pytest
+from helpers import demo_config
 from mmengine.config import Config
-from test_convert import demo_config
 
 from mmpsbn.compare import NORMALIZATIONS, replace_norm
 from mmpsbn.compare.placing import config_differences, describe_placing

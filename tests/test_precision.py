@@ -5,11 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import needs_onnx
-from mmdet.models.backbones import ResNet
+from helpers import NORM_CFGS, RootToy, backbone, needs_onnx, toy_runner
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from test_checkpoint import toy_runner
-from test_non_finite import Toy
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     apply_activation_checkpointing,
@@ -19,36 +16,7 @@ from torch.nn import functional as F
 from mmpsbn.errors import InputError
 from mmpsbn.layers import LastBNLinear
 
-NORMS = dict(
-    psBN=dict(norm_cfg=dict(type='psBN'), norm_eval=False),
-    psSyncBN=dict(norm_cfg=dict(type='psSyncBN'), norm_eval=False),
-    MimicNorm=dict(conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm')),
-)
-norms = pytest.mark.parametrize('norm', NORMS)
-
-
-def backbone(norm, **kwargs):
-    """With residual branches that count, in training mode."""
-    torch.manual_seed(0)
-    net = ResNet(
-        18,
-        base_channels=8,
-        num_stages=2,
-        strides=(1, 2),
-        dilations=(1, 1),
-        out_indices=(0, 1),
-        **NORMS[norm],
-        **kwargs,
-    )
-    with torch.no_grad():
-        for name, parameter in net.named_parameters():
-            if 'bn' in name or 'downsample.1' in name:
-                parameter.add_(torch.rand_like(parameter))
-            elif parameter.dim() == 4:
-                parameter.add_(0.05 * torch.rand(len(parameter), 1, 1, 1))
-    net.load_state_dict(net.state_dict())  # Centers the filters.
-    net.train()
-    return net
+norms = pytest.mark.parametrize('norm', NORM_CFGS)
 
 
 def images(*shape):
@@ -215,7 +183,7 @@ def test_mixed_precision_trains_as_float32(norm, dtype):
         assert (one - other).norm() < 0.3 * other.norm()
 
 
-class LoudToy(Toy):
+class LoudToy(RootToy):
     def forward(self, *args, **kwargs):
         losses = super().forward(*args, **kwargs)
         return {name: LOUD * loss for name, loss in losses.items()}
@@ -248,20 +216,20 @@ def test_a_scaler_looks_for_its_scale(fused, tmp_path):
 
 @pytest.mark.parametrize('fused', [False, True])
 def test_a_loss_that_no_scale_mends_stops_the_run(fused, tmp_path):
-    model = Toy(steps=[4])
+    model = RootToy(steps=[4])
     with pytest.raises(
         InputError, match='iteration 4: the loss is not finite; it began in root'
     ):
         scaled_runner(tmp_path, model, fused).train()
     assert torch.equal(model.conv.weight, model.log[-1])
-    model = Toy(steps=[4])
+    model = RootToy(steps=[4])
     scaled_runner(tmp_path / 'skip', model, fused, action='skip').train()
     assert len(model.log) == 16 and torch.equal(model.log[3], model.log[4])
 
 
 @pytest.mark.parametrize('fused', [False, True])
 def test_gradients_that_no_scale_mends_stop_the_run(fused, tmp_path):
-    model = Toy(steps=range(20), backward=True)
+    model = RootToy(steps=range(20), backward=True)
     with pytest.raises(
         InputError, match='iteration 3: .* however small .*began in the backward'
     ):

@@ -8,13 +8,11 @@ import sys
 import onnxruntime
 import pytest
 import torch
-from conftest import ROOT, needs_onnx
+from helpers import FASTER, ROOT, build, demo_config, images, needs_onnx
 from mmcv.cnn import is_norm
 from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.conv_ws import ConvWS2d
 from mmdet.models.layers import NormedConv2d
-from test_convert import build, demo_config, images
-from test_tools import FASTER, refused  # noqa: F401  The fixture.
 from torch import nn
 
 from mmpsbn.analysis import ChannelWatch
@@ -288,7 +286,7 @@ def test_an_input_that_changes_anywhere_is_not_constant():
     assert watch.values['conv'].isnan().all()
 
 
-class Toy(nn.Module):
+class ToyDetector(nn.Module):
     """A detector with layers in the place of backbone and neck."""
 
     def __init__(self, *body):
@@ -334,7 +332,7 @@ def first(value):
     ],
 )
 def test_what_is_read_by(body, removed, kept):
-    model, x = Toy(*body).eval(), torch.rand(2, 3, 16, 16) + 1
+    model, x = ToyDetector(*body).eval(), torch.rand(2, 3, 16, 16) + 1
     with torch.no_grad():
         expected = model.bbox_head(model.extract_feat(x))[0]
     watch = InputWatch(model, readers(model))
@@ -348,7 +346,7 @@ def test_what_is_read_by(body, removed, kept):
 
 
 def test_norm_layers_that_mix_channels_stay():
-    model = Toy(*first(-1.0), nn.GroupNorm(2, 4)).eval()
+    model = ToyDetector(*first(-1.0), nn.GroupNorm(2, 4)).eval()
     watch, x = InputWatch(model, readers(model)), torch.rand(1, 3, 8, 8)
     model.body[2].weight.data[0] = 0  # So that the reader sees a constant.
     with watch:
@@ -359,7 +357,7 @@ def test_norm_layers_that_mix_channels_stay():
 
 def test_a_model_that_cannot_be_followed():
 
-    class Stumbles(Toy):
+    class Stumbles(ToyDetector):
         def extract_feat(self, x):
             raise KeyError('a layer of its own')
 
@@ -390,6 +388,7 @@ def command(monkeypatch, *arguments):
     runpy.run_path('tools/prune.py', run_name='__main__')
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_the_command_writes_files_that_agree(
     faster, digits, tmp_path, capsys, monkeypatch
@@ -497,6 +496,7 @@ def test_a_model_that_differs_is_not_kept(retina, digits, tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_files_of_a_retinanet(retina, digits, tmp_path):
     cfg, model = retina
@@ -538,13 +538,7 @@ def test_a_folder_that_cannot_be_written(retina, digits, tmp_path, monkeypatch):
         (dict(checkpoint='other.pth'), 'does not fit the model'),
     ],
 )
-def test_the_command_refuses(
-    change,
-    words,
-    refused,
-    digits,  # noqa: F811
-    tmp_path,
-):
+def test_the_command_refuses(change, words, refused, digits, tmp_path):
     for folder in ('there', 'empty'):
         (tmp_path / folder).mkdir()
     for file in ('file', 'there/pruned.pt2'):

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import needs_onnx
+from helpers import needs_onnx, randomize
 from mmdet.models.backbones import ResNet
 from torch import nn
 
@@ -25,15 +25,6 @@ STOCK = {
     PSSyncBatchNorm: nn.BatchNorm2d,
 }
 layers = pytest.mark.parametrize('cls', SHAPES)
-
-
-def randomize(layer):
-    """Give a norm layer other values than its initial ones."""
-    with torch.no_grad():
-        for value in (*layer.parameters(), layer.running_mean):
-            value.normal_()
-        layer.running_var.uniform_(0.5, 2)
-    return layer
 
 
 def stock_twin(layer):

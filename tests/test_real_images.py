@@ -8,7 +8,7 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
-from test_tools import SHORT
+from helpers import SHORT
 
 from benchmarks.real_images import __main__ as command
 from benchmarks.real_images import studies
@@ -119,6 +119,8 @@ def test_files_that_are_not_neu_det(neu_det, source, tmp_path):
     assert not (out / 'annotations').exists()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures('forked_runs')
 def test_a_study_resumes_from_its_rows(neu_det, tmp_path, monkeypatch):
     small = Study(
         'Small',

@@ -8,9 +8,9 @@ import time
 
 import pytest
 import torch
+from helpers import Toy, toy_runner
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from test_checkpoint import Toy, toy_runner
 
 from mmpsbn.checkpoints.backend import use_atomic_checkpoints
 from mmpsbn.checkpoints.reading import find_latest
@@ -165,6 +165,7 @@ def test_a_kill_in_the_middle_of_a_checkpoint(
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_kills_lose_an_epoch_at_most(threads, count, tmp_path):
     folder, moments, epoch = tmp_path / 'killed', random.Random(0), 0
     partial = set()

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT
 from torch.nn import functional as F
 
 from benchmarks.rounds import __main__ as command
@@ -463,6 +463,7 @@ def test_cifar10_is_reduced_by_means(monkeypatch):
     torch.testing.assert_close(found.test_images, F.avg_pool2d(full.test_images, 2))
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_a_message(tmp_path):
     process = subprocess.Popen(
         [

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import ROOT
+from helpers import ROOT
+
+import mmpsbn
 
 
 @pytest.fixture
@@ -102,30 +105,70 @@ def test_progress_counts_the_compiler_s_files(setup_env, capsys):
     assert len(shown) == 11 and '20 of 20 files' in shown[-1]
 
 
-def test_a_wheel_has_what_mim_looks_for(tmp_path):
-    source = tmp_path / 'source'
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    """A wheel that was built from the source distribution of a clean checkout."""
+    folder = tmp_path_factory.mktemp('wheel')
     shutil.copytree(
         ROOT,
-        source,
+        folder / 'checkout',
         symlinks=True,
-        ignore=shutil.ignore_patterns('.git', '.venv*', 'data', 'work_dirs', 'build'),
+        ignore=shutil.ignore_patterns(
+            '.git', '.venv*', '*.egg-info', 'data', 'work_dirs', 'build'
+        ),
     )
+    sdist = 'from setuptools.build_meta import build_sdist; build_sdist("..")'
     subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'pip',
-            'wheel',
-            '-q',
-            '--no-deps',
-            '--no-build-isolation',
-            '-w',
-            tmp_path,
-            source,
-        ],
+        [sys.executable, '-c', sdist],
+        cwd=folder / 'checkout',
         check=True,
+        capture_output=True,
     )
-    (wheel,) = tmp_path.glob('*.whl')
+    (archive,) = folder.glob('*.tar.gz')
+    options = ['-q', '--no-deps', '--no-build-isolation', '-w', folder]
+    subprocess.run(
+        [sys.executable, '-m', 'pip', 'wheel', *options, archive], check=True
+    )
+    (wheel,) = folder.glob('*.whl')
+    return wheel
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_is_complete(wheel, tmp_path):
+    """It is imported where there is no checkout, from an empty folder."""
+    options = ['-q', '--no-deps', '--target', tmp_path / 'installed']
+    subprocess.run(
+        [sys.executable, '-m', 'pip', 'install', *options, wheel], check=True
+    )
+    code = """
+from importlib.resources import files
+import mmpsbn, mmpsbn.compare, mmpsbn.convert, mmpsbn.export, mmpsbn.prune
+package = files(mmpsbn)
+print(package)
+print(mmpsbn.__version__)
+for name in ('py.typed', '.mim/model-index.yml', '.mim/tools/train.py'):
+    assert (package / name).is_file(), name
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=str(tmp_path / 'installed')),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    place, version = done.stdout.splitlines()[-2:]
+    assert place == str(tmp_path / 'installed' / 'mmpsbn')
+    assert version == mmpsbn.__version__
+    # Tools and configs work from there, too.
+    mim = tmp_path / 'installed' / 'mmpsbn' / '.mim'
+    for folder in ('tools', 'configs'):
+        installed = {p.relative_to(mim) for p in (mim / folder).rglob('*.py')}
+        assert installed == {p.relative_to(ROOT) for p in (ROOT / folder).rglob('*.py')}
+
+
+@pytest.mark.slow
+def test_a_wheel_has_what_mim_looks_for(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     originals = [
         ROOT / 'model-index.yml',

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from mmpsbn import stack
 
@@ -101,6 +101,7 @@ def run_without(missing, code):
     )
 
 
+@pytest.mark.slow
 def test_the_layers_need_only_torch():
     # All that the package installs but torch and what torch needs.
     missing = (

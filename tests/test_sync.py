@@ -300,6 +300,7 @@ def run_scenarios(rank, store, names):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('group', SCENARIOS)
 def test_two_processes(group, tmp_path):
     names = [scenario.__name__ for scenario in SCENARIOS[group]]

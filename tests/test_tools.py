@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import resource
-import runpy
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,17 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers import (
+    ANY_SCORE,
+    FASTER,
+    MIMIC_FASTER,
+    MIMIC_RETINA,
+    RETINA,
+    ROOT,
+    SHORT,
+    metrics,
+    run,
+)
 from mmcv.cnn import is_norm
 from mmdet.models.backbones import ResNet
 from mmengine.config import Config
@@ -23,65 +32,6 @@ from mmpsbn.checkpoints.reading import read_checkpoint
 from mmpsbn.cli.errors import exit_with_message
 from mmpsbn.cli.runner import build_runner
 from mmpsbn.config.reading import load_config
-
-FASTER = 'configs/demo/faster-rcnn_r18-half_fpn_psbn_digits.py'
-RETINA = 'configs/demo/retinanet_r18-half_fpn_psbn_digits.py'
-MIMIC, MIMIC_RETINA = (path.replace('psbn', 'mimicnorm') for path in (FASTER, RETINA))
-# A run of a few seconds.
-SHORT = [
-    'train_cfg.max_epochs=1',
-    'train_cfg.val_interval=1',
-    'default_hooks.logger.interval=1',
-    'train_dataloader.num_workers=0',
-    'train_dataloader.persistent_workers=False',
-    'val_dataloader.num_workers=0',
-    'val_dataloader.persistent_workers=False',
-    'test_dataloader.num_workers=0',
-    'test_dataloader.persistent_workers=False',
-]
-# A detector is not confident of anything after a few steps.
-ANY_SCORE = ['model.test_cfg.score_thr=0', 'model.test_cfg.rcnn.score_thr=0']
-
-
-def run(*command, data=None, options=(), launcher=(sys.executable,), **env):
-    """Run a tool in a process; its exit status and what it printed."""
-    if data is not None:
-        env['MMDET_DATASETS'] = str(data)
-    path = f'{os.path.dirname(sys.executable)}{os.pathsep}{os.environ["PATH"]}'
-    result = subprocess.run(
-        [*launcher, *map(str, command), '--cfg-options', *SHORT, *options],
-        cwd=ROOT,
-        env=dict(os.environ, PATH=path, **env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors='replace',
-    )
-    return result.returncode, result.stdout
-
-
-@pytest.fixture
-def refused(monkeypatch):
-    """What a tool says when it ends with one sentence and no traceback.
-
-    The tool runs in this process, as ``python tools/...`` would run it; an
-    exception that is no SystemExit would be a traceback.
-    """
-
-    def refused(tool, *arguments, data=None, options=(), short=True):
-        if short:
-            arguments += ('--cfg-options', *SHORT, *options)
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
-        if data is not None:
-            monkeypatch.setenv('MMDET_DATASETS', str(data))
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(tool, run_name='__main__')
-        message = end.value.code
-        assert isinstance(message, str) and message.startswith('error: ')
-        return message
-
-    return refused
 
 
 def test_a_full_disk_ends_with_a_sentence(tmp_path):
@@ -95,22 +45,19 @@ def test_a_full_disk_ends_with_a_sentence(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def metrics(work_dir):
-    """The metrics that the newest test run in a work dir wrote."""
-    files = sorted(work_dir.glob('*/*.json'))
-    return json.loads(files[-1].read_text())
-
-
 @pytest.fixture(scope='module')
 def trained(digits, tmp_path_factory):
     """A work dir of one short epoch on digits."""
     work_dir = tmp_path_factory.mktemp('work') / 'faster'
-    status, output = run('tools/train.py', FASTER, '--work-dir', work_dir, data=digits)
+    status, output = run(
+        'tools/train.py', FASTER, '--work-dir', work_dir, data=digits, fresh=True
+    )
     assert status == 0, output[-3000:]
     work_dir.joinpath('output').write_text(output)
     return work_dir
 
 
+@pytest.mark.slow
 def test_training_is_quiet_about_psbn(trained):
     output = (trained / 'output').read_text()
     assert 'coco/bbox_mAP' in output
@@ -121,6 +68,7 @@ def test_training_is_quiet_about_psbn(trained):
             ), line
 
 
+@pytest.mark.slow
 def test_test_evaluates_dumps_and_draws(trained, digits, tmp_path):
     out = tmp_path / 'predictions.pkl'
     status, output = run(
@@ -143,6 +91,7 @@ def test_test_evaluates_dumps_and_draws(trained, digits, tmp_path):
     assert len(list(tmp_path.glob('*/shown/*.jpg'))) == 8
 
 
+@pytest.mark.slow
 def test_resume_goes_on_after_the_last_checkpoint(trained, digits, tmp_path):
     work_dir = tmp_path / 'resumed'
     shutil.copytree(trained, work_dir)
@@ -159,10 +108,11 @@ def test_resume_goes_on_after_the_last_checkpoint(trained, digits, tmp_path):
     assert status == 0, output[-3000:]
     assert 'resumed epoch: 1, iter: 2' in output
     assert 'Epoch(train) [2]' in output and 'Epoch(train) [1]' not in output
-    optimizer = read_checkpoint(str(work_dir / 'epoch_2.pth'))['optimizer']
+    optimizer = read_checkpoint(str(work_dir / 'epoch_2.pth')).content['optimizer']
     assert all('momentum_buffer' in s for s in optimizer['state'].values())
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(digits, tmp_path):
     with subprocess.Popen(
         [
@@ -196,6 +146,7 @@ def test_ctrl_c_says_how_to_go_on(digits, tmp_path):
     assert '--resume' in output.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_retinanet_trains_and_evaluates(digits, tmp_path):
     head = ['model.bbox_head.norm_cfg.type=psBN']
     status, output = run(
@@ -222,7 +173,7 @@ def mimic(digits, tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('work') / 'mimic'
     status, output = run(
         'tools/dist_train.sh',
-        MIMIC,
+        MIMIC_FASTER,
         2,
         '--work-dir',
         work_dir,
@@ -238,14 +189,15 @@ def mimic(digits, tmp_path_factory):
     return work_dir
 
 
+@pytest.mark.slow
 def test_mimicnorm_trains_in_two_processes_and_resumes_in_one(mimic, digits, tmp_path):
     saved = read_checkpoint(str(mimic / 'epoch_1.pth'))
-    for name, value in saved['state_dict'].items():
+    for name, value in saved.state_dict.items():
         if name.startswith('backbone.') and name.endswith('weight'):
             assert value.mean((1, 2, 3)).abs().max() < 1e-6, name
     status, output = run(
         'tools/train.py',
-        MIMIC,
+        MIMIC_FASTER,
         '--work-dir',
         tmp_path,
         '--resume',
@@ -257,7 +209,7 @@ def test_mimicnorm_trains_in_two_processes_and_resumes_in_one(mimic, digits, tmp
     assert 'resumed epoch: 1' in output and 'Epoch(train) [2]' in output
     status, output = run(
         'tools/test.py',
-        MIMIC,
+        MIMIC_FASTER,
         tmp_path / 'epoch_2.pth',
         '--work-dir',
         tmp_path,
@@ -267,6 +219,7 @@ def test_mimicnorm_trains_in_two_processes_and_resumes_in_one(mimic, digits, tmp
     assert status == 0 and 'coco/bbox_mAP' in metrics(tmp_path), output
 
 
+@pytest.mark.slow
 def test_mimicnorm_retinanet_trains(digits, tmp_path):
     status, output = run(
         'tools/train.py', MIMIC_RETINA, '--work-dir', tmp_path, data=digits
@@ -276,13 +229,14 @@ def test_mimicnorm_retinanet_trains(digits, tmp_path):
     assert 'pyramid levels in turn' not in output
 
 
+@pytest.mark.slow
 def test_weights_of_bn_and_of_mimicnorm_are_told_apart(
     trained, mimic, refused, digits, tmp_path
 ):
     for config, weights, words in (
-        (MIMIC, trained / 'epoch_1.pth', 'tools/convert.py --to mimicnorm'),
+        (MIMIC_FASTER, trained / 'epoch_1.pth', 'tools/convert.py --to mimicnorm'),
         (FASTER, mimic / 'epoch_1.pth', 'is of MimicNorm, and the model'),
-        (MIMIC, 'checkpoints/none.pth', 'Make it from BN weights'),
+        (MIMIC_FASTER, 'checkpoints/none.pth', 'Make it from BN weights'),
     ):
         message = refused(
             'tools/train.py',
@@ -299,8 +253,8 @@ def test_settings_of_mimicnorm_that_do_not_go_together(refused, digits, tmp_path
     conv = 'model.backbone.conv_cfg'
     for config, option, words in (
         (FASTER, f'{conv}.type=MimicConv', "norm_cfg=dict(type='MimicNorm')"),
-        (MIMIC, f'{conv}=None', "conv_cfg=dict(type='MimicConv')"),
-        (MIMIC, 'model.backbone.dcn.type=DCN', 'remove dcn'),
+        (MIMIC_FASTER, f'{conv}=None', "conv_cfg=dict(type='MimicConv')"),
+        (MIMIC_FASTER, 'model.backbone.dcn.type=DCN', 'remove dcn'),
     ):
         message = refused(
             'tools/train.py',
@@ -313,6 +267,7 @@ def test_settings_of_mimicnorm_that_do_not_go_together(refused, digits, tmp_path
         assert words in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('config', [FASTER, RETINA])
 def test_demo_configs_run_on_coco(config, coco128, tmp_path):
     few = [
@@ -335,7 +290,7 @@ def test_demo_configs_run_on_coco(config, coco128, tmp_path):
     )
     assert status == 0, output[-3000:]
     assert 'coco/bbox_mAP' in metrics(tmp_path)
-    state = read_checkpoint(str(tmp_path / 'epoch_1.pth'))['state_dict']
+    state = read_checkpoint(str(tmp_path / 'epoch_1.pth')).state_dict
     assert any(
         len(value) in (81, 80 * 9)
         for key, value in state.items()
@@ -343,6 +298,7 @@ def test_demo_configs_run_on_coco(config, coco128, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_coco_config_trains_from_pretrained_bn(coco128, tmp_path):
     """The weights are those that it started from; docs/coco.md has more."""
     backbone = ResNet(50)
@@ -365,7 +321,7 @@ def test_a_coco_config_trains_from_pretrained_bn(coco128, tmp_path):
         options=few + ANY_SCORE,
     )
     assert status == 0, output[-3000:]
-    state = read_checkpoint(str(tmp_path / 'epoch_1.pth'))['state_dict']
+    state = read_checkpoint(str(tmp_path / 'epoch_1.pth')).state_dict
     # The stem is frozen (frozen_stages=1), so its bias is BN's.
     torch.testing.assert_close(state['backbone.bn1.bias'], backbone.bn1.bias)
     trained = state['backbone.layer2.0.bn1.bias']
@@ -391,6 +347,7 @@ def test_pretrained_weights_that_cannot_be_had(refused, digits, tmp_path, monkey
     assert 'none.pth does not exist' in message
 
 
+@pytest.mark.slow
 def test_two_processes_train_pssyncbn_on_the_cpu(digits, tmp_path):
     status, output = run(
         'tools/dist_train.sh',
@@ -470,17 +427,18 @@ def test_inferencer_computes_what_the_model_computes(trained, digits):
     result = inferencer(image, no_save_vis=True)['predictions'][0]
     assert set(result) == {'labels', 'scores', 'bboxes'}
     loaded = init_detector(config, weights, device='cpu')
-    state = read_checkpoint(weights)['state_dict']
+    state = read_checkpoint(weights).state_dict
     for model in (inferencer.model, loaded):
         assert type(model.backbone.bn1).__name__ == 'PSBatchNorm2d'
         for key, value in model.state_dict().items():
             torch.testing.assert_close(value, state[key], msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'config',
     [
-        MIMIC,
+        MIMIC_FASTER,
         RETINA,
         'configs/psbn/retinanet_r50_fpn_pssyncbn-all_1x_coco.py',
         'configs/mimicnorm/faster-rcnn_r50_fpn_mimicnorm-all_1x_coco.py',
@@ -520,6 +478,7 @@ def test_infer_draws_and_writes(one, trained, digits, tmp_path):
         '--batch-size',
         3,
         options=ANY_SCORE,
+        fresh=one,
     )
     assert status == 0, output[-3000:]
     names = {image.stem for image in images[: 1 if one else None]}
@@ -775,6 +734,7 @@ def test_another_number_of_classes_in_the_head(refused, digits, tmp_path):
     assert 'set num_classes of the head to 10' in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'damage, workers', [('missing', 0), ('empty', 0), ('text', 0), ('text', 1)]
 )
@@ -805,6 +765,7 @@ def test_amp_needs_a_gpu(refused, digits, tmp_path):
     assert 'needs a GPU' in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'options, words',
     [

@@ -1,16 +1,13 @@
 """Data sets other than CocoDataset: PASCAL VOC's layout, and wrappers."""
 
-import json
 from types import SimpleNamespace
-from xml.etree import ElementTree
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers import FASTER, ROOT, SHORT, run, write_voc
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.hub import get_config
-from test_tools import FASTER, SHORT, refused, run  # noqa: F401
 
 from mmpsbn.compare import Comparison, replace_norm
 from mmpsbn.config.data import find_images
@@ -18,51 +15,6 @@ from mmpsbn.config.reading import read_config
 from mmpsbn.detectors.build import build_model
 from mmpsbn.errors import InputError
 from mmpsbn.hooks.data_check_hook import DataCheckHook
-
-
-def element(tag, **children):
-    """An XML element with children that have a text each."""
-    node = ElementTree.Element(tag)
-    for child, value in children.items():
-        ElementTree.SubElement(node, child).text = str(value)
-    return node
-
-
-def write_voc(digits, out):
-    """The digits in the layout of PASCAL VOC, the first of them as 2012."""
-    for split, parts in (('train', ('VOC2007', 'VOC2012')), ('val', ('VOC2007',))):
-        content = json.loads(
-            (digits / f'annotations/instances_{split}2017.json').read_text()
-        )
-        names = {c['id']: c['name'] for c in content['categories']}
-        for index, image in enumerate(content['images']):
-            folder = out / parts[index % len(parts)]
-            for sub in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
-                (folder / sub).mkdir(parents=True, exist_ok=True)
-            name = f'{split}_{image["id"]:06}'
-            (folder / 'JPEGImages' / f'{name}.jpg').write_bytes(
-                (digits / f'{split}2017' / image['file_name']).read_bytes()
-            )
-            root = element('annotation')
-            root.append(element('size', width=image['width'], height=image['height']))
-            for box in content['annotations']:
-                if box['image_id'] == image['id']:
-                    x, y, width, height = box['bbox']
-                    node = element('object', name=names[box['category_id']])
-                    node.append(
-                        element(
-                            'bndbox',
-                            xmin=x + 1,
-                            ymin=y + 1,
-                            xmax=x + width + 1,
-                            ymax=y + height + 1,
-                        )
-                    )
-                    root.append(node)
-            ElementTree.ElementTree(root).write(folder / 'Annotations' / f'{name}.xml')
-            with open(folder / f'ImageSets/Main/{split}.txt', 'a') as file:
-                file.write(f'{name}\n')
-    return out
 
 
 def dataset(root, year, split, **settings):
@@ -116,6 +68,7 @@ def voc(digits, tmp_path):
     return root, file
 
 
+@pytest.mark.slow
 def test_voc_trains_and_evaluates(voc, tmp_path):
     root, config = voc
     status, output = run('tools/train.py', config, '--work-dir', tmp_path)
@@ -124,6 +77,8 @@ def test_voc_trains_and_evaluates(voc, tmp_path):
     assert (tmp_path / 'epoch_1.pth').exists()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures('forked_runs')
 def test_a_comparison_by_voc_with_adamw(voc, tmp_path):
     root, config = voc
     cfg = read_config(str(config))
@@ -177,14 +132,7 @@ IMAGE = 'VOC2012/JPEGImages/train_000002.jpg'
         (IMAGE, lambda text: 'no image', [IMAGE, 'cannot be read', LIST]),
     ],
 )
-def test_files_of_voc_that_cannot_be_used(
-    file,
-    change,
-    words,
-    voc,
-    refused,  # noqa: F811
-    tmp_path,
-):
+def test_files_of_voc_that_cannot_be_used(file, change, words, voc, refused, tmp_path):
     root, config = voc
     if change is None:
         (root / file).unlink()
@@ -205,14 +153,7 @@ def test_files_of_voc_that_cannot_be_used(
         ),
     ],
 )
-def test_objects_of_voc_of_other_classes(
-    tool,
-    part,
-    words,
-    voc,
-    refused,  # noqa: F811
-    tmp_path,
-):
+def test_objects_of_voc_of_other_classes(tool, part, words, voc, refused, tmp_path):
     root, config = voc
     for path in root.glob(part):
         path.write_text(path.read_text().replace('<name>', '<name>digit '))
