@@ -48,7 +48,7 @@ def draw_rounds(
     Returns:
         bool: Whether there was anything to draw.
     """
-    settings = [setting for setting in settings if series.methods(setting)]
+    settings = sorted(setting for setting in settings if series.methods(setting))
     ends = range(window, series.end + 1, window)
     if not settings or not ends:
         return False

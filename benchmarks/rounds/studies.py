@@ -37,10 +37,10 @@ class Study(NamedTuple):
         return f'{self.data}-{self.network}'
 
     def runs(self, seeds: int) -> list[Run]:
-        """List all runs: BN and psBN first, and the highest rates first."""
+        """List all runs: BN and psBN first, then in the order of the settings."""
         runs = [
             Run(method, *setting, seed)
-            for setting, methods in sorted(self.methods.items())[::-1]
+            for setting, methods in self.methods.items()
             for seed in range(seeds)
             for method in (SCRATCH, *methods)
         ]
@@ -53,8 +53,8 @@ def rounds_of(method: str, rounds: int) -> list[int]:
     return list(range(every, rounds + 1, every))
 
 
-LRS, DECAYS = (0.2, 0.4, 0.8), (5e-4, 1e-4)
-HIGHEST = Setting(LRS[-1], DECAYS[0])
+LRS, DECAYS = (0.8, 0.4, 0.2), (5e-4, 1e-4)
+HIGHEST = Setting(LRS[0], DECAYS[0])
 STUDIES = [
     Study(
         'cifar10',
@@ -68,14 +68,14 @@ STUDIES = [
         'cifar10',
         'residual',
         {
-            **{Setting(lr, DECAYS[0]): NORMS for lr in LRS[:-1]},
             HIGHEST: METHODS,
-            Setting(LRS[-1], DECAYS[1]): NORMS,
+            **{Setting(lr, DECAYS[0]): NORMS for lr in LRS[1:]},
+            Setting(LRS[0], DECAYS[1]): NORMS,
         },
     ),
     Study(
         'digits',
         'plain',
-        {**{Setting(lr, DECAYS[0]): NORMS for lr in LRS[:-1]}, HIGHEST: METHODS},
+        {HIGHEST: METHODS, **{Setting(lr, DECAYS[0]): NORMS for lr in LRS[1:]}},
     ),
 ]
