@@ -1,6 +1,5 @@
-"""Which versions of the stack are known not to work."""
+"""The versions of torch and OpenMMLab's packages that work together."""
 
-import re
 import warnings
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -8,31 +7,23 @@ from importlib.util import find_spec
 
 from mmpsbn.errors import InputError
 
-# From the first version that works up to, without, the first that does not:
-# the bounds that MMDetection 3 itself sets, the first torch that can read
-# MMEngine's checkpoints without running code, and the first that asks for
-# C++20, where MMCV's sources ask for C++17.
-RANGES = dict(
-    torch=((2, 4), (2, 14)),
-    mmengine=((0, 7, 1), (1, 0)),
-    mmcv=((2, 0), (2, 2)),
-    mmdet=((3, 0), (4, 0)),
+# The bounds are those that MMDetection 3 sets, the first torch that can read
+# MMEngine's checkpoints without running code, and the first torch that
+# requires C++20, while MMCV's sources are C++17.
+SUPPORTED = dict(
+    torch='>=2.4,<2.14', mmengine='>=0.7.1,<1.0', mmcv='>=2.0,<2.2', mmdet='>=3.0,<4.0'
 )
 TESTED = 'torch 2.13.0, mmengine 0.10.7, mmcv 2.1.0, mmdet 3.3.0'
 
 
 def is_installed(*names: str) -> bool:
-    """Whether all of some packages are installed."""
+    """Return whether all of some packages are installed."""
     return all(find_spec(name) is not None for name in names)
 
 
 def check_detection() -> None:
-    """Raise if a package that MMDetection needs is not installed.
-
-    Raises:
-        ImportError: One sentence with the package and what works.
-    """
-    for name in RANGES:
+    """Raise an ImportError if a package that MMDetection needs is missing."""
+    for name in SUPPORTED:
         if not is_installed(name):
             raise ImportError(
                 f'detectors need {name}, which is not installed; versions '
@@ -44,27 +35,32 @@ def check_detection() -> None:
 def check_stack() -> None:
     """Raise if the installed stack is known not to work.
 
-    Distributions of another name that install the same packages (the
-    ``onedl-`` successors) are not judged.
+    Distributions of other names that install the same packages (the
+    ``onedl-`` successors) are not checked.
 
     Raises:
-        ImportError: One sentence with what was found and what works.
+        ImportError: With the installed version, and what works.
     """
-    found = {name: _version(name) for name in RANGES}
-    for name, (first, end) in RANGES.items():
-        if found[name] and not first <= _numbers(found[name]) < end:
+    # MMCV requires it, and the layers themselves do not.
+    from packaging.specifiers import SpecifierSet
+    from packaging.version import Version
+
+    found = {name: _version(name) for name in SUPPORTED}
+    for name, supported in SUPPORTED.items():
+        # Nightly and vendors' builds count as the version that they precede.
+        base = found[name] and Version(found[name]).base_version
+        if base and base not in SpecifierSet(supported):
             raise ImportError(
-                f'mmpsbn does not work with {name} {found[name]}, only from '
-                f'{_text(first)} up to but not including {_text(end)}; '
-                f'versions that work together: {TESTED}.'
+                f'mmpsbn does not work with {name} {found[name]}, only with '
+                f'{name}{supported}; versions that work together: {TESTED}.'
             )
     if found['mmengine'] and find_spec('pkg_resources') is None:
         raise ImportError(
             f'mmengine {found["mmengine"]} imports pkg_resources, which '
             f'setuptools {_version("setuptools")} no longer has; install '
-            f'setuptools 80.10.2 (below 81) beside {TESTED}.'
+            f'setuptools 80.10.2 (below 81) with {TESTED}.'
         )
-    # The version asked for above warns of this at every import.
+    # That version of setuptools warns of this at every import.
     warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
     # The second call imports MMCV, and with it MMEngine.
     if is_installed('mmdet') and not is_installed('mmcv._ext'):
@@ -76,12 +72,12 @@ def check_stack() -> None:
 
 
 def check_packages(purpose: str, requirements: str, *names: str) -> None:
-    """Raise if packages are missing that one tool alone needs.
+    """Raise if packages that only one tool needs are missing.
 
     Args:
-        purpose (str): What needs them.
+        purpose (str): What needs the packages.
         requirements (str): Their file in ``requirements/``.
-        names (str): To import.
+        names (str): The packages to import.
 
     Raises:
         InputError: With the command that installs them.
@@ -96,17 +92,8 @@ def check_packages(purpose: str, requirements: str, *names: str) -> None:
             ) from error
 
 
-def _version(name: str):
+def _version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _numbers(text: str) -> tuple:
-    numbers = re.match(r'[\d.]*\d', text).group().split('.')
-    return tuple(int(number) for number in numbers)
-
-
-def _text(numbers: tuple) -> str:
-    return '.'.join(map(str, numbers))

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from mmpsbn.analysis.style import COLORS, STYLE
+from mmpsbn.analysis.style import STYLE, assign_colors
 from mmpsbn.compare.figures import draw_lrs
 from mmpsbn.compare.report import (
     DIFFERENCES,
@@ -148,7 +148,7 @@ def draw_differences(studies: dict[str, Sequence[Row]], out: Path) -> None:
     found = {title: own for title, own in found.items() if own}
     if not found:
         return
-    norms = list(dict.fromkeys(row.norm for rows in studies.values() for row in rows))
+    colors = assign_colors(row.norm for rows in studies.values() for row in rows)
     heights = [len(own) for own in found.values()]
     with matplotlib.rc_context(STYLE):
         figure = Figure(
@@ -160,7 +160,7 @@ def draw_differences(studies: dict[str, Sequence[Row]], out: Path) -> None:
         )
         for axis, (title, own) in zip(axes[:, 0], found.items()):
             for place, one in enumerate(own):
-                color = COLORS[norms.index(one.row.norm) % len(COLORS)]
+                color = colors[one.row.norm]
                 axis.plot(
                     [one.paired.low, one.paired.high], [place] * 2, color=color, lw=2
                 )
@@ -186,7 +186,7 @@ def draw_differences(studies: dict[str, Sequence[Row]], out: Path) -> None:
             axis.set_title(title, fontsize=9, loc='left')
             axis.grid(axis='x', lw=0.4)
         axes[-1, 0].set_xlabel(
-            f'mAP minus that of {norms[0]}: mean and 95 % confidence '
+            f'mAP minus that of {next(iter(colors))}: mean and 95 % confidence '
             'interval\n(filled circle: significant difference)'
         )
         figure.savefig(out, dpi=150)

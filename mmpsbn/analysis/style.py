@@ -1,6 +1,6 @@
 """The colors and settings that all figures share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import matplotlib
@@ -17,7 +17,28 @@ COLORS = (
     '#999999',
     '#000000',
 )
+# A normalization has the same color in every figure.
+COLOR_OF = {
+    'BN': COLORS[0],
+    'psBN': COLORS[5],
+    'GN': COLORS[2],
+    'MimicNorm': COLORS[3],
+    'FrozenBN': COLORS[4],
+    'BN+LastBN': COLORS[1],
+}
 STYLE = {'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False}
+
+
+def assign_colors(names: Iterable[str]) -> dict[str, str]:
+    """Assign a color to each name; known normalizations have their own."""
+    names = list(dict.fromkeys(names))
+    taken = {COLOR_OF.get(name) for name in names}
+    free = [color for color in COLORS if color not in taken] or list(COLORS)
+    others = [name for name in names if name not in COLOR_OF]
+    return {
+        name: COLOR_OF.get(name) or free[others.index(name) % len(free)]
+        for name in names
+    }
 
 
 @contextmanager

@@ -1,14 +1,11 @@
 """Figures of a comparison, as PNG files."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mmpsbn.analysis.style import COLORS, STYLE
+from mmpsbn.analysis.style import assign_colors, figure_file
 from mmpsbn.compare.costs import Costs
 from mmpsbn.compare.intervals import confidence_margin
 from mmpsbn.compare.tables import format_length, format_lr
@@ -17,25 +14,12 @@ MARKERS = 'os^Dv<>'
 OFFSET = 0.2  # The width of the normalizations at one learning rate, as a share.
 
 
-@contextmanager
-def _save_figure(out: str, width: float, height: float) -> Iterator[Figure]:
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout='constrained')
-        yield figure
-        figure.savefig(out, dpi=150)
-
-
-def _assign_colors(names) -> dict[str, str]:
-    names = dict.fromkeys(names)
-    return {name: COLORS[i % len(COLORS)] for i, name in enumerate(names)}
-
-
 def draw_scores(rows, out: str) -> None:
     """Draw the mAP of every seed as a dot, and the mean of a row as a bar."""
-    colors = _assign_colors(row.norm for row in rows)
+    colors = assign_colors(row.norm for row in rows)
     several_lrs = len({row.lr for row in rows}) > 1
     several_lengths = len({row.length for row in rows}) > 1
-    with _save_figure(out, 6.5, 1 + 0.35 * len(rows)) as figure:
+    with figure_file(out, 6.5, 1 + 0.35 * len(rows)) as figure:
         axis = figure.subplots()
         for place, row in enumerate(rows):
             style = dict(color=colors[row.norm])
@@ -63,14 +47,14 @@ def draw_lrs(panels: dict[str, Sequence], out: str) -> None:
         panels (dict): The title of each panel, and its rows of a report.
         out (str): The PNG to write.
     """
-    colors = _assign_colors(row.norm for rows in panels.values() for row in rows)
+    colors = assign_colors(row.norm for rows in panels.values() for row in rows)
     styles = {
         norm: dict(color=color, marker=MARKERS[i % len(MARKERS)], lw=1.2, ms=4)
         for i, (norm, color) in enumerate(colors.items())
     }
     offsets = np.arange(len(styles)) - (len(styles) - 1) / 2
     factors = dict(zip(styles, 1 + OFFSET * offsets / max(1, len(styles))))
-    with _save_figure(out, max(4.5, 0.6 + 2.9 * len(panels)), 4.8) as figure:
+    with figure_file(out, max(4.5, 0.6 + 2.9 * len(panels)), 4.8) as figure:
         shared = dict(sharex='col', sharey='row', squeeze=False)
         axes = figure.subplots(2, len(panels), **shared)
         for (above, below), (title, rows) in zip(axes.T, panels.items()):
@@ -114,8 +98,8 @@ def draw_curves(
     A band is the 95 % confidence interval if there are at least two curves.
     Points that are not on all curves are left out.
     """
-    colors = _assign_colors(curves)
-    with _save_figure(out, 6.5, 3.5) as figure:
+    colors = assign_colors(curves)
+    with figure_file(out, 6.5, 3.5) as figure:
         axis = figure.subplots()
         for name, own in curves.items():
             x = sorted(set.intersection(*map(set, own)))
@@ -141,8 +125,8 @@ def draw_costs(costs: Costs, out: str) -> None:
     }
     if all(cost.peak is not None for cost in costs.values()):
         panels['peak, MiB'] = [cost.peak for cost in costs.values()]
-    colors = list(_assign_colors(costs).values())
-    with _save_figure(out, 6.5, 1 + 0.3 * len(costs)) as figure:
+    colors = list(assign_colors(costs).values())
+    with figure_file(out, 6.5, 1 + 0.3 * len(costs)) as figure:
         axes = figure.subplots(1, len(panels), sharey=True)
         for axis, (title, values) in zip(axes, panels.items()):
             bars = axis.barh(list(costs), values, color=colors)
