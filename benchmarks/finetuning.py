@@ -301,7 +301,7 @@ def pretrained(args, detector: str, command: str) -> tuple[Row, str]:
         command=command,
     )
     folder = comparison.folder(comparison.runs[0])
-    return make_rows(comparison)[0], find_latest(str(folder))
+    return make_rows(comparison)[0], find_latest(str(folder)).path
 
 
 def planned(args, part: str, detector: str, checkpoint: str) -> list[Planned]:

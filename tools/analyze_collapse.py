@@ -38,7 +38,7 @@ from mmpsbn.analysis.rounds import (
     rounds_table,
     write_rounds,
 )
-from mmpsbn.checkpoints.reading import find_checkpoint
+from mmpsbn.checkpoints.reading import find_checkpoint, read_checkpoint
 from mmpsbn.cli.arguments import add_cfg_options, add_image_arguments
 from mmpsbn.cli.errors import exit_with_message
 from mmpsbn.config.data import find_images
@@ -92,16 +92,20 @@ def show(title, rows):
     print(f'\n{title}\n{align_columns(rows)}')
 
 
-def analyze_all(cfg, names, images):
-    """Analyze different checkpoints, and return their layers by their paths."""
-    results, seen = {}, set()
-    for checkpoint in map(find_checkpoint, names):
-        path = checkpoint.path
-        if osp.realpath(path) in seen:
-            continue
-        seen.add(osp.realpath(path))
+def find_paths(names):
+    """Find different checkpoints, each by the name that was given first."""
+    paths = {}
+    for path in (find_checkpoint(name).path for name in names):
+        paths.setdefault(osp.realpath(path), path)
+    return list(paths.values())
+
+
+def analyze_all(cfg, paths, images):
+    """Analyze checkpoints, and return their layers by their short names."""
+    results = {}
+    for name, path in zip(short_names(paths), paths):
         try:
-            results[path] = analyze(cfg, checkpoint, images)
+            results[name] = analyze(cfg, read_checkpoint(path), images)
         except InputError as error:
             if not results:
                 raise
@@ -110,7 +114,7 @@ def analyze_all(cfg, names, images):
                 f'channel, so each of them must fit {cfg.filename}. Analyze '
                 'this one alone, with its own config.'
             ) from error
-        show(f'{path}, {len(images)} images', table(results[path], len(images)))
+        show(f'{path}, {len(images)} images', table(results[name], len(images)))
     return results
 
 
@@ -172,9 +176,8 @@ def main():
     MMLogger.get_instance('mmengine', log_level='ERROR')
     cfg = read_config(args.config, args.cfg_options)
     images = find_images(cfg, args.images, args.number) if args.number else []
-    found = analyze_all(cfg, args.checkpoints, images)
-    paths = list(found)
-    results = dict(zip(short_names(paths), found.values()))
+    paths = find_paths(args.checkpoints)
+    results = analyze_all(cfg, paths, images)
     if not any(layer.judged for layers in results.values() for layer in layers):
         print(
             '\nNo channel was judged dead or alive: no ReLU or ReLU6 '
