@@ -8,7 +8,7 @@ MMDetection's against the checkout's, which has the configs; what they import
 (``parameterized``) has to be installed. ``--torch`` takes torch's tests of
 modules, from the installed torch.
 
-Each suite runs twice, see replace_norm.py. Printed are how many tests passed, and
+Each suite runs twice, see with_norm.py. Printed are how many tests passed, and
 each that passes with BN only. The exit status is 1 if one of these is not
 among the differences that are known and explained below.
 """
@@ -86,7 +86,7 @@ def start(suite: str, root: Path, norm: str, junit: str) -> subprocess.Popen:
     return subprocess.Popen(
         [
             sys.executable,
-            str(HERE / 'replace_norm.py'),
+            str(HERE / 'with_norm.py'),
             norm,
             '-q',
             '--tb=short',

@@ -1,6 +1,6 @@
 """Run pytest where ``BN`` of a config builds another norm layer.
 
-    python tests/others/replace_norm.py psBN tests/test_cnn/test_conv_module.py
+    python tests/others/with_norm.py psBN tests/test_cnn/test_conv_module.py
 
 ``BN``, ``BN1d``, ``BN2d``, ``BN3d`` and ``SyncBN`` of MMEngine's registry
 become psBN's layers, or stay as they are; what follows are pytest's arguments.
