@@ -98,9 +98,9 @@ def test_a_comparison_by_voc_with_adamw(voc, tmp_path):
     (one,) = plan.runs
     assert plan.run(one, lambda share: None), plan.failures
     assert one.name == 'BN+LastBN_lr0.001_seed0'
-    assert plan.scores == ['pascal_voc/mAP', 'pascal_voc/AP50']
-    assert set(plan.scores) <= set(plan.result(one)['metrics'])
-    assert list(plan.curve(one, plan.scores[0])) == [1]
+    assert plan.score_names == ['pascal_voc/mAP', 'pascal_voc/AP50']
+    assert set(plan.score_names) <= set(plan.result(one)['metrics'])
+    assert list(plan.curve(one, plan.score_names[0])) == [1]
 
 
 def test_images_that_decide_are_those_of_training(voc):
