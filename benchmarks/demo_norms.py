@@ -152,5 +152,5 @@ def main():
 
 if __name__ == '__main__':
     interrupt_on_signals()
-    with exit_with_message('the same command goes on from here'):
+    with exit_with_message('the same command resumes from here'):
         main()

@@ -1,7 +1,7 @@
 """The demo: make data, train a psBN detector, evaluate it, show it.
 
 Each step is one of the repository's own commands and is printed as it would
-be typed. A call after an interruption goes on where the last one stopped.
+be typed. After an interruption, the same command resumes.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def run(*command):
     if status:
         sys.exit(
             f'The demo stopped: {command[0]} ended with status {status}. '
-            'The same command goes on from here.'
+            'The same command resumes from here.'
         )
 
 
@@ -79,11 +79,13 @@ psBN Faster R-CNN on digits, {(time.monotonic() - start) / 60:.1f} min
   bbox mAP50   {metrics['coco/bbox_mAP_50']:.3f}
 
   checkpoint   {checkpoint}
-  detections   {picture}""")
+  detections   {picture}
+
+Next: compare normalizations on your data with python tools/compare_norms.py YOUR_CONFIG""")
 
 
 if __name__ == '__main__':
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit('\nInterrupted. The same command goes on from here.')
+        sys.exit('\nInterrupted. The same command resumes from here.')

@@ -2,7 +2,7 @@
 
 ``make demo`` and ``make test`` call it. The variable STACK names another file
 of ``requirements/stacks`` than the default; it gets a ``.venv-STACK``. The
-script needs nothing but the standard library, goes on where an interrupted
+script needs nothing but the standard library, resumes where an interrupted
 call stopped, and does nothing when everything is in place. MMCV's wheel is
 kept in the user's cache (``$XDG_CACHE_HOME/mmpsbn``, by default
 ``~/.cache/mmpsbn``) under the versions it was compiled for, so that another
@@ -190,7 +190,7 @@ def install_mmcv() -> None:
 
 
 def build_mmcv(requirement: str, home: Path) -> None:
-    """Compile MMCV's wheel into ``home``; an interrupted build goes on."""
+    """Compile MMCV's wheel into ``home``; an interrupted build resumes."""
     jobs = os.environ.get('MAX_JOBS') or str(build_jobs())
     say(
         f'3/4 compiling {requirement} with {jobs} jobs: about ten minutes '
@@ -319,10 +319,10 @@ if __name__ == '__main__':
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit('\nInterrupted. The same command goes on from here.')
+        sys.exit('\nInterrupted. The same command resumes from here.')
     except subprocess.CalledProcessError as error:
         sys.exit(
             f'{error.stderr or ""}Set-up stopped: the command '
             f'{" ".join(map(str, error.cmd))!r} failed. The same '
-            'command as before goes on from here.'
+            'command as before resumes from here.'
         )

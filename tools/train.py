@@ -20,7 +20,7 @@ def parse_args():
         '--resume',
         nargs='?',
         const='auto',
-        help='go on from this checkpoint, or from the newest in the work dir',
+        help='resume from this checkpoint, or from the newest in the work dir',
     )
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument(
@@ -59,5 +59,5 @@ def main():
 
 
 if __name__ == '__main__':
-    with exit_with_message('--resume goes on from the last checkpoint'):
+    with exit_with_message('--resume continues from the last checkpoint'):
         main()

@@ -4,7 +4,7 @@
 
 Trains every variant of experiments.py with every seed, as many trainings at a
 time as there are cores, one thread each, and writes report.md with tables and
-figures. Each result is a line of results.jsonl: the same command goes on after
+figures. Each result is a line of results.jsonl: the same command resumes after
 an interruption, repeats nothing, and makes the report from the lines.
 """
 
