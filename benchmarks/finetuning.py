@@ -4,7 +4,7 @@
 
 There are two tasks of tools/make_demo_data.py, the demo's, and half as many
 other scenes, seen at 128 x 128 instead of 160 x 160. Each detector learns
-the first with BN and goes on on the second with frozen BN, BN, psBN, GN and
+the first with BN and continues on the second with frozen BN, BN, psBN, GN and
 MimicNorm, at three learning rates, with three seeds. Then BN and psBN where
 filters may collapse: at a higher learning rate, and from scratch with norm
 layers in neck and head too, which bear more, with more weight decay, and
@@ -14,7 +14,7 @@ training belongs to a comparison as tools/compare_norms.py makes it.
 
 The same command resumes after an interruption and repeats nothing. It writes
 report.md with figures after each comparison, and into the folder of each
-comparison a report of its own.
+comparison its own report.
 """
 
 import argparse

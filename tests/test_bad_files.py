@@ -336,15 +336,15 @@ def check_sample(sample):
 
 
 def checkers(size=64):
-    """An image of blocks, which survive JPEG's halved colour."""
-    colours = np.random.default_rng(0).integers(0, 256, (4, 4, 3))
-    blocks = np.kron(colours, np.ones((size // 4, size // 4, 1)))
+    """An image of blocks, which survive JPEG's halved color."""
+    colors = np.random.default_rng(0).integers(0, 256, (4, 4, 3))
+    blocks = np.kron(colors, np.ones((size // 4, size // 4, 1)))
     return Image.fromarray(blocks.astype(np.uint8))
 
 
 ODD = {
     'grey.jpg': lambda image: image.convert('L'),
-    'four colours.jpg': lambda image: image.convert('CMYK'),
+    'four colors.jpg': lambda image: image.convert('CMYK'),
     'transparent.png': lambda image: image.convert('RGBA'),
     'palette.png': lambda image: image.convert('P'),
     'one bit.png': lambda image: image.convert('1'),

@@ -1,4 +1,4 @@
-"""benchmarks/collapse: trained, gone on with, and reported as it was."""
+"""benchmarks/collapse: trained, resumed, and reported."""
 
 import json
 import os

@@ -201,14 +201,14 @@ def test_a_report_of_several_lengths(digits, tmp_path):
 
 def test_learning_curves_have_confidence_bands(tmp_path):
 
-    def coloured(*lines):
+    def colored(*lines):
         file = tmp_path / 'curves.png'
         draw_curves({'BN': lines}, str(file), xlabel='epoch', ylabel='mAP')
         return (matplotlib.image.imread(file)[..., :3].std(-1) > 0.01).sum()
 
     one = {1: 0.1, 2: 0.5}
-    assert coloured(one, {1: 0.1, 2: 0.6}) > 2 * coloured(one)
+    assert colored(one, {1: 0.1, 2: 0.6}) > 2 * colored(one)
     # The range of four is the same as of two, and its interval narrower.
-    assert coloured(one, one, {1: 0.1, 2: 0.6}, {1: 0.1, 2: 0.6}) < coloured(
+    assert colored(one, one, {1: 0.1, 2: 0.6}, {1: 0.1, 2: 0.6}) < colored(
         one, {1: 0.1, 2: 0.6}
     )

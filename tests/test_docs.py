@@ -54,7 +54,7 @@ SESSION, NUMBERS = map(docs_script, ('InferenceSession', 'coco/bbox_mAP'))
 
 
 def commands_of(block):
-    """Of a shell block, in words; lines that go on are joined."""
+    """Return the commands of a shell block, with continued lines joined."""
     code = block.code.replace('\\\n', ' ')
     for line in code.splitlines():
         words = shlex.split(line, comments=True)

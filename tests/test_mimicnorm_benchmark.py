@@ -1,4 +1,4 @@
-"""benchmarks/mimicnorm: trained, gone on with, and reported as it was."""
+"""benchmarks/mimicnorm: trained, resumed, and reported."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Other people's tests: torch's pass, and a difference is told."""
+"""Other people's tests: torch's pass, and a difference is reported."""
 
 import subprocess
 import sys

@@ -287,7 +287,7 @@ def test_an_input_that_changes_anywhere_is_not_constant():
 
 
 class ToyDetector(nn.Module):
-    """A detector with layers in the place of backbone and neck."""
+    """A detector with layers instead of backbone and neck."""
 
     def __init__(self, *body):
         super().__init__()
@@ -419,7 +419,7 @@ def test_the_command_writes_files_that_agree(
     assert 'counted once: 10.' in shown
     assert f'Constant for a layer, yet kept: 2, {OUTPUT}.' in shown
     assert '2 images that decided: raw outputs differ' in shown
-    assert '14 images that had no say' in shown
+    assert '14 held-out images' in shown
     assert {path.name for path in out.iterdir()} == set(pruned_files.FILES)
     content = json.loads((out / 'pruned.json').read_text())
     assert content['removal']['channels']['rpn_head.rpn_conv'] == [8]

@@ -1,4 +1,4 @@
-"""A run goes on, wherever it was when it ended."""
+"""A run resumes, wherever it was interrupted."""
 
 import os
 import random

@@ -81,7 +81,7 @@ psBN Faster R-CNN on digits, {(time.monotonic() - start) / 60:.1f} min
   checkpoint   {checkpoint}
   detections   {picture}
 
-Next: compare normalizations on your data with python tools/compare_norms.py YOUR_CONFIG""")
+Next: python tools/compare_norms.py YOUR_CONFIG compares them on your data.""")
 
 
 if __name__ == '__main__':

@@ -39,7 +39,7 @@ def parse_args():
     parser.add_argument(
         '--raw',
         action='store_true',
-        help="write the heads' outputs in the place of detections",
+        help="write the heads' outputs instead of detections",
     )
     return parser.parse_args()
 

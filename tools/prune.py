@@ -14,7 +14,7 @@ into the folder --out, for one image of a fixed shape:
 
 Both are compared with the trained model before they are kept. A channel that
 is constant on these images may live on others: take images of all kinds, many
-of them, and look at the line on images that had no say. Where no channel is
+of them, and look at the line on held-out images. Where no channel is
 constant, nothing is written, since tools/export_onnx.py gives the same file;
 the exit status is 0, so that a script can prune whatever it trains.
 """
@@ -105,7 +105,7 @@ def main():
     show_kept(pruned.removal.kept)
     print(f'{len(images)} images that decided: {pruned.agreement}')
     if pruned.elsewhere:
-        print(f'{len(others)} images that had no say: {pruned.elsewhere}')
+        print(f'{len(others)} held-out images: {pruned.elsewhere}')
     print(f'Files: {args.out}')
 
 

@@ -1,4 +1,4 @@
-"""Trainings in several processes, gone on with after an interruption."""
+"""Trainings in several processes that resume after an interruption."""
 
 import json
 import multiprocessing

@@ -86,8 +86,8 @@ def _check_torchvision(weights: str) -> None:
         raise InputError(
             f'torchvision finds and downloads the pretrained weights {weights}, '
             f'and cannot be imported ({error}). Install the '
-            'torchvision that belongs to the installed torch, or name a file '
-            'of yours: --cfg-options '
+            'torchvision that belongs to the installed torch, or name your '
+            'file: --cfg-options '
             'model.backbone.init_cfg.checkpoint=resnet50.pth (or '
             'model.backbone.init_cfg=None to start from scratch).'
         ) from error

@@ -1,4 +1,4 @@
-"""The config of the stock model that does what a model of ours does."""
+"""The config of the stock model that computes the same as a model of mmpsbn."""
 
 import copy
 import os.path as osp
@@ -14,7 +14,7 @@ LAST_BN_ARGUMENTS = ('last_bn', 'affine', 'gain', 'momentum', 'eps', 'sync')
 
 
 def stock_model(model: dict) -> dict:
-    """A model's config with BN in the place of psBN and of MimicNorm.
+    """Return a model's config with BN instead of psBN and MimicNorm.
 
     Args:
         model (dict): It stays as it is.

@@ -32,7 +32,7 @@ def find_pairs(model: nn.Module) -> list[Pair]:
     """The pairs of MimicConv and MimicNorm of a model.
 
     Raises:
-        InputError: If the conv of a norm layer cannot be told.
+        InputError: If the convolution of a norm layer is not known.
     """
     pairs = []
     names = {id(module): name for name, module in model.named_modules()}

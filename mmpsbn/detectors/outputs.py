@@ -22,7 +22,7 @@ class BatchRunner:
     Args:
         data (dict): ``inputs`` and ``data_samples``, as a data preprocessor
             gives them.
-        proposals (list, optional): For each image, in the place of those of
+        proposals (list, optional): For each image, instead of those of
             the first detector.
     """
 
