@@ -31,6 +31,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 import mmpsbn.cli  # noqa: F401  First: it checks the stack.
+from benchmarks.shared.tables import format_mean_and_spread
 from mmpsbn.checkpoints.reading import find_latest
 from mmpsbn.cli.arguments import add_cfg_options
 from mmpsbn.cli.errors import exit_with_message, interrupt_on_signals
@@ -40,7 +41,7 @@ from mmpsbn.compare.placing import check_norms
 from mmpsbn.compare.processes import divide_machine
 from mmpsbn.compare.report import Row, describe_results, format_rows, make_rows
 from mmpsbn.compare.session import estimate_remaining, load_costs
-from mmpsbn.compare.tables import format_duration, format_mean_and_spread, format_table
+from mmpsbn.compare.tables import format_duration, format_table
 from mmpsbn.config.data import check_data
 from mmpsbn.config.reading import LOADERS, read_config
 from mmpsbn.datasets import make_digits

@@ -77,14 +77,8 @@ def main():
                 f'{", ".join(moved.reinitialized)}.'
             )
         return
-    agreement = convert_to_stock(
-        cfg,
-        checkpoint,
-        images,
-        args.out,
-        fused=args.fuse,
-        keep_optimizer=args.keep_optimizer,
-    )
+    kept = dict(fused=args.fuse, keep_optimizer=args.keep_optimizer)
+    agreement = convert_to_stock(cfg, checkpoint, images, args.out, **kept)
     print(
         f'{config_path(args.out)} and {args.out}, run without mmpsbn on '
         f'{len(images)} images: {agreement}'

@@ -56,16 +56,8 @@ def main():
     run('tools/train.py', CONFIG, '--work-dir', work_dir, '--resume', *options)
     checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
     predictions = work_dir / 'predictions.pkl'
-    run(
-        'tools/test.py',
-        CONFIG,
-        checkpoint,
-        '--work-dir',
-        work_dir,
-        '--out',
-        predictions,
-        *options,
-    )
+    outputs = ['--work-dir', work_dir, '--out', predictions]
+    run('tools/test.py', CONFIG, checkpoint, *outputs, *options)
     with open(predictions, 'rb') as file:
         samples = pickle.load(file)[:SCENES]
     picture = work_dir / 'detections.png'

@@ -9,8 +9,8 @@ import numpy as np
 
 from benchmarks.shared import settings as shared
 from benchmarks.shared.settings import make_rows, varied
-from benchmarks.shared.tables import heading, value_of
-from mmpsbn.compare.tables import format_mean_and_spread, format_table
+from benchmarks.shared.tables import format_mean_and_spread, heading, value_of
+from mmpsbn.compare.tables import format_table
 from mmpsbn.files import write_atomically
 
 from .experiments import BN, EXPERIMENTS, PSBN, Settings, with_starts

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from benchmarks.shared import settings as shared
 from benchmarks.shared.settings import make_rows, panel_of, varied
-from benchmarks.shared.tables import heading, value_of
-from mmpsbn.compare.tables import format_mean_and_spread, format_table
+from benchmarks.shared.tables import format_mean_and_spread, heading, value_of
+from mmpsbn.compare.tables import format_table
 from mmpsbn.files import write_atomically
 
 from .correlation import MEASURES

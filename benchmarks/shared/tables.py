@@ -1,5 +1,6 @@
 """Values and headings of a report."""
 
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,3 +23,11 @@ def heading(
         f'{len({job.seed for job in jobs})} seeds, {seconds / 60:.0f} '
         f'minutes of one core; {versions}.'
     )
+
+
+def format_mean_and_spread(values: Sequence[float], digits: int = 3) -> list[str]:
+    """Format the mean, and the difference of largest and smallest value."""
+    if not values:
+        return ['-', '-']
+    spread = max(values) - min(values)
+    return [f'{statistics.mean(values):.{digits}f}', f'{spread:.{digits}f}']

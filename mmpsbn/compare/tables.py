@@ -25,14 +25,6 @@ def format_length(length: float) -> str:
     return f'{format_lr(length)} x'
 
 
-def format_mean_and_spread(values: Sequence[float], digits: int = 3) -> list[str]:
-    """Format the mean, and the difference of largest and smallest value."""
-    if not values:
-        return ['-', '-']
-    spread = max(values) - min(values)
-    return [f'{statistics.mean(values):.{digits}f}', f'{spread:.{digits}f}']
-
-
 def format_mean(values: Sequence[float]) -> list[str]:
     """Format the mean and, of at least two values, its confidence interval."""
     if not values:
