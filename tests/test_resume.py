@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 
 from mmpsbn.checkpoints.backend import use_atomic_checkpoints
 from mmpsbn.checkpoints.reading import find_latest
-from mmpsbn.config.start import set_resume
+from mmpsbn.config.start import check_start, set_resume
 from mmpsbn.errors import InputError
 
 KILLS = 30
@@ -52,6 +52,21 @@ def test_resume_without_a_checkpoint_starts_as_the_config_says(two_epochs):
     assert (cfg.resume, cfg.load_from) == (True, str(two_epochs / 'epoch_2.pth'))
     set_resume(cfg, str(two_epochs / 'epoch_1.pth'))
     assert (cfg.resume, cfg.load_from) == (True, str(two_epochs / 'epoch_1.pth'))
+
+
+def test_a_checkpoint_is_read_once_before_a_run_resumes(two_epochs, monkeypatch):
+    """MMEngine then reads it a second time, to load it."""
+    reads, load = [], torch.load
+
+    def count(file, *args, **kwargs):
+        reads.append(file)
+        return load(file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, 'load', count)
+    cfg = Config(dict(work_dir=str(two_epochs), model=dict()))
+    checkpoint = set_resume(cfg, None)
+    check_start(cfg)
+    assert reads == [checkpoint.path]
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
