@@ -496,3 +496,8 @@ def test_ctrl_c_ends_with_a_message(tmp_path):
     assert process.returncode == 130
     assert 'resumes from the last checkpoints' in message
     assert 'Traceback' not in message
+
+
+def test_the_page_on_retraining_has_the_figure_of_the_study():
+    figure = ROOT / 'benchmarks' / 'rounds' / 'cifar10-plain.png'
+    assert (ROOT / 'docs' / 'rounds.png').read_bytes() == figure.read_bytes()
