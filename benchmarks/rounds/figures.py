@@ -57,10 +57,12 @@ def draw_rounds(
     size = (9, 3) if in_row else (1.6 + 2.6 * len(settings), 6.2)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout='constrained')
-        axes = figure.subplots(*(shape[::-1] if in_row else shape), squeeze=False)
-        axes = axes.T if in_row else axes
+        if in_row:
+            axes = figure.subplots(*shape[::-1], squeeze=False).T
+        else:
+            axes = figure.subplots(*shape, sharey='row', squeeze=False)
         handles = {}
-        for column, setting in zip(axes.T, settings):
+        for index, (column, setting) in enumerate(zip(axes.T, settings)):
             for axis, (measure, label) in zip(column, PANELS.items()):
                 axis.grid(lw=0.4)
                 for method in methods:
@@ -68,7 +70,7 @@ def draw_rounds(
                     if any(map(len, lines)):
                         color = METHOD_COLORS[method]
                         handles[method] = _line(axis, ends, lines, color)
-                if in_row or column is axes.T[0]:
+                if not index:
                     axis.set_ylabel(label)
                 if in_row or measure == list(PANELS)[-1]:
                     axis.set_xlabel('round')
@@ -78,8 +80,8 @@ def draw_rounds(
         for row, limits in zip(axes, (None, (0, 100), (0, None))):
             for axis in row:
                 axis.set_xlim(0, series.end)
-                axis.sharey(row[0]) if axis is not row[0] else None
-                axis.set_ylim(limits)
+                if limits:
+                    axis.set_ylim(limits)
         names = [method for method in METHOD_COLORS if method in handles]
         figure.legend(
             [handles[method] for method in names],
