@@ -77,5 +77,8 @@ def _draw(axis, box, text: str, style: dict) -> None:
     x1, y1, x2, y2 = box.tolist()
     axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **style))
     frame = dict(facecolor=style['ec'], edgecolor='none', pad=1)
-    place = (x1, max(y1 - 2, 12))
-    axis.text(*place, text, va='bottom', fontsize=8, clip_on=True, bbox=frame)
+    # Labels of boxes that overlap do not: what is wrong has its label below.
+    below = style is WRONG
+    place = (x1, min(y2 + 2, axis.get_ylim()[0] - 12) if below else max(y1 - 2, 12))
+    label = dict(va='top' if below else 'bottom', fontsize=8, clip_on=True)
+    axis.text(*place, text, bbox=frame, **label)
