@@ -43,7 +43,7 @@ from mmpsbn.compare.report import Row, describe_results, format_rows, make_rows
 from mmpsbn.compare.session import estimate_remaining, load_costs
 from mmpsbn.compare.tables import format_duration, format_table
 from mmpsbn.config.data import check_data
-from mmpsbn.config.reading import LOADERS, read_config
+from mmpsbn.config.reading import TRAINING_LOADERS, read_config
 from mmpsbn.datasets import make_digits
 from mmpsbn.errors import InputError
 from mmpsbn.files import output_folder
@@ -230,7 +230,7 @@ def comparison_of(
 ) -> Comparison:
     """A comparison, on the task that MMDET_DATASETS names."""
     cfg = read_config(CONFIGS.get(detector, detector), options)
-    check_data(cfg, LOADERS)
+    check_data(cfg, TRAINING_LOADERS)
     if trainings.batch:
         in_parts(cfg, trainings.batch)
     lr = cfg.optim_wrapper.optimizer.lr

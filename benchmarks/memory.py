@@ -59,7 +59,7 @@ class NoNorm(torch.nn.Identity):
 MIMIC = dict(conv_cfg=dict(type='MimicConv'), norm_cfg=dict(type='MimicNorm'))
 TRAINED = dict(norm_eval=False, frozen_stages=-1, init_cfg=None)
 PUBLISHED = 'MimicNorm, scalars as published'
-NORMS = {
+SETTINGS = {
     'BN': dict(norm_cfg=dict(type='BN')),
     'BN, frozen': dict(norm_cfg=dict(type='BN', requires_grad=False), norm_eval=True),
     'psBN': dict(norm_cfg=dict(type='psBN')),
@@ -97,7 +97,7 @@ class Backbone(torch.nn.Module):
 
     def __init__(self, name, norm):
         super().__init__()
-        settings = {**TRAINED, **NORMS[norm]}
+        settings = {**TRAINED, **SETTINGS[norm]}
         if norm == 'GN' and name in GROUPS:
             settings['norm_cfg'] = dict(type='GN', num_groups=GROUPS[name])
         self.net = BACKBONES[name](**settings)
@@ -145,7 +145,7 @@ def detector(name, norm):
     if norm == 'MimicNorm':
         cfg.merge_from_dict(dict(model=last_bn))
     cfg.model.backbone.pop('norm_cfg')
-    cfg.model.backbone.update(TRAINED, **NORMS[norm])
+    cfg.model.backbone.update(TRAINED, **SETTINGS[norm])
     return Detector(cfg)
 
 
@@ -275,7 +275,7 @@ def main():
     parser.add_argument('--rounds', type=int, default=15)
     parser.add_argument('--size', type=int, nargs=2, default=[800, 1344])
     parser.add_argument(
-        '--norms', nargs='+', choices=NORMS, default=list(NORMS), help='beside BN'
+        '--norms', nargs='+', choices=SETTINGS, default=list(SETTINGS), help='beside BN'
     )
     parser.add_argument(
         '--backbones', nargs='*', choices=BACKBONES, default=list(BACKBONES)
@@ -304,7 +304,7 @@ def main():
         else f'CPU, {torch.get_num_threads()} threads'
     )
     print(f'torch {torch.__version__}, {where}\n')
-    norms = [norm for norm in NORMS if norm in ('BN', *args.norms)]
+    norms = [norm for norm in SETTINGS if norm in ('BN', *args.norms)]
     for name in args.backbones:
         report(
             name,

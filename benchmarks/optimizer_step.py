@@ -21,12 +21,12 @@ from mmengine.logging import MMLogger
 from mmpsbn.analysis import time_alternately
 from mmpsbn.layers import optimizer_step
 
-from .memory import NORMS, TRAINED
+from .memory import SETTINGS, TRAINED
 
 
 def network(norm, device):
     """Return a ResNet-50 whose gradients are zero."""
-    net = ResNet(50, **TRAINED, **NORMS[norm]).to(device)
+    net = ResNet(50, **TRAINED, **SETTINGS[norm]).to(device)
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
     return net

@@ -22,11 +22,10 @@ from mmpsbn.cli.runner import build_runner
 from mmpsbn.config.data import check_data
 from mmpsbn.config.data_errors import explain_data_errors
 from mmpsbn.config.errors import explain_config_errors
-from mmpsbn.config.reading import load_config
+from mmpsbn.config.reading import LOADERS, TRAINING_LOADERS, load_config
 from mmpsbn.config.start import check_start
 from mmpsbn.errors import InputError
 
-LOADERS = ('train_dataloader', 'val_dataloader')
 GLOBALS = (MMLogger, MessageHub, DefaultScope, Visualizer, DetLocalVisualizer)
 VALUES = st.sampled_from(
     [
@@ -78,7 +77,7 @@ def content(digits):
             'model.roi_head.bbox_head': dict(in_channels=8, fc_out_channels=8),
         }
     )
-    for loader in (*LOADERS, 'test_dataloader'):
+    for loader in LOADERS:
         cfg[loader].update(num_workers=0, persistent_workers=False)
         cfg[loader].dataset.data_root = f'{digits}/'
     for evaluator in ('val_evaluator', 'test_evaluator'):
@@ -114,8 +113,8 @@ def forgotten(monkeypatch):
 def start(path, work_dir):
     """As tools/train.py does, up to the first iteration."""
     cfg = load_config(str(path), None, str(work_dir))
-    with explain_config_errors(), explain_data_errors(cfg, LOADERS):
-        check_data(cfg, LOADERS)
+    with explain_config_errors(), explain_data_errors(cfg, TRAINING_LOADERS):
+        check_data(cfg, TRAINING_LOADERS)
         check_start(cfg)
         runner = build_runner(cfg)
         runner.register_hook(Start())

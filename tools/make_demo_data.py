@@ -2,7 +2,9 @@
 
 import argparse
 
+from mmpsbn.cli.errors import exit_with_message
 from mmpsbn.datasets import make_digits
+from mmpsbn.errors import InputError
 
 
 def parse_args():
@@ -20,9 +22,10 @@ def main():
     try:
         make_digits(args.out, args.train, args.val, args.size, args.seed)
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        raise SystemExit(f'error: {error}') from error
+        raise InputError(str(error)) from error
     print(f'{args.train} + {args.val} scenes in {args.out}')
 
 
 if __name__ == '__main__':
-    main()
+    with exit_with_message():
+        main()

@@ -21,7 +21,7 @@ from mmpsbn.config.reading import load_config
 from mmpsbn.errors import InputError
 from mmpsbn.files import output_files
 
-LOADERS = ('test_dataloader',)
+TEST_LOADERS = ('test_dataloader',)
 
 
 class AtomicDetResults(DumpDetResults):
@@ -59,13 +59,13 @@ def main():
             pass  # Says now, not after the evaluation, if it cannot be.
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     checkpoint = read_checkpoint(args.checkpoint)
-    check_data(cfg, LOADERS)
+    check_data(cfg, TEST_LOADERS)
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
         # DetVisualizationHook joins a relative folder again for every batch.
         cfg.work_dir = osp.abspath(cfg.work_dir)
-    with explain_config_errors(), explain_data_errors(cfg, LOADERS):
+    with explain_config_errors(), explain_data_errors(cfg, TEST_LOADERS):
         runner = build_runner(cfg)
         check_compatible(runner.model, checkpoint)
         if args.out:

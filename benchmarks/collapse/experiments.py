@@ -53,7 +53,7 @@ def with_starts(jobs: Sequence[Settings]) -> list[Settings]:
 
 
 BN, PSBN = 0.0, 0.1
-NORMS = (BN, PSBN)
+ALPHAS = (BN, PSBN)
 LRS = (0.04, 0.2, 0.4, 0.6, 0.8, 1.2, 1.6, 2.4, 4.0)
 HIGH = (0.4, 1.6)
 # The first five classes, learned at a rate at which little collapses.
@@ -63,7 +63,7 @@ COLLAPSED = dict(lr=1.6, paths=True)
 EXPERIMENTS: dict[str, Experiment] = {
     'lr': Experiment(
         'Learning rate',
-        grid(network=('conv', 'resnet'), lr=LRS, alpha=NORMS),
+        grid(network=('conv', 'resnet'), lr=LRS, alpha=ALPHAS),
         'lr',
         ('network',),
     ),
@@ -74,14 +74,14 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     'optimizer': Experiment(
         'Optimizers with adaptive rates',
-        grid(optimizer=('Adam', 'RMSprop'), lr=(0.01, 0.03, 0.1), alpha=NORMS)
+        grid(optimizer=('Adam', 'RMSprop'), lr=(0.01, 0.03, 0.1), alpha=ALPHAS)
         +
         # Its decay is not divided by the gradient's size.
         grid(
             optimizer=('AdamW',),
             weight_decay=(0.05,),
             lr=(0.01, 0.03, 0.1),
-            alpha=NORMS,
+            alpha=ALPHAS,
         ),
         'lr',
         ('optimizer',),
@@ -89,16 +89,16 @@ EXPERIMENTS: dict[str, Experiment] = {
     'finetune': Experiment(
         'Finetuning a BN network on the other five classes',
         grid(
-            start=(PRETRAINED,), half=(1,), lr=(0.04, 0.1, 0.4, 1.6, 4.0), alpha=NORMS
+            start=(PRETRAINED,), half=(1,), lr=(0.04, 0.1, 0.4, 1.6, 4.0), alpha=ALPHAS
         ),
         'lr',
     ),
     'leaky': Experiment(
-        'Leaky ReLU', grid(slope=(0.01, 0.1), lr=HIGH, alpha=NORMS), 'lr', ('slope',)
+        'Leaky ReLU', grid(slope=(0.01, 0.1), lr=HIGH, alpha=ALPHAS), 'lr', ('slope',)
     ),
     'decay': Experiment(
         'Weight decay of gamma and beta',
-        grid(lr=HIGH, norm_decay=(0.0, 1.0, 4.0), alpha=NORMS),
+        grid(lr=HIGH, norm_decay=(0.0, 1.0, 4.0), alpha=ALPHAS),
         'norm_decay',
         ('lr',),
     ),
@@ -124,7 +124,7 @@ EXPERIMENTS: dict[str, Experiment] = {
 CIFAR10: dict[str, Experiment] = {
     'lr': EXPERIMENTS['lr']._replace(
         variants=grid(
-            network=('conv', 'resnet'), lr=(0.1, 0.4, 0.8, 1.6, 3.2), alpha=NORMS
+            network=('conv', 'resnet'), lr=(0.1, 0.4, 0.8, 1.6, 3.2), alpha=ALPHAS
         )
     )
 }

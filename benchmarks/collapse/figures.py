@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from benchmarks.shared.figures import by_logarithm, draw_variants
 from mmpsbn.analysis.style import COLORS, STYLE
 
-NORMS = {'BN': (COLORS[0], 'o'), 'psBN': (COLORS[5], 's')}
+LINES = {'BN': (COLORS[0], 'o'), 'psBN': (COLORS[5], 's')}
 ALIVE, BACK, DEAD = '#BBBBBB', COLORS[2], COLORS[5]
 NAMES = {
     'lr': 'learning rate',
@@ -39,7 +39,7 @@ def draw_accuracy_and_dead(rows, x: str, panels: Sequence[str], out: str) -> Non
             'test accuracy, %': lambda row: row.accuracies,
         },
         lambda row: 'psBN' if along else row.settings.norm,
-        NORMS,
+        LINES,
         NAMES,
         out,
         lambda value: 'BN' if along and not value else f'{value:g}',

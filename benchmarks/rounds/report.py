@@ -20,7 +20,7 @@ from mmpsbn.files import write_atomically
 from .figures import draw_recoveries, draw_rounds
 from .recovery import COLLAPSED, Death
 from .results import Results
-from .studies import HIGHEST, METHODS, NORMS, ROUNDS, SCRATCH, SEEDS, Run, Setting
+from .studies import HIGHEST, METHODS, PAIR, ROUNDS, SCRATCH, SEEDS, Run, Setting
 
 BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
 AT, WINDOW = (10, 50, 100, 150), 10
@@ -139,7 +139,7 @@ def _section(results: Results, folder: Path) -> str:
     if found:
         parts += [verdict(found) + '\n', _differences(found) + '\n']
     figure = f'{name}.png'
-    if draw_rounds(series, [HIGHEST], WINDOW, folder / figure, (*NORMS, SCRATCH)):
+    if draw_rounds(series, [HIGHEST], WINDOW, folder / figure, (*PAIR, SCRATCH)):
         parts.append(
             '![Accuracy, dead channels and effective rank of BN and psBN over the '
             f'rounds, learning rate {HIGHEST.lr:g}]({figure})\n'

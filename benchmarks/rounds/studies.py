@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 METHODS = ('BN', 'psBN', 'GN', 'MimicNorm', 'BN+ReDo', 'BN+S&P')
 SCRATCH = 'scratch'
-NORMS = ('BN', 'psBN')
+PAIR = ('BN', 'psBN')
 ROUNDS, SEEDS = 150, 5
 SCRATCH_EVERY = 2
 """A network is trained from scratch in every second round."""
@@ -44,7 +44,7 @@ class Study(NamedTuple):
             for seed in range(seeds)
             for method in (SCRATCH, *methods)
         ]
-        return sorted(runs, key=lambda run: run.method not in (SCRATCH, *NORMS))
+        return sorted(runs, key=lambda run: run.method not in (SCRATCH, *PAIR))
 
 
 def rounds_of(method: str, rounds: int) -> list[int]:
@@ -61,7 +61,7 @@ STUDIES = [
         'plain',
         {
             **{Setting(lr, DECAYS[0]): METHODS for lr in LRS},
-            **{Setting(lr, DECAYS[1]): NORMS for lr in LRS},
+            **{Setting(lr, DECAYS[1]): PAIR for lr in LRS},
         },
     ),
     Study(
@@ -69,13 +69,13 @@ STUDIES = [
         'residual',
         {
             HIGHEST: METHODS,
-            **{Setting(lr, DECAYS[0]): NORMS for lr in LRS[1:]},
-            Setting(LRS[0], DECAYS[1]): NORMS,
+            **{Setting(lr, DECAYS[0]): PAIR for lr in LRS[1:]},
+            Setting(LRS[0], DECAYS[1]): PAIR,
         },
     ),
     Study(
         'digits',
         'plain',
-        {HIGHEST: METHODS, **{Setting(lr, DECAYS[0]): NORMS for lr in LRS[1:]}},
+        {HIGHEST: METHODS, **{Setting(lr, DECAYS[0]): PAIR for lr in LRS[1:]}},
     ),
 ]
