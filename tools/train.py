@@ -48,7 +48,7 @@ def main():
     check_start(cfg)
     with explain_config_errors(), explain_data_errors(cfg, TRAINING_LOADERS):
         runner = build_runner(cfg)
-        if checkpoint:
+        if checkpoint and checkpoint.content:  # DeepSpeed reads its own folders.
             check_compatible(runner.model, checkpoint)
             done, checkpoint = checkpoint.meta.get('iter', 0), None
         runner.train()
