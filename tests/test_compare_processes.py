@@ -112,7 +112,16 @@ def test_runs_end_with_a_comparison_in_the_background(
     parent.send_signal(getattr(signal, name))
     assert parent.wait(60) == (-9 if name == 'SIGKILL' else 130)
     wait_for(lambda: not processes_of(work_dir), 10)
-    lock_folder(work_dir).close()
+    # Linux removes the command of a process before it closes its files.
+    wait_for(lambda: is_free(work_dir), 10)
+
+
+def is_free(work_dir):
+    try:
+        lock_folder(work_dir).close()
+    except InputError:
+        return False
+    return True
 
 
 @contextmanager
