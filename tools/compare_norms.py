@@ -34,6 +34,15 @@ from mmpsbn.config.reading import TRAINING_LOADERS, read_config
 from mmpsbn.config.start import check_start
 from mmpsbn.errors import InputError
 
+# Options that are numbers of something, with their defaults.
+COUNTS = {
+    '--seeds': (3, 'number of runs of each'),
+    '--tune-seeds': (1, 'number of tuning runs of each learning rate'),
+    '--processes': (1, "processes (GPUs) of each run, started by torch's launcher"),
+    '--at-once': (1, 'parallel runs, each on its own GPUs or its share of the cores'),
+    '--rounds': (5, 'rounds of timing a training step'),
+}
+
 
 def parse_args():
     parser = argparse.ArgumentParser(
@@ -49,7 +58,6 @@ def parse_args():
         "the body and MimicNorm's last BN in the heads, MimicBody is MimicNorm's "
         "body with the config's heads",
     )
-    parser.add_argument('--seeds', type=int, default=3, help='number of runs of each')
     parser.add_argument(
         '--lrs',
         type=float,
@@ -65,34 +73,15 @@ def parse_args():
         'which is held out; by default on the validation set',
     )
     parser.add_argument(
-        '--tune-seeds',
-        type=int,
-        default=1,
-        help='number of tuning runs of each learning rate',
-    )
-    parser.add_argument(
         '--lengths',
         type=float,
         nargs='+',
         default=[1],
         help="lengths of training, as multiples of the config's schedule",
     )
+    for name, (default, text) in COUNTS.items():
+        parser.add_argument(name, type=int, default=default, help=text)
     parser.add_argument('--work-dir', help='folder of the runs and the report')
-    parser.add_argument(
-        '--processes',
-        type=int,
-        default=1,
-        help="number of processes (GPUs) of each run, started by torch's launcher",
-    )
-    parser.add_argument(
-        '--at-once',
-        type=int,
-        default=1,
-        help='number of parallel runs, each on its own GPUs or its share of the cores',
-    )
-    parser.add_argument(
-        '--rounds', type=int, default=5, help='rounds of timing a training step'
-    )
     parser.add_argument(
         '--dry-run', action='store_true', help='print the runs and their estimated time'
     )
@@ -102,11 +91,10 @@ def parse_args():
 
 def check_arguments(args):
     check_norms(args.norms)
-    for name in ('seeds', 'tune_seeds', 'processes', 'at_once', 'rounds'):
-        if getattr(args, name) < 1:
-            raise InputError(
-                f'--{name.replace("_", "-")} {getattr(args, name)}: at least 1.'
-            )
+    for name in COUNTS:
+        number = getattr(args, name[2:].replace('-', '_'))
+        if number < 1:
+            raise InputError(f'{name} {number}: at least 1.')
     for lr in args.lrs:
         if not 0 < lr < math.inf:
             raise InputError(f'--lrs {lr:g}: a learning rate is above 0, and finite.')

@@ -55,15 +55,10 @@ def _distribute_on_cpu(cfg: Config) -> None:
         )
     if not dist.is_initialized():
         dist.init_process_group('gloo')
-    cfg.setdefault(
-        'model_wrapper_cfg',
-        dict(
-            type='MMDistributedDataParallel',
-            device_ids=None,
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False),
-        ),
-    )
+    wrapper = dict(type='MMDistributedDataParallel', device_ids=None)
+    unused = cfg.get('find_unused_parameters', False)
+    wrapper.update(broadcast_buffers=False, find_unused_parameters=unused)
+    cfg.setdefault('model_wrapper_cfg', wrapper)
 
 
 @explain_config_errors()

@@ -288,7 +288,7 @@ def _check(model: nn.Module) -> None:
     dense = getattr(model, 'rpn_head' if two_stage else 'bbox_head', None)
     predict = '_predict_by_feat_single'
     plain = RPNHead if two_stage else BaseDenseHead
-    heads = [dense]
+    heads, parts = [dense], [dense]
     fits = (
         isinstance(model, (SingleStageDetector, TwoStageDetector))
         and isinstance(dense, AnchorHead)
@@ -298,6 +298,7 @@ def _check(model: nn.Module) -> None:
         roi_head = model.roi_head
         heads.append(roi_head.bbox_head)
         extractor = roi_head.bbox_roi_extractor
+        parts += [roi_head, extractor, roi_head.bbox_head]
         fits = (
             fits
             and type(roi_head) is StandardRoIHead
@@ -312,14 +313,6 @@ def _check(model: nn.Module) -> None:
         )
     fits = fits and all(type(head.bbox_coder) is DeltaXYWHBBoxCoder for head in heads)
     if not fits:
-        parts = [
-            dense,
-            *(
-                [roi_head, roi_head.bbox_roi_extractor, roi_head.bbox_head]
-                if two_stage
-                else []
-            ),
-        ]
         names = ', '.join(type(part).__name__ for part in parts)
         raise InputError(
             f'{type(model).__name__} with {names} cannot be exported: '

@@ -99,25 +99,14 @@ def starting_table(layers: Iterable[StartingLayer]) -> list[list[str]]:
     for kind, own in kinds.items():
         channels = sum(len(layer.dead) for layer in own)
         dead = sum(int(layer.dead.sum()) for layer in own)
-        row = [
-            kind,
-            str(len(own)),
-            str(channels),
-            f'{dead} ({dead / channels:.1%})',
-            '-',
-            '-',
-            '-',
-        ]
+        share = f'{dead} ({dead / channels:.1%})'
+        row = [kind, str(len(own)), str(channels), share, '-', '-', '-']
         if not own[0].frozen:
             row[4] = _span([layer.decay for layer in own])
             if not any(math.isnan(layer.reach) for layer in own):
                 row[5] = f'|beta| < {_span([layer.reach for layer in own])}'
-                row[6] = str(
-                    sum(
-                        int((layer.dead & (layer.beta > -layer.reach)).sum())
-                        for layer in own
-                    )
-                )
+                recovered = (layer.dead & (layer.beta > -layer.reach) for layer in own)
+                row[6] = str(sum(int(mask.sum()) for mask in recovered))
         rows.append(row)
     return rows
 
