@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import socket
 import subprocess
 import sys
 import time
@@ -559,3 +560,10 @@ def docs_script(words):
         and FRAGMENT.search(block.code)
         and words in block.code
     )
+
+
+def free_port():
+    """Return a port that no other test uses at this moment, as a string."""
+    with socket.socket() as found:
+        found.bind(('127.0.0.1', 0))
+        return str(found.getsockname()[1])

@@ -28,6 +28,7 @@ from helpers import (
     SHORT,
     blocks_of,
     docs_script,
+    free_port,
     metrics,
 )
 from mmcv.cnn import is_norm
@@ -337,7 +338,7 @@ def test_the_commands_for_coco(coco128, clone, monkeypatch):
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=dict(os.environ, PATH=path, PORT='29614'),
+            env=dict(os.environ, PATH=path, PORT=free_port()),
         )
         assert result.returncode == 0, result.stdout[-3000:]
     tested = clone / 'work_dirs' / 'faster-rcnn_r50_fpn_psbn_1x_coco'

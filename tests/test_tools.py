@@ -19,6 +19,7 @@ from helpers import (
     RETINA,
     ROOT,
     SHORT,
+    free_port,
     metrics,
     run,
 )
@@ -179,7 +180,7 @@ def mimic(digits, tmp_path_factory):
         work_dir,
         data=digits,
         launcher=['bash'],
-        PORT='29613',
+        PORT=free_port(),
         options=[
             'model.roi_head.bbox_head.cls_predictor_cfg.sync=True',
             'model.rpn_head.last_bn.sync=True',
@@ -358,7 +359,7 @@ def test_two_processes_train_pssyncbn_on_the_cpu(digits, tmp_path):
         data=digits,
         launcher=['bash'],
         options=['model.backbone.norm_cfg.type=psSyncBN'],
-        PORT='29611',
+        PORT=free_port(),
     )
     assert status == 0, output[-3000:]
     assert 'coco/bbox_mAP' in output
@@ -380,7 +381,7 @@ def test_two_processes_train_pssyncbn_on_the_cpu(digits, tmp_path):
             data=digits,
             launcher=[launcher],
             options=odd,
-            PORT='29612',
+            PORT=free_port(),
         )
         assert status == 0, output[-3000:]
         found.append(
