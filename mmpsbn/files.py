@@ -58,7 +58,7 @@ def output_folder(out: str) -> Iterator[str]:
     except OSError as error:
         # An image that cannot be read, say, is not a file of this folder.
         if in_body and not (
-            error.filename.startswith(inside)
+            str(error.filename).startswith(inside)
             if error.filename
             else is_disk_error(error)
         ):

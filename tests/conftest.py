@@ -145,7 +145,7 @@ def compare(monkeypatch, digits, tmp_path):
 
 @pytest.fixture
 def url(tmp_path, monkeypatch):
-    """Of a server of this machine, for a folder."""
+    """Return the address of a local server of a folder."""
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
     (tmp_path / 'served').mkdir()
     server = ThreadingHTTPServer(

@@ -423,7 +423,7 @@ def toy_runner(work_dir, model, epochs=2, keep=-1, **kwargs):
 
 
 class Root(nn.Module):
-    """Of minus one in some of its training forwards."""
+    """Takes the root of -1 in some of its training forward passes."""
 
     def __init__(self, steps, backward):
         super().__init__()
@@ -457,7 +457,7 @@ class RootToy(BaseModel):
 
 
 def places(node, path=()):
-    """Of everything in a JSON document, as keys from its root."""
+    """Iterate over the paths of all values in a JSON document."""
     if path:
         yield path
     items = (

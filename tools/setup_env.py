@@ -44,7 +44,7 @@ def pip(*args) -> None:
 
 
 def ask(code: str) -> str:
-    """What ``code`` prints in the new environment."""
+    """Return what ``code`` prints in the new environment."""
     return subprocess.run(
         [PYTHON, '-c', code], check=True, capture_output=True, text=True
     ).stdout.strip()

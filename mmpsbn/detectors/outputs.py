@@ -105,7 +105,7 @@ def largest_difference(outputs: Sequence[Tensor], expected: Sequence[Tensor]) ->
 
 
 def same_detections(one: dict, other: dict) -> int:
-    """How many detections of an image are found in both.
+    """Return how many detections of an image are in both.
 
     The same label, corners within 0.1 pixels and scores within 0.001.
     """

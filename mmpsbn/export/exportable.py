@@ -96,7 +96,7 @@ class Exportable(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """Of the outputs."""
+        """The names of the outputs."""
         head = self.model.rpn_head if self.two_stage else self.model.bbox_head
         levels = range(head.prior_generator.num_levels)
         prefix = 'rpn_' if self.two_stage else ''

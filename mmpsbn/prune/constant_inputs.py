@@ -16,7 +16,7 @@ class InputWatch:
     0; so is one whose gamma is 0, and the number is ReLU(beta).
 
     Args:
-        model (nn.Module): Whose layers they are.
+        model (nn.Module): The model of the layers.
         layers (iterable[str]): Names of convs and linear layers.
 
     Attributes:
