@@ -71,7 +71,7 @@ PAGES = [
     ROOT / 'README.md',
     *sorted(ROOT.glob('docs/*.md')),
     *sorted(ROOT.glob('configs/*/README.md')),
-    *sorted(ROOT.glob('benchmarks/*/README.md')),
+    *sorted(ROOT.glob('benchmarks/**/README.md')),
 ]
 FRAGMENT = re.compile('^(import|from) ', re.M)
 

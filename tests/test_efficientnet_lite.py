@@ -351,7 +351,7 @@ def test_a_detector_trains_from_the_weights(neu_det, tmp_path):
             )
 
 
-# Collapsed filters, as docs/analysis.md has them
+# Collapsed filters, as benchmarks/README.md has them
 
 
 def test_the_weights_of_a_backbone_alone_are_analyzed(digits):
