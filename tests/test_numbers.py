@@ -1,0 +1,145 @@
+"""The documentation has the numbers of the studies' CSV files."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+from helpers import ROOT
+
+from benchmarks import real_images, rounds
+from benchmarks.real_images.report import write_report as report_on_real_images
+from benchmarks.real_images.results import Results
+from benchmarks.real_images.studies import STUDIES
+from benchmarks.rounds.report import AT, Series, comparisons
+from benchmarks.rounds.report import write_report as report_on_rounds
+from benchmarks.rounds.results import Results as RoundResults
+from benchmarks.rounds.studies import SCRATCH, Setting
+from benchmarks.rounds.studies import STUDIES as ROUND_STUDIES
+from mmpsbn.compare.intervals import confidence_margin
+from mmpsbn.compare.report import compare_with_baseline
+from mmpsbn.compare.tables import format_interval, format_lr, format_mean, format_p
+
+NAMES = {'frozen BN': 'FrozenBN'}
+HALF = Setting(0.4, 5e-4)
+FULL = Setting(0.8, 5e-4)
+
+
+def tables_of(page):
+    """The tables of a page: for each its rows, as lists of cells."""
+    found = re.findall(r'(?:^\|.*\|\n)+', (ROOT / page).read_text(), re.M)
+    return [
+        [[cell.strip() for cell in line.strip('|\n').split('|')] for line in lines]
+        for lines in (table.splitlines() for table in found)
+    ]
+
+
+def table_with(page, *head):
+    """The rows of the first table whose header begins with some cells."""
+    rows = next(t for t in tables_of(page) if t[0][: len(head)] == list(head))
+    return rows[2:]
+
+
+def folder_of(package):
+    return ROOT / 'benchmarks' / package.__name__.rpartition('.')[2]
+
+
+@pytest.fixture(scope='module')
+def faster_rcnn():
+    study = STUDIES['faster-rcnn']
+    return Results(folder_of(real_images) / 'faster-rcnn.csv').finals(study.norms)
+
+
+@pytest.fixture(scope='module')
+def cifar10():
+    study = next(one for one in ROUND_STUDIES if one.name == 'cifar10-plain')
+    return Series(RoundResults(folder_of(rounds), study))
+
+
+@pytest.mark.parametrize('package', [real_images, rounds], ids=lambda p: p.__name__)
+def test_reports_are_those_of_the_csv_files(package, tmp_path):
+    folder = folder_of(package)
+    page = tmp_path / 'README.md'
+    shutil.copy(folder / 'README.md', page)
+    if package is rounds:
+        found = [RoundResults(folder, study) for study in ROUND_STUDIES]
+        report_on_rounds(found, tmp_path)
+    else:
+        found = {name: Results(folder / f'{name}.csv') for name in STUDIES}
+        report_on_real_images(found, page, tmp_path)
+    assert page.read_text() == (folder / 'README.md').read_text()
+
+
+def full_schedule(rows):
+    """For each normalization its row and its difference to BN."""
+    found = {
+        one.row.norm: one
+        for one in compare_with_baseline(rows, 'BN')
+        if one.row.length == 1
+    }
+    return {row.norm: (row, found.get(row.norm)) for row in rows if row.length == 1}
+
+
+def test_neu_det_in_choosing(faster_rcnn):
+    expected = full_schedule(faster_rcnn)
+    table = table_with('docs/choosing.md', 'Norm', 'lr', 'mAP')
+    assert len(table) == len(expected)
+    for name, *cells in table:
+        row, difference = expected[NAMES.get(name, name)]
+        mean, interval = format_mean(row.scores)
+        own = [format_lr(row.lr), mean, interval, format_mean(row.scores50)[0]]
+        if difference:
+            pair = difference.paired
+            own += [f'{pair.mean:+.3f}', format_interval(pair.low, pair.high)]
+            own += [format_p(difference.p)]
+        assert cells == own + [''] * (len(cells) - len(own)), name
+
+
+def test_neu_det_on_the_front_page(faster_rcnn):
+    expected = full_schedule(faster_rcnn)
+    table = table_with('README.md', 'Norm', 'mAP', 'minus BN (95 % CI)')
+    assert len(table) == len(expected)
+    for name, mAP, minus, significant, _ in table:
+        row, difference = expected[NAMES.get(name, name)]
+        assert mAP == format_mean(row.scores)[0]
+        if difference:
+            pair = difference.paired
+            interval = format_interval(pair.low, pair.high)
+            assert minus == f'{pair.mean:+.3f} ({interval})'
+            assert significant == ('yes' if difference.significant else 'no')
+
+
+@pytest.mark.parametrize('setting', [FULL, HALF], ids=str)
+def test_tables_on_retraining(cifar10, setting):
+    head = f'Learning rate {setting.lr:g}, rounds'
+    table = table_with('docs/retraining.md', head)
+    assert len(table) == 4
+    for name, *cells in table:
+        method, measure = name.split(': ')
+        for end, cell in zip(AT, cells, strict=True):
+            if measure == 'dead channels':
+                share = 100 * np.mean(cifar10.window(setting, method, 'dead', end))
+                assert cell == f'{share:.{1 if share < 0.95 else 0}f} %', (name, end)
+            else:
+                assert measure == 'accuracy minus that from scratch'
+                own = cifar10.window(setting, method, 'accuracy', end, SCRATCH)
+                margin = confidence_margin(own)
+                assert cell == f'{np.mean(own):+.3f} ± {margin:.3f}', (name, end)
+
+
+def test_sentences_on_retraining(cifar10):
+    text = ' '.join((ROOT / 'docs' / 'retraining.md').read_text().split())
+    found = {(one.setting, one.end): one for one in comparisons(cifar10)}
+    late, last = found[FULL, 100], found[FULL, 150]
+    for one in (late, last):
+        pair = one.paired
+        assert f'{pair.mean:.3f} ({pair.low:.3f} to {pair.high:.3f})' in text
+    assert f'p = {late.p:.2f} and {last.p:.2f}' in text
+    words = {8: 'eight'}
+    assert f'all {words.get(len(found), len(found))} comparisons' in text
+    dead = [
+        100 * np.mean(cifar10.window(FULL, own, 'dead', 150)) for own in ('BN', 'psBN')
+    ]
+    front = ' '.join((ROOT / 'README.md').read_text().split())
+    assert f'with BN, {dead[0]:.0f} % of the channels are dead' in front
+    assert f'with psBN {dead[1]:.0f} %' in front
