@@ -32,8 +32,8 @@ class Settings(NamedTuple):
     """By which the weight decay is multiplied for gamma and beta."""
     alpha: float = 0.0
     """Of psBN; 0 is BN."""
-    paths: bool = False
-    """Whether gamma and shift of every channel are recorded."""
+    checks: int = 10
+    """How often the channels are counted after the start, at equal distances."""
 
     @property
     def norm(self) -> str:
@@ -58,7 +58,7 @@ LRS = (0.04, 0.2, 0.4, 0.6, 0.8, 1.2, 1.6, 2.4, 4.0)
 HIGH = (0.4, 1.6)
 # The first five classes, learned at a rate at which little collapses.
 PRETRAINED = dict(half=0, lr=0.1)
-COLLAPSED = dict(lr=1.6, paths=True)
+COLLAPSED = dict(lr=1.6, checks=40)
 
 EXPERIMENTS: dict[str, Experiment] = {
     'lr': Experiment(

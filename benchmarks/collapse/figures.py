@@ -1,4 +1,4 @@
-"""Figures, as PNG files: variants, laws, and paths of channels."""
+"""Figures, as PNG files: variants, laws, and recovery."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.shared.figures import by_logarithm, draw_variants
-from mmpsbn.analysis.style import COLORS, STYLE
+from mmpsbn.analysis.style import COLOR_OF, COLORS, STYLE, figure_file
+from mmpsbn.compare.intervals import confidence_margin
 
-LINES = {'BN': (COLORS[0], 'o'), 'psBN': (COLORS[5], 's')}
-ALIVE, BACK, DEAD = '#BBBBBB', COLORS[2], COLORS[5]
+LINES = {'BN': (COLOR_OF['BN'], 'o'), 'psBN': (COLOR_OF['psBN'], 's')}
 NAMES = {
     'lr': 'learning rate',
     'gamma': 'gamma at the start',
@@ -115,76 +115,37 @@ def _draw_fits(axis, fits, x) -> None:
     axis.grid(lw=0.4)
 
 
-def draw_paths(rows, out: str) -> None:
-    """Every channel's way in the plane of gamma and applied shift.
-
-    One seed; the last panel has the dead channels of all seeds over time.
-    "Without decay" is that of gamma and beta.
+def draw_recovery(rows, out: str) -> None:
+    """Dead channels over the steps: mean of the seeds with 95 % intervals.
 
     Args:
         rows (list[Row]): Of the experiment on recovery.
         out (str): The PNG to write.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.5, 6), layout='constrained')
-        axes = figure.subplots(2, 3)
-        for axis, row, letter in zip(axes.flat, rows, 'abcde'):
-            _draw_plane(axis, row.results[0])
-            axis.set_title(f'{letter}  {_title(row.settings)}', fontsize=9)
-        axis = axes.flat[-1]
-        for index, (row, letter) in enumerate(zip(rows, 'abcde')):
+    with figure_file(out, 6.5, 3.2) as figure:
+        axis, lines = figure.subplots(), []
+        for row in rows:
             runs = [r for r in row.results if not r['diverged']]
             if not runs:
                 continue
+            settings = row.settings
+            color, style = COLOR_OF[settings.norm], '-' if settings.start else '--'
+            style = style if settings.norm_decay else ':'
             dead = np.array([100 * np.array(r['dead']) / r['channels'] for r in runs])
-            steps = runs[0]['steps']
-            axis.plot(steps, dead.mean(0), color=COLORS[index])
-            axis.annotate(
-                letter,
-                (steps[-1], dead.mean(0)[-1]),
-                (4, 0),
-                textcoords='offset points',
-                va='center',
-                fontsize=7,
-            )
-            axis.fill_between(
-                steps, dead.min(0), dead.max(0), lw=0, color=COLORS[index], alpha=0.15
-            )
-        axis.set(xlabel='step', ylabel='dead channels, %', ylim=(0, None))
-        axis.set_title('all seeds: mean and range', fontsize=9)
-        handles = [
-            matplotlib.lines.Line2D([], [], color=color, marker=marker, label=label)
-            for color, marker, label in (
-                (ALIVE, '.', 'never dead'),
-                (BACK, 'o', 'dead, came back'),
-                (DEAD, 'x', 'dead at the end'),
-            )
-        ]
-        figure.legend(
-            handles=handles, loc='outside lower center', ncols=3, frameon=False
-        )
-        figure.savefig(out, dpi=150)
-
-
-def _draw_plane(axis, result) -> None:
-    gamma, shift = np.array(result['gamma']), np.array(result['shift'])
-    dead = np.zeros(gamma.shape, bool)
-    for point, channels in enumerate(result['dead_channels']):
-        dead[point, channels] = True
-    groups = (
-        (~dead.any(0), ALIVE, '.', 0.4),
-        (dead.any(0) & ~dead[-1], BACK, 'o', 0.8),
-        (dead[-1], DEAD, 'x', 0.8),
-    )
-    for own, color, marker, width in groups:
-        axis.plot(gamma[:, own], shift[:, own], color=color, lw=width, alpha=0.7)
-        axis.plot(gamma[-1, own], shift[-1, own], marker, color=color, ms=4, ls='')
-    axis.axhline(0, color='#808080', lw=0.6)
-    axis.axvline(0, color='#808080', lw=0.6)
-    axis.set(xlabel='gamma', ylabel='applied shift')
+            steps, mean = runs[0]['steps'], dead.mean(0)
+            lines += axis.plot(steps, mean, style, color=color, label=_title(settings))
+            if len(runs) > 1:
+                margin = [confidence_margin(own) for own in dead.T]
+                axis.fill_between(
+                    steps, mean - margin, mean + margin, lw=0, color=color, alpha=0.15
+                )
+        axis.set(xlabel='training step', ylabel='dead channels, %', ylim=(0, None))
+        axis.grid(lw=0.4)
+        lines.sort(key=lambda line: -line.get_ydata()[-1])
+        figure.legend(handles=lines, loc='outside right center', frameon=False)
 
 
 def _title(settings) -> str:
     decay = '' if settings.norm_decay else ' without decay'
-    source = 'on from the end of a: ' if settings.start else 'from scratch: '
+    source = 'from collapsed BN: ' if settings.start else 'from scratch: '
     return f'{source}{settings.norm}{decay}'

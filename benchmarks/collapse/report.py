@@ -14,14 +14,14 @@ from mmpsbn.compare.tables import format_table
 from mmpsbn.files import write_atomically
 
 from .experiments import BN, EXPERIMENTS, PSBN, Settings, with_starts
-from .figures import draw_accuracy_and_dead, draw_law, draw_paths
+from .figures import draw_accuracy_and_dead, draw_law, draw_recovery
 from .fits import Law, estimate, exponents, fit_law
 
 RARE = 0.25  # A share of channels, up to which a law of few may hold.
 # Of the checks of a training: where, and in words.
 MOMENTS = {1: 'after a tenth', -1: 'at the end'}
 # Said in words, or the same in all that is compared.
-UNTOLD = ('seed', 'start', 'half', 'paths', 'data', 'epochs', 'alpha', 'weight_decay')
+UNTOLD = ('seed', 'start', 'half', 'checks', 'data', 'epochs', 'alpha', 'weight_decay')
 
 
 class Row(shared.Row):
@@ -69,7 +69,7 @@ def write_report(
         experiment, rows = EXPERIMENTS[name], make_rows(own, results, Row)
         parts += [f'## {experiment.title}', table(rows, _reference(name))]
         if name == 'recovery':
-            draw_paths(rows, str(out / 'recovery.png'))
+            draw_recovery(rows, str(out / 'recovery.png'))
         else:
             draw_accuracy_and_dead(
                 rows, experiment.x, experiment.panels, str(out / f'{name}.png')

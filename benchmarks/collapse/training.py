@@ -27,8 +27,6 @@ from mmpsbn.layers import PSBatchNorm2d
 from .experiments import Settings
 
 DEPTHS = dict(digits=dict(conv=4, resnet=7), cifar10=dict(conv=4, resnet=19))
-CHECKS = 10  # Of the channels, in equal distances; and one at the start.
-PATH_POINTS = 40  # Of them where paths are recorded.
 
 
 def train(
@@ -53,8 +51,7 @@ def train(
         check, and that have been and are not. ``channels`` is the number of
         those judged; ``sums`` has dead channels and all that are judged by a
         residual sum, at the end; ``small_gamma`` the channels with a gamma
-        below 1e-3 in size, of all norm layers. Of paths, for every check
-        ``gamma``, ``shift`` and the indices ``dead_channels``.
+        below 1e-3 in size, of all norm layers.
     """
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
@@ -65,9 +62,9 @@ def train(
         _load(net, settings, weights)
     batch = BATCHES[settings.data]
     steps = settings.epochs * (len(data.train_labels) // batch)
-    times = PATH_POINTS if settings.paths else CHECKS
+    times = settings.checks
     due = {round(steps * index / times) for index in range(1, times + 1)}
-    checks = Checks(net, data.train_images, settings.paths)
+    checks = Checks(net, data.train_images)
     checks.take(0)
     loss = fit(
         net,
@@ -116,11 +113,9 @@ def classifier(settings: Settings, channels: int, classes: int) -> Classifier:
 class Checks:
     """The channels of a network, looked at during its training."""
 
-    def __init__(self, net: nn.Module, images: Tensor, paths: bool) -> None:
-        self.net, self.images, self.paths = net, images, paths
+    def __init__(self, net: nn.Module, images: Tensor) -> None:
+        self.net, self.images = net, images
         self.found: dict[str, object] = dict(steps=[], dead=[], died=[], came_back=[])
-        if paths:
-            self.found.update(gamma=[], shift=[], dead_channels=[])
         self._ever: Tensor | None = None
 
     def take(self, step: int) -> None:
@@ -132,9 +127,9 @@ class Checks:
             for images in self.images.split(EVALUATED):
                 net(images)
         single, sums = [], []
-        for name, output in watch.outputs.items():
-            (sums if output.after_sum else single).append((name, output.dead))
-        dead = torch.cat([channels for _, channels in single])
+        for output in watch.outputs.values():
+            (sums if output.after_sum else single).append(output.dead)
+        dead = torch.cat(single)
         ever = dead if self._ever is None else self._ever | dead
         self._ever = ever
         for name, value in dict(
@@ -146,16 +141,9 @@ class Checks:
             self.found[name].append(value)
         self.found['channels'] = len(dead)
         self.found['sums'] = [
-            sum(int(channels.sum()) for _, channels in sums),
-            sum(len(channels) for _, channels in sums),
+            sum(int(channels.sum()) for channels in sums),
+            sum(map(len, sums)),
         ]
-        if self.paths:
-            pairs = [gamma_and_shift(net.get_submodule(name)) for name, _ in single]
-            for name, part in zip(('gamma', 'shift'), zip(*pairs)):
-                self.found[name].append(
-                    [round(value, 5) for value in torch.cat(part).tolist()]
-                )
-            self.found['dead_channels'].append(dead.nonzero().flatten().tolist())
 
 
 def file_of(settings: Settings) -> str:

@@ -1,22 +1,24 @@
-"""Figures, as PNG files: accuracy over a setting, correlation over depth."""
+"""Figures, as PNG files: accuracy by setting, correlation over depth."""
 
 from collections.abc import Sequence
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.shared.figures import draw_series, draw_variants
-from mmpsbn.analysis.style import COLORS, STYLE
+from benchmarks.shared.settings import panel_of
+from mmpsbn.analysis.style import COLOR_OF, COLORS, STYLE, figure_file
 
 from .correlation import MEASURES
 
 STYLES = {
-    'BN': (COLORS[0], 'o'),
-    'GN': (COLORS[2], '^'),
+    'BN': (COLOR_OF['BN'], 'o'),
+    'GN': (COLOR_OF['GN'], '^'),
     'none': (COLORS[6], 'P'),
     'weight mean': (COLORS[1], 'v'),
-    'last BN': (COLORS[3], 'D'),
-    'MimicNorm': (COLORS[5], 's'),
+    'last BN': (COLORS[5], 'D'),
+    'MimicNorm': (COLOR_OF['MimicNorm'], 's'),
 }
 NAMES = {'lr': 'learning rate', 'batch': 'images of a batch'}
 MOMENTS = {'before': 'at the start', 'after': 'after training'}
@@ -41,6 +43,52 @@ def draw_accuracies(rows, x: str, panels: Sequence[str], out: str) -> None:
         NAMES,
         out,
     )
+
+
+def draw_heat_maps(rows, x: str, panels: Sequence[str], out: str) -> None:
+    """Mean accuracy by normalization and setting, one map for each panel.
+
+    Args:
+        rows (list[Row]): Of an experiment.
+        x (str): The setting of the columns.
+        panels (list[str]): Settings with a map for each value.
+        out (str): The PNG to write.
+    """
+    maps = list(dict.fromkeys(panel_of(row.settings, panels) for row in rows))
+    norms = list(dict.fromkeys(row.settings.norm for row in rows))
+    values = sorted({getattr(row.settings, x) for row in rows})
+    columns = min(3, len(maps))
+    lines = -(-len(maps) // columns)
+    width, height = 1.2 + 2.1 * columns, 0.4 + (0.5 + 0.26 * len(norms)) * lines
+    with figure_file(out, width, height) as figure:
+        axes = [*figure.subplots(lines, columns, squeeze=False).flat]
+        for axis, own in zip(axes, maps):
+            means = np.full((len(norms), len(values)), np.nan)
+            for row in rows:
+                if panel_of(row.settings, panels) == own and row.accuracies:
+                    place = norms.index(row.settings.norm)
+                    column = values.index(getattr(row.settings, x))
+                    means[place, column] = np.mean(row.accuracies)
+            axis.imshow(means, cmap='cividis', vmin=0, vmax=100, aspect='auto')
+            for (place, column), mean in np.ndenumerate(means):
+                axis.text(
+                    column,
+                    place,
+                    '-' if np.isnan(mean) else f'{mean:.1f}',
+                    ha='center',
+                    va='center',
+                    fontsize=8,
+                    color='black' if mean > 60 else 'white',
+                )
+            axis.set_title(', depth '.join(map(str, own)), fontsize=9)
+            axis.set_xticks(range(len(values)), [f'{value:g}' for value in values])
+            axis.set_yticks(range(len(norms)), norms)
+            axis.tick_params(length=0)
+            axis.spines[:].set_visible(False)
+            axis.set_xlabel(NAMES.get(x, x))
+        for axis in axes[len(maps) :]:
+            axis.set_axis_off()
+        figure.suptitle('Mean test accuracy, %', fontsize=9)
 
 
 def draw_correlations(rows, out: str) -> None:

@@ -12,7 +12,13 @@ from mmpsbn.files import write_atomically
 
 from .correlation import MEASURES
 from .experiments import EXPERIMENTS, Settings
-from .figures import MOMENTS, by_layer, draw_accuracies, draw_correlations
+from .figures import (
+    MOMENTS,
+    by_layer,
+    draw_accuracies,
+    draw_correlations,
+    draw_heat_maps,
+)
 
 # A training has learned something above this multiple of a guess's accuracy.
 LEARNED = 2
@@ -58,10 +64,12 @@ def write_report(
             parts += correlation_tables(rows)
             draw_correlations(rows, figure)
         else:
+            draw = draw_accuracies
             if experiment.panels:
                 parts.append(summary(rows, experiment.x, experiment.panels))
+                draw = draw_heat_maps
             parts.append(table(rows))
-            draw_accuracies(rows, experiment.x, experiment.panels, figure)
+            draw(rows, experiment.x, experiment.panels, figure)
         parts.append(f'![{experiment.title}]({name}.png)')
     text = '\n\n'.join(parts) + '\n'
     write_atomically(out / 'report.md', text.encode())
