@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -127,10 +128,29 @@ def wheel(tmp_path_factory):
     (archive,) = folder.glob('*.tar.gz')
     options = ['-q', '--no-deps', '--no-build-isolation', '-w', folder]
     subprocess.run(
-        [sys.executable, '-m', 'pip', 'wheel', *options, archive], check=True
+        [sys.executable, '-m', 'pip', 'wheel', *options, archive],
+        env=dict(os.environ, REPO_URL='https://example.org/mmpsbn/'),
+        check=True,
     )
     (wheel,) = folder.glob('*.whl')
     return wheel
+
+
+@pytest.mark.slow
+def test_the_description_has_absolute_links(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (x for x in archive.namelist() if x.endswith('.dist-info/METADATA'))
+        metadata = archive.read(name).decode()
+    targets = re.findall(r'\]\(([^)\s]+)\)', metadata)
+    assert targets and all(target.startswith('https://') for target in targets)
+    figure = 'https://example.org/mmpsbn/raw/HEAD/benchmarks/rounds/cifar10-plain.png'
+    page = 'https://example.org/mmpsbn/blob/HEAD/docs/methods.md#how-long-it-takes'
+    assert {figure, page} <= set(targets)
+    assert all(
+        (ROOT / x.split('/HEAD/')[1].split('#')[0]).exists()
+        for x in targets
+        if '/HEAD/' in x
+    )
 
 
 @pytest.mark.slow

@@ -320,8 +320,11 @@ def _draw_figures(comparison, rows, tuning, costs, out: Path) -> dict[str, str]:
         ('curves.png', curves, comparison.unit, 'mAP', 'mAP'),
         ('collapse.png', collapse, 'iteration', 'dead channels, %', 'Dead channels'),
     ):
-        captions[name] = f'{what} during training: mean, and 95 % confidence interval'
-        draw_curves(lines, str(out / name), xlabel=xlabel, ylabel=ylabel)
+        if any(len(set.intersection(*map(set, own))) > 1 for own in lines.values()):
+            captions[name] = (
+                f'{what} during training: mean, and 95 % confidence interval'
+            )
+            draw_curves(lines, str(out / name), xlabel=xlabel, ylabel=ylabel)
     captions['costs.png'] = 'Cost of a training step'
     draw_costs(costs, str(out / 'costs.png'))
     return captions
