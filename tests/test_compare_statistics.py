@@ -199,6 +199,26 @@ def test_a_report_of_several_lengths(digits, tmp_path):
     )
 
 
+@pytest.mark.parametrize('evaluations', (1, 2))
+def test_curves_of_a_single_evaluation_are_not_drawn(digits, tmp_path, evaluations):
+    plan = comparison(digits, tmp_path)
+    for run in plan.runs:
+        scalars = plan.folder(run) / 'now' / 'vis_data' / 'scalars.json'
+        scalars.parent.mkdir(parents=True)
+        scalars.write_text(
+            ''.join(
+                json.dumps({'coco/bbox_mAP': 0.5, 'step': step}) + '\n'
+                for step in range(evaluations)
+            )
+        )
+        (plan.folder(run) / 'result.json').write_text(
+            json.dumps(dict(metrics={'coco/bbox_mAP': 0.5}, seconds=1.0))
+        )
+    cost = TrainingCost(1.0, 1.0, 1.0, 1.0, None, 8)
+    write_report(plan, dict(BN=cost, psBN=cost), 'command')
+    assert (tmp_path / 'curves.png').exists() == (evaluations > 1)
+
+
 def test_learning_curves_have_confidence_bands(tmp_path):
 
     def colored(*lines):
