@@ -314,6 +314,34 @@ def shrunk(words):
 
 
 @pytest.mark.slow
+def test_the_tutorial_runs(clone, monkeypatch):
+    notebook = json.loads((ROOT / 'docs' / 'tutorial.ipynb').read_text())
+    cells = [
+        ''.join(cell['source'])
+        for cell in notebook['cells']
+        if cell['cell_type'] == 'code'
+    ]
+    # Few scenes and one run of each normalization, without the tuning runs.
+    smaller = {
+        'scenes, epochs, seeds = 400, 6, 3': 'scenes, epochs, seeds = 16, 1, 1',
+        'lrs = [0.01, 0.02, 0.04]': 'lrs = [0.01]',
+        "    '--tune',\n    0.2,\n": '',
+    }
+    code = '\0'.join(cells)
+    for large, small in smaller.items():
+        assert large in code
+        code = code.replace(large, small)
+    monkeypatch.chdir(clone)
+    monkeypatch.setenv('MMDET_DATASETS', '')  # A cell sets it.
+    namespace = {}
+    for number, cell in enumerate(code.split('\0')):
+        exec(compile(cell, f'tutorial.ipynb, cell {number}', 'exec'), namespace)
+    work_dir = clone / 'work_dirs' / 'tutorial'
+    assert 'BN' in (work_dir / 'comparison' / 'report.md').read_text()
+    assert (work_dir / 'collapse' / 'layers.png').exists()
+
+
+@pytest.mark.slow
 def test_the_commands_for_coco(coco128, clone, monkeypatch):
     (clone / 'data').mkdir()
     (clone / 'data' / 'coco').symlink_to(coco128)
