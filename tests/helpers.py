@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+import mmdet
 import onnx
 import pytest
 import torch
@@ -182,6 +183,13 @@ def demo_file(detector, norm='mimicnorm'):
 def demo_config(detector, norm='mimicnorm'):
     register_all_modules()
     return Config.fromfile(demo_file(detector, norm))
+
+
+def stock(name):
+    """A config of MMDetection's own, not inherited through ``mmdet::``."""
+    return Config.fromfile(
+        Path(mmdet.__file__).parent / '.mim' / 'configs' / f'{name}.py'
+    )
 
 
 def build(model_cfg):

@@ -10,6 +10,7 @@ from helpers import (
     DETECTORS,
     MIMIC,
     ROOT,
+    any_score,
     build,
     convert,
     demo_config,
@@ -18,6 +19,7 @@ from helpers import (
     norms,
     randomized,
     run,
+    stock,
     trained_detector,
 )
 from mmdet.models.backbones import ResNet
@@ -27,6 +29,7 @@ from mmengine.runner import CheckpointLoader
 
 from mmpsbn.checkpoints.matching import check_compatible
 from mmpsbn.checkpoints.reading import Checkpoint
+from mmpsbn.compare import replace_norm
 from mmpsbn.convert import convert_to_mimicnorm, convert_to_psbn, convert_to_stock
 from mmpsbn.convert.stock_config import (
     difference,
@@ -359,6 +362,34 @@ model['neck'] = dict(in_channels=[64, 128, 256, 512])
 model['test_cfg'] = dict(
     rpn=dict(max_per_img=5), rcnn=dict(score_thr=0.005, max_per_img=5))
 """
+
+
+def detector_with_head_of(name):
+    """The demo's RetinaNet with the head of one of MMDetection's detectors."""
+    cfg, other = demo_config('retinanet', 'psbn'), stock(name).model
+    cfg.model.neck.num_outs = other.neck.num_outs
+    head = other.bbox_head
+    head.update(num_classes=10, in_channels=64, feat_channels=32, stacked_convs=1)
+    for part in ('type', 'bbox_head', 'test_cfg'):
+        cfg.model[part] = other[part]
+    cfg.model.train_cfg = other.get('train_cfg')
+    return any_score(cfg)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'name', ['atss/atss_r50_fpn_1x_coco', 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco']
+)
+def test_other_dense_heads_convert_both_ways(name, digits, tmp_path):
+    cfg = replace_norm(detector_with_head_of(name), 'MimicNorm')
+    model = trained_detector(cfg)
+    proof = to_stock(cfg, model, digits, tmp_path / 'stock.pth', fused=True)
+    assert proof.difference < 1e-5 and proof.same == proof.detections > 0
+    cfg.model.backbone.conv_cfg.center = False
+    bn = build(stock_model(cfg.model))
+    converted, state = to_mimicnorm(cfg, bn, digits, tmp_path)
+    assert converted.after < 1e-4
+    assert sum(key.endswith('.gain') for key in state) == 1
 
 
 @pytest.mark.slow

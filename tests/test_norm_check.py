@@ -14,6 +14,7 @@ from mmdet.models.dense_heads import RetinaHead, RetinaSepBNHead
 from mmdet.utils import register_all_modules
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 from torch.nn import functional as F
@@ -25,7 +26,8 @@ from mmpsbn.hooks.recovery import (
     describe_start,
     starting_table,
 )
-from mmpsbn.layers import PSBatchNorm2d, PSSyncBatchNorm
+from mmpsbn.layers import MimicConv, PSBatchNorm2d, PSSyncBatchNorm
+from mmpsbn.models import LastBNRetinaHead
 
 
 def reasons(*norms, weight_decay=1e-4):
@@ -135,6 +137,31 @@ def test_psbn_that_was_converted_away_is_reported(asked, found, said, tmp_path, 
         runner.train()
     text = f'the config asks for {asked.split(".")[-1]}, and the model has no'
     assert (text in caplog.text) == said
+
+
+@pytest.mark.parametrize(
+    'body, kind, said',
+    [
+        (MimicConv, RetinaHead, True),
+        (MimicConv, LastBNRetinaHead, False),
+        (nn.Conv2d, RetinaHead, False),
+    ],
+)
+def test_mimicnorm_without_its_last_bn_is_reported(body, kind, said, tmp_path, caplog):
+    register_all_modules()
+    model = Toy()
+    model.body.append(body(4, 4, 1))
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model.bbox_head = kind(num_classes=3, in_channels=8, feat_channels=8)
+    runner = toy_runner(
+        tmp_path / 'run', model, epochs=1, custom_hooks=[dict(type='NormCheckHook')]
+    )
+    with caplog.at_level('WARNING', logger=runner.logger.name):
+        runner.logger.addHandler(caplog.handler)
+        runner.train()
+    words = 'MimicNorm is without its last BN in bbox_head (RetinaHead)'
+    assert (words in caplog.text) == said
+    assert ('The types LastBN' in caplog.text) == said
 
 
 def test_an_optimizer_of_copies_is_reported():

@@ -1,31 +1,25 @@
 """Normalizations in MMDetection's own configs, whatever these leave unsaid."""
 
 from collections import Counter
-from pathlib import Path
 
-import mmdet
 import pytest
-from helpers import demo_config
-from mmengine.config import Config
+from helpers import demo_config, stock
 
 from mmpsbn.compare import NORMALIZATIONS, replace_norm
 from mmpsbn.compare.placing import config_differences, describe_placing
 from mmpsbn.detectors.build import build_model
 from mmpsbn.errors import InputError
 from mmpsbn.layers import NORM_TYPES
+from mmpsbn.layers.last_bn import LastBN
+from mmpsbn.models.last_bn_heads import heads_without_last_bn
 
 YOLO = 'yolo/yolov3_d53_8xb8-320-273e_coco'
 HRNET = 'hrnet/faster-rcnn_hrnetv2p-w18-1x_coco'
 DOUBLE_HEAD = 'double_heads/dh-faster-rcnn_r50_fpn_1x_coco'
 FCOS = 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco'
+
+CASCADE = 'cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco'
 C4 = 'faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco'
-
-
-def stock(name):
-    """A config of MMDetection's own, not inherited through ``mmdet::``."""
-    return Config.fromfile(
-        Path(mmdet.__file__).parent / '.mim' / 'configs' / f'{name}.py'
-    )
 
 
 def layers(cfg, norm):
@@ -89,9 +83,7 @@ def test_gn_next_to_bn_stays_and_is_remarked():
 @pytest.mark.parametrize(
     'name, heads',
     [
-        (FCOS, 'bbox_head (FCOSHead)'),
-        ('atss/atss_r50_fpn_1x_coco', 'bbox_head (ATSSHead)'),
-        ('gfl/gfl_r50_fpn_1x_coco', 'bbox_head (GFLHead)'),
+        ('tood/tood_r50_fpn_1x_coco', 'bbox_head (TOODHead)'),
         (YOLO, 'bbox_head (YOLOV3Head)'),
         ('detr/detr_r50_8xb2-150e_coco', 'bbox_head (DETRHead)'),
         ('ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco', 'bbox_head (SSDHead)'),
@@ -108,11 +100,27 @@ def test_mimicnorm_without_its_last_bn_is_remarked(name, heads):
     assert any(f'without its last BN in {heads}, so' in remark for remark in remarks)
 
 
-@pytest.mark.parametrize('name', [FCOS, 'atss/atss_r50_fpn_1x_coco', YOLO])
+@pytest.mark.parametrize(
+    'name, last_bns',
+    [
+        (FCOS, ['LastBNConv2d']),
+        ('atss/atss_r50_fpn_1x_coco', ['LastBNConv2d']),
+        (CASCADE, ['LastBNConv2d', *['LastBNLinear'] * 3]),
+        ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco', ['LastBNConv2d', 'LastBNLinear']),
+    ],
+)
+def test_every_head_that_scores_classes_has_a_last_bn(name, last_bns):
+    model = build_model(replace_norm(stock(name), 'MimicNorm'))
+    found = [type(x).__name__ for x in model.modules() if isinstance(x, LastBN)]
+    assert found == last_bns
+    assert heads_without_last_bn(model) == []
+
+
+@pytest.mark.parametrize('name', ['tood/tood_r50_fpn_1x_coco', YOLO])
 def test_bn_with_last_bn_needs_a_head_that_can_have_one(name):
     with pytest.raises(
         InputError,
-        match='none of its heads can have a last BN.*Leave .* out of --norms',
+        match='none of its heads can have a last BN.*add_last_bn.*out of --norms',
     ):
         replace_norm(stock(name), 'BN+LastBN')
 

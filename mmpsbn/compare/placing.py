@@ -19,19 +19,14 @@ from mmpsbn.errors import InputError
 from mmpsbn.layers import NORM_TYPES, MimicNorm
 from mmpsbn.layers.last_bn import LastBN
 from mmpsbn.layers.post_shifted_bn import PostShift
+from mmpsbn.models.last_bn_heads import (
+    SCORE_LAYERS,
+    describe_last_bns,
+    heads_without_last_bn,
+)
 from mmpsbn.registry import MODELS
 
 GROUPS = 32  # The number of groups in MMDetection's configs with GN.
-# Heads that can have MimicNorm's last BN, and the types with it.
-LAST_BN_HEADS = {
-    'RPNHead': 'LastBNRPNHead',
-    'RetinaHead': 'LastBNRetinaHead',
-    'RetinaSepBNHead': 'LastBNRetinaSepBNHead',
-}
-A_LAST_BN_EXISTS = (
-    f'A last BN exists for {", ".join(LAST_BN_HEADS)} and for the box heads '
-    'of RoI heads that take cls_predictor_cfg.'
-)
 MISSING = inspect.Parameter.empty
 
 
@@ -148,11 +143,11 @@ def describe_placing(cfg: Config, cfgs: dict[str, Config]) -> list[str]:
                 f'{norm} has BN in {_format_counts(others)}, because '
                 'these parts take no conv_cfg.'
             )
-        heads = _find_heads_without_last_bn(model)
+        heads = heads_without_last_bn(model)
         if heads and norm != 'MimicBody':
             remarks.append(
                 f'{norm} is without its last BN in {", ".join(heads)}, so its mAP '
-                f'there is not that of the whole method. {A_LAST_BN_EXISTS}'
+                f'there is not that of the whole method. {describe_last_bns()}'
             )
     return remarks + config_differences(cfgs)
 
@@ -222,22 +217,6 @@ def _count_other_norms(model: nn.Module, placed: type) -> Counter:
 
 def _format_counts(layers: Counter) -> str:
     return ', '.join(f'{count} in {part}' for part, count in layers.items())
-
-
-def _find_heads_without_last_bn(model: nn.Module) -> list[str]:
-    """Name the heads of a detector that score classes without a last BN."""
-    heads = {name: x for name, x in model.named_children() if name.endswith('_head')}
-    boxes = getattr(heads.pop('roi_head', None), 'bbox_head', None)
-    heads = [*heads.items()]
-    for head in boxes if isinstance(boxes, nn.ModuleList) else [boxes]:
-        heads += [('roi_head.bbox_head', head)] if head else []
-    found = {}
-    for name, head in heads:
-        layers = list(head.modules())
-        scores = any(isinstance(layer, (nn.Conv2d, nn.Linear)) for layer in layers)
-        if scores and not any(isinstance(layer, LastBN) for layer in layers):
-            found[f'{name} ({type(head).__name__})'] = True
-    return list(found)
 
 
 def _find_default(cfg: Config, node: dict, name: str):
@@ -322,10 +301,11 @@ def _place_mimic_body(cfg: Config) -> None:
 
 def _place_last_bn(cfg: Config) -> None:
     for node in dicts_in(cfg.model):
-        kind, predictor = type_of(node), type_of(node.get('cls_predictor_cfg'))
-        if kind in LAST_BN_HEADS:
-            node['type'] = LAST_BN_HEADS[kind]
-        if kind.endswith('BBoxHead') and predictor in ('', 'Linear'):
+        kind = find_class(cfg, MODELS, node.get('type'))
+        if isinstance(kind, type) and kind in SCORE_LAYERS:
+            node['type'] = f'LastBN{kind.__name__}'
+        predictor = type_of(node.get('cls_predictor_cfg'))
+        if type_of(node).endswith('BBoxHead') and predictor in ('', 'Linear'):
             node['cls_predictor_cfg'] = dict(type='LastBNLinear')
 
 
@@ -333,7 +313,7 @@ def _check_last_bn(cfg: Config) -> None:
     if not any(isinstance(layer, LastBN) for layer in build_model(cfg).modules()):
         raise InputError(
             'BN+LastBN has no place in the model of the config: none of its heads can '
-            f'have a last BN. {A_LAST_BN_EXISTS} Leave BN+LastBN out of --norms.'
+            f'have a last BN. {describe_last_bns()} Leave BN+LastBN out of --norms.'
         )
 
 

@@ -8,7 +8,9 @@ from mmengine.registry import DefaultScope, Registry
 
 from mmpsbn.errors import InputError
 from mmpsbn.layers import NORM_TYPES
+from mmpsbn.layers.last_bn import LastBN
 from mmpsbn.layers.post_shifted_bn import PostShift
+from mmpsbn.models.last_bn_heads import LastBNScores, describe_last_bns
 from mmpsbn.registry import MODELS
 
 
@@ -91,6 +93,21 @@ def check_norm_types(cfg: Config) -> None:
         )
 
 
+def check_last_bn_types(cfg: Config) -> None:
+    """Raise if a config names a last BN that is not registered.
+
+    Raises:
+        InputError: With the heads that have one, and how to add another.
+    """
+    for node in dicts_in(cfg.get('model', {})):
+        name = type_of(node)
+        if name.startswith('LastBN') and find_class(cfg, MODELS, name) is None:
+            raise InputError(
+                f"type='{name}' is not registered, so the model of the config cannot "
+                f'be built. {describe_last_bns()}'
+            )
+
+
 def _norm_names(registry) -> list[str]:
     names = []
     while registry is not None:
@@ -108,18 +125,19 @@ STOCK_NORMS = {
     'psBN3d': 'BN3d',
     'psSyncBN': 'SyncBN',
 }
-STOCK_MODULES = {
-    'LastBNLinear': 'Linear',
-    'LastBNRetinaHead': 'RetinaHead',
-    'LastBNRetinaSepBNHead': 'RetinaSepBNHead',
-    'LastBNRPNHead': 'RPNHead',
-}
+LAST_BNS = (LastBN, LastBNScores)
 
 
 def type_of(node) -> str:
     """Return the type that a dict of a config names, without our scope."""
     name = node.get('type') if isinstance(node, dict) else None
     return name.replace('mmpsbn.', '') if isinstance(name, str) else ''
+
+
+def type_without_last_bn(node) -> str:
+    """Return the stock type that a dict's type adds a last BN to, or ''."""
+    kind = MODELS.module_dict.get(type_of(node), object)
+    return kind.__bases__[-1].__name__ if issubclass(kind, LAST_BNS) else ''
 
 
 def mimic_inside(model: dict) -> bool:
@@ -129,9 +147,7 @@ def mimic_inside(model: dict) -> bool:
 
 def mimicnorm_parts(model: dict) -> tuple[bool, bool]:
     """Return whether a model's config has MimicNorm's body, and a last BN."""
-    return mimic_inside(model), any(
-        type_of(node) in STOCK_MODULES for node in dicts_in(model)
-    )
+    return mimic_inside(model), any(map(type_without_last_bn, dicts_in(model)))
 
 
 def psbn_inside(model: dict) -> bool:

@@ -11,6 +11,7 @@ from mmengine.registry import Registry
 from mmpsbn.config.errors import explain_config_errors
 from mmpsbn.config.model import (
     check_deformable_convs,
+    check_last_bn_types,
     check_norm_types,
     dicts_in,
     psbn_types,
@@ -73,6 +74,7 @@ def read_config(path: str, options: dict | None = None) -> Config:
     _check_kinds(dict(cfg.items()), '')
     _move_data_root(cfg)
     check_norm_types(cfg)
+    check_last_bn_types(cfg)
     check_deformable_convs(cfg.get('model', {}))
     return cfg
 

@@ -6,7 +6,7 @@ import tempfile
 
 from mmengine.config import Config
 
-from mmpsbn.config.model import STOCK_MODULES, STOCK_NORMS, dicts_in, type_of
+from mmpsbn.config.model import STOCK_NORMS, dicts_in, type_of, type_without_last_bn
 from mmpsbn.registry import HOOKS
 
 # What belongs to a last BN in the dict of such a module.
@@ -31,8 +31,9 @@ def stock_model(model: dict) -> dict:
         if type_of(node) in STOCK_NORMS:
             node['type'] = STOCK_NORMS[type_of(node)]
             node.pop('alpha', None)
-        if type_of(node) in STOCK_MODULES:
-            node['type'] = STOCK_MODULES[type_of(node)]
+        stock = type_without_last_bn(node)
+        if stock:
+            node['type'] = stock
             for name in LAST_BN_ARGUMENTS:
                 node.pop(name, None)
     return model

@@ -13,8 +13,10 @@ from mmpsbn.analysis.collapse import ChannelWatch
 from mmpsbn.config.model import psbn_types
 from mmpsbn.hooks.recovery import StartingLayer, describe_start, inspect_start
 from mmpsbn.hooks.watched_step import unwrap, watch_next_step
+from mmpsbn.layers import MimicConv
 from mmpsbn.layers.post_shifted_bn import PostShift
 from mmpsbn.layers.sync_post_shifted_bn import PSSyncBatchNorm
+from mmpsbn.models.last_bn_heads import describe_last_bns, heads_without_last_bn
 from mmpsbn.registry import HOOKS
 
 LEVELS_APART = 3  # In area: levels are 4 apart, less what is rounded.
@@ -134,7 +136,8 @@ class NormCheckHook(Hook):
     The hook looks at the model in its first training step, after
     ``norm_eval`` and ``frozen_stages`` have taken effect. It warns of norm
     layers without effect, see :func:`find_idle_norms` and
-    :class:`LevelWatch`. It logs how many channels of the starting weights are
+    :class:`LevelWatch`. It also warns of heads without a last BN if the body
+    is MimicNorm's. It logs how many channels of the starting weights are
     dead and which of them psBN can recover, see
     :mod:`mmpsbn.hooks.recovery`. With ``compile`` in the config, this table
     is left out, because the functions that a step calls are not visible.
@@ -164,12 +167,18 @@ class NormCheckHook(Hook):
             runner.logger.warning(
                 'The normalization has no effect: ' + '; '.join(reasons) + '.'
             )
+        model = unwrap(runner.model)
+        heads = heads_without_last_bn(model)
+        if heads and any(isinstance(m, MimicConv) for m in model.modules()):
+            runner.logger.warning(
+                f'MimicNorm is without its last BN in {", ".join(heads)}, so this '
+                f'training is not that of the whole method. {describe_last_bns()}'
+            )
         self._watch = LevelWatch(runner.model)
         ended = ExitStack()
         ended.callback(self._watch.end)
         watch_next_step(runner.model, ended)
         if not runner.cfg.get('compile'):
-            model = unwrap(runner.model)
             self._starts = inspect_start(model, runner)
             # Which layers a ReLU follows is seen in the step.
             self._channels = ChannelWatch(model)
