@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers import CONFIGS
+from helpers import CONFIGS, use_few_rois
 from mmcv.cnn import is_norm
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
@@ -122,16 +122,6 @@ def test_mimicnorm_and_its_baseline_differ_in_normalization_only(path):
     detector = path.stem.split('_')[0]
     everywhere = '-all' * ('retinanet' in detector and '-all' in path.stem)
     assert difference.partition('norm layers: ')[2] == heads[detector + everywhere]
-
-
-def use_few_rois(cfg):
-    """Save time in detectors of two stages."""
-    if 'roi_head' in cfg.model:
-        stages = cfg.model.train_cfg.rcnn
-        for stage in stages if isinstance(stages, list) else [stages]:
-            stage.sampler.num = 32
-        for proposals in (cfg.model.train_cfg.rpn_proposal, cfg.model.test_cfg.rpn):
-            proposals.max_per_img = 32
 
 
 def loss_of_step(model, inputs):
