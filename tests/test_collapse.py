@@ -10,7 +10,8 @@ import mmcv
 import pytest
 import torch
 from helpers import FASTER, MIMIC, ROOT, build, demo_config, images, run
-from mmdet.models.backbones import MobileNetV2, ResNet
+from mmcv.cnn import ConvModule
+from mmdet.models.backbones import Darknet, MobileNetV2, ResNet
 from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
@@ -186,18 +187,40 @@ def test_other_activations():
             return (
                 F.relu6(self.a(x)),
                 nn.ReLU6(True)(self.b(x)),
-                F.leaky_relu(self.c(x)),
+                F.silu(self.c(x)),
                 torch.relu(self.d(x) * 2),
             )
 
     found = watched(Model(), torch.randn(2, 2, 4, 4))
-    assert set(found) == {'a', 'b'}
+    assert set(found) == {'a', 'b'} and not any(o.leaky for o in found.values())
     mobile = MobileNetV2(norm_cfg=dict(type='BN'))
     mobile.eval()
     found = watched(mobile, torch.randn(1, 3, 64, 64))
     assert len(found) == 35  # Of 52: 17 bottlenecks are linear.
     assert not any('linear' in name for name in found)
     assert not any(output.after_sum for output in found.values())
+
+
+@pytest.mark.parametrize('inplace', [False, True])
+def test_under_leaky_relu_a_channel_is_dead_that_is_never_positive(inplace):
+    conv = ConvModule(
+        2,
+        3,
+        1,
+        norm_cfg=dict(type='psBN'),
+        act_cfg=dict(type='LeakyReLU', negative_slope=0.1, inplace=inplace),
+    )
+    conv.eval()
+    with torch.no_grad():
+        conv.bn.weight.copy_(torch.tensor([1.0, 0.0, 0.0]))
+        conv.bn.bias.copy_(torch.tensor([0.0, -0.1, 0.0]))
+    (output,) = watched(conv, torch.randn(2, 2, 4, 4)).values()
+    assert output.dead.tolist() == [False, True, True]
+    assert output.leaky and not output.after_sum
+    darknet = Darknet(53, norm_eval=False)
+    # The blocks add behind their Leaky ReLU, so no sum is judged.
+    found = watched(darknet, torch.randn(1, 3, 64, 64))
+    assert len(found) == 52 and not any(o.after_sum for o in found.values())
 
 
 def test_watching_changes_nothing():

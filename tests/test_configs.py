@@ -1,8 +1,10 @@
 """Every config builds, trains a step and predicts."""
 
+from collections import Counter
+
 import pytest
 import torch
-from helpers import CONFIGS
+from helpers import CONFIGS, use_few_rois
 from mmcv.cnn import is_norm
 from mmdet.testing import demo_mm_inputs
 from mmdet.utils import register_all_modules
@@ -10,15 +12,36 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
+from mmengine.utils import import_modules_from_strings
 
 from mmpsbn.compare.placing import config_differences
 from mmpsbn.hooks import LevelWatch, find_idle_norms
-from mmpsbn.layers import MimicNorm
+from mmpsbn.layers import NORM_TYPES, MimicNorm
 from mmpsbn.layers.last_bn import LastBN
 from mmpsbn.layers.post_shifted_bn import PostShift
 from mmpsbn.registry import MODELS
 
-FILES = sorted(path for path in CONFIGS.glob('*/*.py'))
+# Part, kind and number of the norm layers. MMDetection freezes the first stage of
+# ResNet-50.
+R50 = {'backbone psBN': 42, 'backbone psBN frozen': 11}
+YOLOV3 = {'backbone psBN': 52, 'neck psBN': 17, 'bbox_head psBN': 3}
+OTHER_DETECTORS = {
+    'yolov3_d53_psbn_273e_coco': YOLOV3,
+    'yolov3_mobilenetv2_psbn_300e_coco': YOLOV3,
+    'ssdlite_mobilenetv2-scratch_psbn_600e_coco': {
+        'backbone psBN': 52,
+        'neck psBN': 12,
+        'bbox_head psBN': 12,
+    },
+    'centernet_r18_psbn_140e_coco': {'backbone psBN': 20, 'neck BatchNorm2d': 6},
+    'fcos_r50_fpn_psbn_1x_coco': {**R50, 'bbox_head GroupNorm': 8},
+    'atss_r50_fpn_psbn_1x_coco': {**R50, 'bbox_head GroupNorm': 8},
+    'cascade-rcnn_r50_fpn_psbn_1x_coco': R50,
+    'mask-rcnn_r50_fpn_psbn_1x_coco': R50,
+}
+FILES = sorted(
+    path for path in CONFIGS.glob('*/*.py') if path.stem not in OTHER_DETECTORS
+)
 TYPES = dict(
     bn='BN', psbn='psBN', syncbn='SyncBN', pssyncbn='psSyncBN', mimicnorm='MimicNorm'
 )
@@ -101,6 +124,23 @@ def test_mimicnorm_and_its_baseline_differ_in_normalization_only(path):
     assert difference.partition('norm layers: ')[2] == heads[detector + everywhere]
 
 
+def loss_of_step(model, inputs):
+    watch = LevelWatch(model)
+    losses, _ = model.parse_losses(
+        model(**model.data_preprocessor(inputs, True), mode='loss')
+    )
+    assert losses.isfinite() and watch.end() == []
+    return losses
+
+
+def assert_predicts(model, inputs):
+    model.eval()
+    with torch.no_grad():
+        results = model(**model.data_preprocessor(inputs, False), mode='predict')
+    assert len(results) == 2
+    assert all(r.pred_instances.bboxes.shape[1] == 4 for r in results)
+
+
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
 def test_config_trains_a_step_and_predicts(path):
     register_all_modules()
@@ -110,10 +150,7 @@ def test_config_trains_a_step_and_predicts(path):
         assert_weights_and_schedule(path, cfg)
     # The weights are not at hand.
     cfg.model.backbone.init_cfg = None
-    if 'roi_head' in cfg.model:  # Few RoIs, to save time.
-        cfg.model.train_cfg.rcnn.sampler.num = 32
-        for proposals in (cfg.model.train_cfg.rpn_proposal, cfg.model.test_cfg.rpn):
-            proposals.max_per_img = 32
+    use_few_rois(cfg)
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(cfg.model)
         model.init_weights()
@@ -137,13 +174,8 @@ def test_config_trains_a_step_and_predicts(path):
         if name.startswith('ps'):
             assert find_idle_norms(model, wrapper) == []
         classes = len(cfg.classes) if not coco else 80
-        inputs = demo_mm_inputs(2, [[3, 96, 128], [3, 128, 96]], num_classes=classes)
-        watch = LevelWatch(model)
-        losses, _ = model.parse_losses(
-            model(**model.data_preprocessor(inputs, True), mode='loss')
-        )
-        assert losses.isfinite() and watch.end() == []
-        wrapper.backward(losses)
+        inputs = demo_mm_inputs(2, [[3, 64, 96], [3, 96, 64]], num_classes=classes)
+        wrapper.backward(loss_of_step(model, inputs))
         if name.startswith('ps'):
             biases = [
                 m.bias
@@ -152,9 +184,32 @@ def test_config_trains_a_step_and_predicts(path):
             ]
             assert biases and all(bias.grad is not None for bias in biases)
         wrapper.step()
+        assert_predicts(model, inputs)
 
-        model.eval()
-        with torch.no_grad():
-            results = model(**model.data_preprocessor(inputs, False), mode='predict')
-        assert len(results) == 2
-        assert all(r.pred_instances.bboxes.shape[1] == 4 for r in results)
+
+@pytest.mark.parametrize('name', OTHER_DETECTORS)
+def test_other_detectors_train_a_step_and_predict(name):
+    register_all_modules()
+    cfg = Config.fromfile(CONFIGS / 'psbn' / f'{name}.py')
+    import_modules_from_strings(**cfg.custom_imports)
+    assert name.startswith('ssdlite') or cfg.model.backbone.init_cfg.checkpoint
+    cfg.model.backbone.init_cfg = None
+    use_few_rois(cfg)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+        model.train()
+        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+        layers = Counter()
+        for path, norm in model.named_modules():
+            if isinstance(norm, NORM_TYPES):
+                kind = 'psBN' if isinstance(norm, PostShift) else type(norm).__name__
+                frozen = not (norm.training and norm.bias.requires_grad)
+                layers[path.split('.')[0] + f' {kind}' + ' frozen' * frozen] += 1
+        assert layers == OTHER_DETECTORS[name]
+        assert find_idle_norms(model, wrapper) == []
+        size = [3, 64, 64]
+        with_mask = name.startswith('mask')
+        inputs = demo_mm_inputs(2, [size] * 2, num_classes=80, with_mask=with_mask)
+        wrapper.update_params(loss_of_step(model, inputs))
+        assert_predicts(model, inputs)

@@ -1,9 +1,9 @@
 """The documentation: its code runs, its commands and links exist.
 
 Not run: the session with an ONNX file, which test_export.py runs on the file
-that it exports; commands of other programs than ours (OTHERS), which fetch or
-install things; and shell commands of tools, which are read and not run, but
-for those of docs/coco.md.
+that it exports; the script of a recipe, which test_recipes.py runs; commands
+of other programs than ours (OTHERS), which fetch or install things; and shell
+commands of tools, which are read and not run, but for those of docs/coco.md.
 """
 
 import argparse
@@ -50,8 +50,12 @@ SMALLER = {'800, 1344': '64, 96'}
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 PYTHON = [block for block in BLOCKS if block.language == 'python']
 SCRIPTS = [b for b in PYTHON if FRAGMENT.search(b.code)]
-# One is run by test_export.py, the other by the test of COCO's commands.
-SESSION, NUMBERS = map(docs_script, ('InferenceSession', 'coco/bbox_mAP'))
+# They are run by test_export.py, the test of COCO's commands, and test_recipes.py.
+ELSEWHERE = [
+    docs_script(words)
+    for words in ('InferenceSession', 'coco/bbox_mAP', 'reset_running_stats')
+]
+NUMBERS = ELSEWHERE[1]
 
 
 def commands_of(block):
@@ -87,9 +91,7 @@ def test_every_block_is_of_a_kind_that_is_tested():
     assert kinds <= {'python', 'shell', 'text', 'latex'}
 
 
-@pytest.mark.parametrize(
-    'block', [b for b in SCRIPTS if b not in (SESSION, NUMBERS)], ids=str
-)
+@pytest.mark.parametrize('block', [b for b in SCRIPTS if b not in ELSEWHERE], ids=str)
 def test_code_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     demo = tmp_path / 'work_dirs' / 'demo'

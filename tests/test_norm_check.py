@@ -10,6 +10,7 @@ import mmengine.optim
 import pytest
 import torch
 from helpers import FASTER, ROOT, Toy, toy_runner
+from mmcv.cnn.bricks import Swish
 from mmdet.models.dense_heads import RetinaHead, RetinaSepBNHead
 from mmdet.utils import register_all_modules
 from mmengine.hooks import Hook
@@ -240,15 +241,16 @@ def train(
 
 
 class Net(nn.Module):
-    """A ReLU follows bn directly, and last behind a sum."""
+    """An activation follows bn directly, and a ReLU follows last behind a sum."""
 
-    def __init__(self, norm=nn.BatchNorm2d):
+    def __init__(self, norm=nn.BatchNorm2d, activate=F.relu):
         super().__init__()
         self.conv, self.bn = nn.Conv2d(3, 8, 1), norm(8)
         self.second, self.last = nn.Conv2d(8, 8, 1), norm(8)
+        self.activate = activate
 
     def train_step(self, data, optim_wrapper):
-        x = F.relu(self.bn(self.conv(data)))
+        x = self.activate(self.bn(self.conv(data)))
         loss = 1e-3 * F.relu(x + self.last(self.second(x))).mean()
         optim_wrapper.update_params(loss)
         return dict(loss=loss)
@@ -426,6 +428,53 @@ def test_the_hook_reports_and_changes_nothing(norm, tmp_path):
     assert row_of(text, kind)[:-1] == [kind, '1', '8', *dead]
     assert 'at the start of these 20 iterations' in text
     assert ('stay dead' in text) == (kind == 'BN')
+
+
+def report(work_dir, activate, **kwargs):
+    model = Net(activate=activate, **kwargs)
+    with torch.no_grad():
+        model.bn.weight[0], model.bn.bias[0] = 0, -0.1
+    train(work_dir, [dict(type='NormCheckHook')], model, epochs=1)
+    return log_of(work_dir)
+
+
+def test_nothing_is_said_of_recovery_behind_leaky_relu(tmp_path):
+    text = report(tmp_path, nn.LeakyReLU(0.1))
+    row = ['BN,', 'Leaky', 'ReLU', '1', '8', '1', '(12.5%)', '0.16', '-', '-']
+    assert row_of(text, 'BN,') == row
+    assert 'stay dead' not in text and 'Filter collapse concerns' not in text
+
+
+@pytest.mark.parametrize(
+    'activation', [Swish, nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish, nn.ELU]
+)
+def test_activations_that_are_no_rectifiers_are_reported(activation, tmp_path):
+    text = report(tmp_path, activation())
+    name = activation.__name__
+    said = f'follows: 1 of 2 in this model. It also has {name}, which closes no'
+    assert said in text
+
+
+@pytest.mark.parametrize('activation', [nn.ReLU, nn.ReLU6, nn.PReLU, nn.Tanh])
+def test_nothing_is_said_of_rectifiers_and_unknown_activations(activation, tmp_path):
+    assert 'Filter collapse concerns' not in report(tmp_path, activation())
+
+
+def test_layer_norm_and_gelu_are_reported(tmp_path):
+    """As in Swin, where no batch norm is."""
+
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.linear = nn.LayerNorm(4), nn.Linear(4, 1)
+
+        def train_step(self, data, optim_wrapper):
+            loss = F.gelu(self.linear(self.norm(data))).sigmoid().mean()
+            optim_wrapper.update_params(loss)
+            return dict(loss=loss)
+
+    train(tmp_path, [dict(type='NormCheckHook')], Tokens(), epochs=1)
+    assert 'follows: 0 of 1 in this model. It also has GELU,' in log_of(tmp_path)
 
 
 def test_mmdetections_own_command_reports(digits, tmp_path, monkeypatch):

@@ -21,18 +21,22 @@ from helpers import (
     SHORT,
     free_port,
     metrics,
+    of_digits,
     run,
 )
 from mmcv.cnn import is_norm
 from mmdet.models.backbones import ResNet
+from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.hooks import LoggerHook
 
 import mmpsbn  # noqa: F401
 from mmpsbn.checkpoints.reading import read_checkpoint
 from mmpsbn.cli.errors import exit_with_message
-from mmpsbn.cli.runner import build_runner
-from mmpsbn.config.reading import load_config
+from mmpsbn.cli.runner import build_runner, set_tta
+from mmpsbn.config.model import config_scope
+from mmpsbn.config.reading import load_config, read_config
+from mmpsbn.errors import InputError
 
 
 def test_a_full_disk_ends_with_a_sentence(tmp_path):
@@ -90,6 +94,52 @@ def test_test_evaluates_dumps_and_draws(trained, digits, tmp_path):
     with open(out, 'rb') as file:
         assert len(pickle.load(file)) == 8
     assert len(list(tmp_path.glob('*/shown/*.jpg'))) == 8
+
+
+@pytest.mark.slow
+def test_test_time_augmentation(trained, digits, tmp_path):
+    best = {}
+    for tta in ([], ['--tta']):
+        out = tmp_path / f'predictions{len(tta)}.pkl'
+        command = ('tools/test.py', FASTER, trained / 'epoch_1.pth', *tta)
+        status, output = run(
+            *command,
+            '--work-dir',
+            tmp_path / str(tta),
+            '--out',
+            out,
+            data=digits,
+            options=ANY_SCORE[1:],
+        )
+        assert status == 0, output[-3000:]
+        assert 'coco/bbox_mAP' in metrics(tmp_path / str(tta))
+        with open(out, 'rb') as file:
+            predictions = pickle.load(file)
+        best[bool(tta)] = torch.stack(
+            [image['pred_instances']['scores'].max() for image in predictions]
+        )
+    # The best box of two views is no worse than that of one.
+    assert (best[True] >= best[False] - 1e-6).all()
+    assert (best[True] > best[False] + 1e-6).any()
+
+
+def test_the_first_view_is_that_of_the_ground_truth(digits):
+    cfg = of_digits(read_config(FASTER), digits)
+    cfg.test_dataloader.dataset = dict(
+        type='RepeatDataset', times=1, dataset=dict(cfg.val_dataloader.dataset)
+    )
+    set_tta(cfg)
+    with config_scope(cfg):
+        views = DATASETS.build(cfg.test_dataloader.dataset)[0]
+    plain, flipped = views['data_samples']
+    assert not plain.flip and flipped.flip_direction == 'horizontal'
+    assert torch.equal(views['inputs'][0].flip(2), views['inputs'][1])
+
+
+def test_augmentation_without_masks(tmp_path):
+    cfg = read_config('configs/psbn/mask-rcnn_r50_fpn_psbn_1x_coco.py')
+    with pytest.raises(InputError, match='it predicts masks, and'):
+        set_tta(cfg)
 
 
 @pytest.mark.slow

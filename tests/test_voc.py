@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import FASTER, ROOT, SHORT, run, write_voc
+from helpers import FASTER, ROOT, SHORT, recipe, run, use_few_rois, write_voc
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.hub import get_config
@@ -69,9 +69,31 @@ def voc(digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_voc_trains_and_evaluates(voc, tmp_path):
-    root, config = voc
-    status, output = run('tools/train.py', config, '--work-dir', tmp_path)
+def test_the_recipe_for_voc_trains_and_evaluates(digits, tmp_path):
+    (tmp_path / 'recipe.py').write_text(recipe('PASCAL VOC'))
+    cfg = Config.fromfile(tmp_path / 'recipe.py')
+    cfg.model.backbone.update(depth=18, init_cfg=None)
+    cfg.model.neck.in_channels = [64, 128, 256, 512]
+    cfg.model.roi_head.bbox_head.num_classes = 10
+    use_few_rois(cfg)
+    cfg.train_dataloader.update(batch_size=8)
+    cfg.train_dataloader.dataset.times = 1
+    write_voc(digits, tmp_path / 'VOCdevkit')
+    parts = cfg.train_dataloader.dataset.dataset.datasets
+    for part in (*parts, cfg.val_dataloader.dataset, cfg.test_dataloader.dataset):
+        part.data_root = f'{tmp_path}/VOCdevkit/'
+        part.ann_file = part.ann_file.replace('trainval', 'train').replace(
+            'test', 'val'
+        )
+        part.metainfo = dict(classes=tuple('0123456789'))
+        part.pop('filter_cfg', None)
+        for step in part.pipeline:
+            if step.type == 'Resize':
+                step.scale = (96, 96)
+    cfg.dump(tmp_path / 'config.py')
+    status, output = run(
+        'tools/train.py', tmp_path / 'config.py', '--work-dir', tmp_path
+    )
     assert status == 0, output[-3000:]
     assert 'pascal_voc/mAP' in output
     assert (tmp_path / 'epoch_1.pth').exists()

@@ -180,8 +180,8 @@ def main():
     results = analyze_all(cfg, paths, images)
     if not any(layer.judged for layers in results.values() for layer in layers):
         print(
-            '\nNo channel was judged dead or alive: no ReLU or ReLU6 '
-            'follows a norm layer, and other activations do not close a '
+            '\nNo channel was judged dead or alive: no ReLU, ReLU6 or Leaky '
+            'ReLU follows a norm layer, and other activations do not close a '
             'channel.'
         )
     by = {}

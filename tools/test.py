@@ -13,7 +13,7 @@ from mmpsbn.checkpoints.matching import check_compatible
 from mmpsbn.checkpoints.reading import read_checkpoint
 from mmpsbn.cli.arguments import add_run_arguments
 from mmpsbn.cli.errors import exit_with_message
-from mmpsbn.cli.runner import build_runner
+from mmpsbn.cli.runner import build_runner, set_tta
 from mmpsbn.config.data import check_data
 from mmpsbn.config.data_errors import explain_data_errors
 from mmpsbn.config.errors import explain_config_errors
@@ -46,6 +46,11 @@ def parse_args():
         "the run's folder in the work dir",
     )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds for --show')
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="test-time augmentation: the config's, or horizontal flips",
+    )
     add_run_arguments(parser)
     return parser.parse_args()
 
@@ -65,8 +70,11 @@ def main():
         cfg = trigger_visualization_hook(cfg, args)
         # DetVisualizationHook joins a relative folder again for every batch.
         cfg.work_dir = osp.abspath(cfg.work_dir)
+    tta = set_tta(cfg) if args.tta else None
     with explain_config_errors(), explain_data_errors(cfg, TEST_LOADERS):
         runner = build_runner(cfg)
+        if tta:
+            runner.register_hook(tta)
         check_compatible(runner.model, checkpoint)
         if args.out:
             runner.test_evaluator.metrics.append(

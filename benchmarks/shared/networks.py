@@ -11,7 +11,6 @@ from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmpsbn.layers import BRANCH_ENDS, BranchEnd
 
@@ -27,23 +26,6 @@ class Layers(NamedTuple):
     """Those that do not initialize themselves start as He et al. have it."""
     linear: Callable[[int, int], nn.Module] = nn.Linear
     """The layer of the logits."""
-
-
-class SplitLeakyReLU(nn.Module):
-    """Leaky ReLU, as a ReLU of each side.
-
-    ChannelWatch judges the first: a channel is dead that is never positive.
-
-    Args:
-        slope (float): Of the negative side.
-    """
-
-    def __init__(self, slope: float) -> None:
-        super().__init__()
-        self.slope = slope
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.relu(input) - self.slope * F.relu(-input)
 
 
 class BasicBlock(nn.Module):
@@ -117,7 +99,7 @@ class Classifier(nn.Module):
                 add(
                     WIDTH,
                     2 if index == 1 else 1,
-                    SplitLeakyReLU(slope) if slope else nn.ReLU(inplace=True),
+                    nn.LeakyReLU(slope, True) if slope else nn.ReLU(inplace=True),
                 )
                 width = WIDTH
         else:

@@ -3,7 +3,7 @@
 Zhou et al., "How Does BN Increase Collapsed Neural Network Filters?",
 arXiv:2001.11216, define filter collapse: gamma goes to 0 and the shift is not
 above 0. The ReLU after the norm layer then returns 0 for every input, and its
-gradient is 0.
+gradient is 0. Under Leaky ReLU, a collapsed channel is one that is never positive.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,16 @@ from mmpsbn.layers import NORM_TYPES
 LEAST_PROBABILITY = 1e-4
 LEAST_GAMMA = 1e-3  # A smaller gamma has vanished.
 RELUS = {'relu', 'relu_', 'relu6'}
+LEAKY_RELUS = {'leaky_relu', 'leaky_relu_'}
 CLIPS = {'hardtanh', 'hardtanh_'}  # ReLU6 calls one, from 0 to 6.
+# Activations that are not rectifiers. Losses do not call them.
+OTHERS = {
+    'elu': 'ELU',
+    'gelu': 'GELU',
+    'hardswish': 'Hardswish',
+    'mish': 'Mish',
+    'silu': 'SiLU',
+}
 SUMS = {'add', 'add_', '__add__', '__iadd__', '__radd__'}
 
 
@@ -35,13 +44,15 @@ class Origin(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """The outputs of a norm layer's channels after their ReLU."""
+    """The outputs of a norm layer's channels after their rectifier."""
 
     dead: Tensor
-    """Bool, ``(C,)``: whether a channel is 0 at every position of every
+    """Bool, ``(C,)``: whether a channel is above 0 at no position of any
     image."""
     after_sum: bool
-    """Whether a residual sum is between the norm layer and the ReLU."""
+    """Whether a residual sum is between the norm layer and the rectifier."""
+    leaky: bool = False
+    """Whether the rectifier is Leaky ReLU."""
 
 
 def norm_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -76,18 +87,19 @@ def stage_of(name: str) -> str:
 class ChannelWatch(TorchFunctionMode):
     """A context manager that finds the dead channels of a model on data.
 
-    A channel is *dead* if the output of the ReLU that follows its norm layer
-    is 0 at every position of every image, in all forward passes and all calls
-    of the layer within ``with watch: ...``. If a residual sum is between the
-    norm layers and the ReLU, the channels of the sum are judged, which
+    A channel is *dead* if the output of the rectifier (ReLU, ReLU6 or Leaky
+    ReLU) that follows its norm layer is above 0 at no position of any image,
+    in all forward passes and all calls of the layer within ``with watch:
+    ...``. If a residual sum is between the norm layers and the rectifier, the
+    channels of the sum are judged, which
     another summand may keep alive. They count once, for the norm layer that
     is the first summand. Norm layers whose output the sum broadcasts are
-    ignored. Norm layers that no ReLU or ReLU6 follows, directly or after
-    sums, are not judged.
+    ignored. Norm layers that no rectifier follows, directly or after sums,
+    are not judged.
 
     The watch sees the functions that are called on tensors, so it finds the
-    ReLU wherever it is called. It costs one comparison of an activation for
-    each ReLU.
+    rectifier wherever it is called. It costs one comparison of an activation
+    for each rectifier.
 
     Args:
         model (nn.Module): With BN, psBN, GN or MimicNorm, or several.
@@ -96,8 +108,10 @@ class ChannelWatch(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.layers = dict(norm_layers(model))
-        #: The outputs of each norm layer that a ReLU followed.
+        #: The outputs of each norm layer that a rectifier followed.
         self.outputs: dict[str, Outputs] = {}
+        #: The names of activations other than rectifiers in the model.
+        self.others: set[str] = set()
         self._origins = WeakIdKeyDictionary()
         self._handles: list[RemovableHandle] = []
 
@@ -117,12 +131,16 @@ class ChannelWatch(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, '__name__', '')
         origin = None
-        if name in RELUS or (name in CLIPS and _from_zero(args, kwargs)):
-            input = args[0] if args else kwargs.get('input')
-            origin = self._origins.pop(input, None)
+        leaky = name in LEAKY_RELUS
+        if leaky or name in RELUS or (name in CLIPS and _from_zero(args, kwargs)):
+            origin = self._origins.pop(_input(args, kwargs), None)
+        elif name in OTHERS:
+            self.others.add(OTHERS[name])
+        elif name == 'sigmoid' and _input(args, kwargs) in self._origins:
+            self.others.add('Swish')
         result = func(*args, **kwargs)
         if origin is not None:
-            self._note(origin, result)
+            self._note(origin, result, leaky)
         elif name in SUMS:
             self._add([*args, *kwargs.values()], result)
         return result
@@ -147,13 +165,13 @@ class ChannelWatch(TorchFunctionMode):
                 return
 
     @torch.no_grad()
-    def _note(self, origin: Origin, output: Tensor) -> None:
+    def _note(self, origin: Origin, output: Tensor, leaky: bool) -> None:
         if not output.numel():
             return
         dead = ~(output.detach() > 0).transpose(0, 1).flatten(1).any(1)
         if origin.layer in self.outputs:
             dead &= self.outputs[origin.layer].dead
-        self.outputs[origin.layer] = Outputs(dead, origin.summed)
+        self.outputs[origin.layer] = Outputs(dead, origin.summed, leaky)
 
 
 def positive_probability(norm: nn.Module) -> Tensor | None:
@@ -191,6 +209,10 @@ def gamma_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     if gamma is None or shift is None:
         gamma = shift = torch.empty(0)
     return gamma.detach().double(), torch.as_tensor(shift).detach().double()
+
+
+def _input(args, kwargs) -> Tensor:
+    return args[0] if args else kwargs['input']
 
 
 def _from_zero(args, kwargs) -> bool:

@@ -5,11 +5,13 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.dist import master_only
 from mmengine.hooks import LoggerHook
+from mmengine.hooks.test_time_aug_hook import PrepareTTAHook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmpsbn.checkpoints.backend import use_atomic_checkpoints
 from mmpsbn.config.errors import explain_config_errors
+from mmpsbn.config.model import dicts_in
 from mmpsbn.errors import InputError
 from mmpsbn.hooks.data_check_hook import DataCheckHook
 from mmpsbn.hooks.non_finite_hook import NonFiniteHook
@@ -80,3 +82,46 @@ def set_auto_scale_lr(cfg: Config) -> None:
             'auto_scale_lr=dict(base_batch_size=16).'
         )
     cfg.auto_scale_lr.enable = True
+
+
+@explain_config_errors()
+def set_tta(cfg: Config) -> PrepareTTAHook:
+    """Test with test-time augmentation, as MMDetection's ``--tta`` does.
+
+    ``tta_model`` and ``tta_pipeline`` are those of the config. Without them,
+    each image is tested as it is and flipped, and NMS merges the boxes.
+
+    Args:
+        cfg (Config): Its test pipeline is replaced.
+
+    Returns:
+        PrepareTTAHook: A hook for the Runner, which merges the detections.
+
+    Raises:
+        InputError: If the detector predicts masks.
+    """
+    if any(node.get('mask_head') for node in dicts_in(cfg.model)):
+        raise InputError(
+            '--tta does not support this detector: it predicts masks, and '
+            'MMDetection merges only boxes. Test it without --tta.'
+        )
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if 'tta_model' not in cfg:
+        cfg.tta_model = dict(
+            type='DetTTAModel',
+            tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+        )
+    if 'tta_pipeline' not in cfg:
+        *steps, pack = dataset.pipeline
+        if 'meta_keys' in pack:
+            pack.meta_keys = [*pack.meta_keys, 'flip', 'flip_direction']
+        # The first view stays as it is: VOCMetric reads its ground truth.
+        flips = [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]
+        cfg.tta_pipeline = [
+            *steps,
+            dict(type='TestTimeAug', transforms=[flips, [pack]]),
+        ]
+    dataset.pipeline = cfg.tta_pipeline
+    return PrepareTTAHook(cfg.tta_model.copy())

@@ -30,7 +30,7 @@ class FilterCollapseHook(Hook):
     - The message hub, and so the console, ``vis_data`` and other backends,
       gets the shares of dead channels: ``collapse/dead``,
       ``collapse/dead_after_sum`` (where a residual sum comes before the
-      ReLU), and ``collapse/STAGE`` (without sums). ``collapse/died`` and
+      rectifier), and ``collapse/STAGE`` (without sums). ``collapse/died`` and
       ``collapse/came_back`` are the numbers of channels that have died or
       recovered since the last measurement.
     - ``filter_collapse.jsonl`` in the work dir gets a line for each
@@ -108,8 +108,8 @@ class FilterCollapseHook(Hook):
         if not found:
             self._warn(
                 runner,
-                'FilterCollapseHook found no norm layer that a '
-                'ReLU follows; there is nothing to watch.',
+                'FilterCollapseHook found no norm layer that a ReLU or '
+                'Leaky ReLU follows; there is nothing to watch.',
             )
             return
         line = dict(
@@ -142,7 +142,7 @@ class FilterCollapseHook(Hook):
             self._warn(
                 runner,
                 f'{share:.0%} of the channels before a ReLU are dead '
-                f'at iteration {line["iter"]}: they give 0 for every image. '
+                f'at iteration {line["iter"]}: no image opens them. '
                 'psBN brings such channels back; a smaller learning rate '
                 'loses fewer.',
             )
@@ -194,7 +194,7 @@ def combine_processes(watch: ChannelWatch, device: torch.device) -> dict[str, Ou
         device (torch.device): The device that the processes communicate from.
 
     Returns:
-        dict: The outputs of each norm layer that a ReLU followed in any
+        dict: The outputs of each norm layer that a rectifier followed in any
         process. A channel is dead if it was alive in none.
     """
     outputs = watch.outputs

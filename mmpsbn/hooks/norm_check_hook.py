@@ -13,7 +13,7 @@ from mmpsbn.analysis.collapse import ChannelWatch
 from mmpsbn.config.model import psbn_types
 from mmpsbn.hooks.recovery import StartingLayer, describe_start, inspect_start
 from mmpsbn.hooks.watched_step import unwrap, watch_next_step
-from mmpsbn.layers import MimicConv
+from mmpsbn.layers import NORM_TYPES, MimicConv
 from mmpsbn.layers.post_shifted_bn import PostShift
 from mmpsbn.layers.sync_post_shifted_bn import PSSyncBatchNorm
 from mmpsbn.models.last_bn_heads import describe_last_bns, heads_without_last_bn
@@ -129,6 +129,22 @@ def describe_shared(names: list[str]) -> str:
     )
 
 
+def describe_others(model: nn.Module, watch: ChannelWatch) -> str:
+    """Explain that filter collapse does not concern a model's activations.
+
+    Args:
+        model (nn.Module): The model.
+        watch (ChannelWatch): It has seen activations other than rectifiers.
+    """
+    norms = sum(isinstance(module, NORM_TYPES) for module in model.modules())
+    return (
+        'Filter collapse concerns norm layers that a rectifier (ReLU, ReLU6 or '
+        f'Leaky ReLU) follows: {len(watch.outputs)} of {norms} in this model. It '
+        f'also has {", ".join(sorted(watch.others))}, which closes no channel. '
+        'psBN has no filter to recover there, and BN serves as well.'
+    )
+
+
 @HOOKS.register_module()
 class NormCheckHook(Hook):
     """Report once what the norm layers can do in this run.
@@ -139,8 +155,10 @@ class NormCheckHook(Hook):
     :class:`LevelWatch`. It also warns of heads without a last BN if the body
     is MimicNorm's. It logs how many channels of the starting weights are
     dead and which of them psBN can recover, see
-    :mod:`mmpsbn.hooks.recovery`. With ``compile`` in the config, this table
-    is left out, because the functions that a step calls are not visible.
+    :mod:`mmpsbn.hooks.recovery`. If the model has activations other than
+    rectifiers, it reports that filter collapse does not concern them. With
+    ``compile`` in the config, the table and this report are left out, because
+    the functions that a step calls are not visible.
     """
 
     def __init__(self) -> None:
@@ -180,7 +198,7 @@ class NormCheckHook(Hook):
         watch_next_step(runner.model, ended)
         if not runner.cfg.get('compile'):
             self._starts = inspect_start(model, runner)
-            # Which layers a ReLU follows is seen in the step.
+            # Which layers a rectifier follows is seen in the step.
             self._channels = ChannelWatch(model)
             watch_next_step(runner.model, self._channels)
 
@@ -192,9 +210,11 @@ class NormCheckHook(Hook):
         shared, self._watch = self._watch.end(), None
         if shared:
             runner.logger.warning(describe_shared(shared))
+        if self._channels and self._channels.others:
+            runner.logger.info(describe_others(runner.model, self._channels))
         seen = self._channels.outputs if self._channels else {}
         layers = [
-            start
+            start.behind_leaky_relu() if seen[name].leaky else start
             for name, start in self._starts.items()
             if name in seen and not seen[name].after_sum
         ]

@@ -54,6 +54,10 @@ class StartingLayer(NamedTuple):
         """The abs(beta) below which psBN recovers a channel."""
         return self.alpha * math.exp(min(self.decay, 700.0))
 
+    def behind_leaky_relu(self) -> 'StartingLayer':
+        """Return the layer without a reach, because its channels have gradients."""
+        return self._replace(kind=f'{self.kind}, Leaky ReLU', alpha=math.nan)
+
 
 def inspect_start(model: nn.Module, runner: Runner) -> dict[str, StartingLayer]:
     """Judge the norm layers of a model by their parameters.
@@ -90,7 +94,7 @@ def starting_table(layers: Iterable[StartingLayer]) -> list[list[str]]:
     """Make a table with a row for each kind of norm layer.
 
     Args:
-        layers (iterable[StartingLayer]): Layers that a ReLU follows.
+        layers (iterable[StartingLayer]): Layers that a rectifier follows.
     """
     kinds: dict[str, list[StartingLayer]] = {}
     for layer in layers:
@@ -115,7 +119,7 @@ def describe_start(layers: Sequence[StartingLayer], iterations: int) -> str:
     """Explain what a training can recover, with :func:`starting_table`.
 
     Args:
-        layers (list[StartingLayer]): Layers that a ReLU follows.
+        layers (list[StartingLayer]): Layers that a rectifier follows.
         iterations (int): The length of the training that begins.
     """
     text = (
@@ -123,7 +127,7 @@ def describe_start(layers: Sequence[StartingLayer], iterations: int) -> str:
         f'{iterations} iterations, by their parameters (P(y > 0) < '
         f'{LEAST_PROBABILITY:.0e}):\n{align_columns(starting_table(layers))}'
         '\nD = weight decay / (1 - momentum) * sum of the learning rates. '
-        'psBN recovers a dead channel if |beta| < alpha * exp(D).'
+        'psBN recovers a dead channel behind a ReLU if |beta| < alpha * exp(D).'
     )
     if any(layer.kind == 'BN' for layer in layers):
         text += (

@@ -1,0 +1,3 @@
+_base_ = 'mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py'
+model = dict(backbone=dict(norm_cfg=dict(type='psBN'), norm_eval=False))
+custom_imports = dict(imports=['mmpsbn'], allow_failed_imports=False)
