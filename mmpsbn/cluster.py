@@ -20,6 +20,8 @@ from mmpsbn.stack import check_packages
 
 MINUTES = 24 * 60
 TIMEOUTS = 20  # How often a job is submitted again at its time limit.
+PREEMPTED = 'PREEMPTED'
+REQUEUE_WAIT = 300  # Seconds until a preempted job counts as canceled.
 PATIENCE = 60  # Seconds until a command of Slurm must have answered.
 COMMANDS = ('sbatch', 'srun', 'sacct', 'scancel')
 GPUS = 'CUDA_VISIBLE_DEVICES'
@@ -201,29 +203,32 @@ class Cluster:
         Raises:
             InputError: If Slurm refuses the job.
         """
-        from submitit.helpers import FunctionSequence
-
         with self._lock:
             # It makes the folder, which is too early in __init__.
             self._executor = self._executor or self._start_executor()
             if record.exists():
                 job = self._executor.job_class(self._folder, record.read_text())
                 if job.paths.result_pickle.exists() or not job.done(force_check=True):
-                    return Job(job, record, self._lock)
-            if self._kind == 'local':
-                function = partial(_with_gpus, os.environ.get(GPUS), function)
-            resumable = FunctionSequence()
-            resumable.add(function)
-            try:
-                job = self._executor.submit(resumable)
-            except RuntimeError as error:
-                raise InputError(
-                    f'sbatch refused a job: {error}. The limits of the cluster may '
-                    'be exceeded; repeat the command later.'
-                ) from error
-            record.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(record, job.job_id.encode())
-        return Job(job, record, self._lock)
+                    return Job(self, record, function, job)
+            return Job(self, record, function, self._submit(record, function))
+
+    def _submit(self, record: Path, function: Callable[[], Any]):
+        from submitit.helpers import FunctionSequence
+
+        if self._kind == 'local':
+            function = partial(_with_gpus, os.environ.get(GPUS), function)
+        resumable = FunctionSequence()
+        resumable.add(function)
+        try:
+            job = self._executor.submit(resumable)
+        except RuntimeError as error:
+            raise InputError(
+                f'sbatch refused a job: {error}. The limits of the cluster may '
+                'be exceeded; repeat the command later.'
+            ) from error
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(record, job.job_id.encode())
+        return job
 
     def call(self, record: Path, function: Callable[[], Any]) -> Any:
         """Return the result of a function that runs as a job, see :meth:`start`."""
@@ -246,14 +251,32 @@ def _with_gpus(visible: str | None, function: Callable[[], Any]) -> Any:
 
 
 class Job:
-    """A job of a :class:`Cluster`."""
+    """A job of a :class:`Cluster`, see :meth:`Cluster.start`."""
 
-    def __init__(self, job, record: Path, lock: threading.Lock) -> None:
-        self._job, self._record, self._lock = job, record, lock
+    def __init__(
+        self, cluster: Cluster, record: Path, function: Callable[[], Any], job
+    ) -> None:
+        self._cluster, self._record, self._function = cluster, record, function
+        self._job, self._preempted = job, None
 
     def has_ended(self) -> bool:
-        with self._lock:
-            return self._job.done()
+        """Return whether the job has ended, and submit it again if it was preempted.
+
+        Some clusters cancel preempted jobs instead of requeuing them.
+        """
+        with self._cluster._lock:
+            if self._job.done():
+                return True
+            if self._job.state != PREEMPTED:
+                self._preempted = None
+            elif self._preempted is None:
+                self._preempted = time.monotonic()
+            elif time.monotonic() - self._preempted > REQUEUE_WAIT:
+                self._preempted = None
+                if self._job.get_info(mode='force').get('State') == PREEMPTED:
+                    self.cancel()
+                    self._job = self._cluster._submit(self._record, self._function)
+        return False
 
     def result(self) -> Any:
         """Return the result of a job that has ended.

@@ -68,7 +68,9 @@ def sbatch(*arguments):
 def node(folder):
     """Run a job to its end, again after it was requeued."""
     folder = Path(folder)
-    requeue, cancel = folder / 'requeue', folder / 'cancel'
+    requeue, cancel, preempt = (
+        folder / name for name in ('requeue', 'cancel', 'preempt')
+    )
     while True:
         (folder / 'state').write_text('RUNNING')
         environment = dict(
@@ -77,7 +79,7 @@ def node(folder):
         script = subprocess.Popen(['bash', folder / 'script'], env=environment)
         (folder / 'process').write_text(str(script.pid))
         while script.poll() is None:
-            if requeue.exists() or cancel.exists():
+            if requeue.exists() or cancel.exists() or preempt.exists():
                 if cancel.exists():
                     send(descendants(script.pid), signal.SIGTERM)
                 time.sleep(0.3)
@@ -88,7 +90,11 @@ def node(folder):
             break
         requeue.unlink()
     state = 'FAILED' if script.returncode else 'COMPLETED'
-    (folder / 'state').write_text('CANCELLED by 0' if cancel.exists() else state)
+    if preempt.exists():
+        state = 'PREEMPTED'
+    elif cancel.exists():
+        state = 'CANCELLED by 0'
+    (folder / 'state').write_text(state)
 
 
 def srun(*arguments):

@@ -110,6 +110,25 @@ def test_a_killed_command_finds_its_jobs(slurm, tmp_path):
     assert len(list(slurm.iterdir())) == 2
 
 
+def test_a_preempted_job_that_is_canceled_is_submitted_again(
+    slurm, tmp_path, monkeypatch
+):
+    monkeypatch.setattr('mmpsbn.cluster.REQUEUE_WAIT', 0)
+    # It is interrupted once.
+    code = 'import os, sys, time; os.path.exists("once") or time.sleep(600)'
+    function = partial(
+        subprocess.check_call, [sys.executable, '-c', code], cwd=tmp_path
+    )
+    record = tmp_path / 'one'
+    job = on_slurm(tmp_path / 'jobs').start(record, function)
+    wait_for(lambda: state(slurm / '1') == 'RUNNING', 10)
+    (tmp_path / 'once').touch()
+    (slurm / '1' / 'preempt').touch()
+    wait_for(job.has_ended, 20)
+    assert record.read_text() == '2' and job.result() == 0
+    assert [state(slurm / number) for number in '12'] == ['PREEMPTED', 'COMPLETED']
+
+
 def test_a_cluster_that_cannot_be_used(slurm, tmp_path, monkeypatch):
     with pytest.raises(
         InputError, match='sbatch --test-only .*=debug.* invalid partition'
@@ -151,8 +170,10 @@ def test_a_comparison_on_slurm_resumes_after_preemption(slurm, compare, tmp_path
 
     def preempt():
         wait_for(lambda: list(folder.glob('epoch_1.pth')))
-        for name in ('SIGTERM', 'SIGUSR2'):
-            subprocess.check_call(['scancel', '2', '--signal', name])
+        # The training ends. Slurm may wait before the job is requeued.
+        subprocess.check_call(['scancel', '2', '--signal', 'SIGTERM'])
+        time.sleep(3)
+        subprocess.check_call(['scancel', '2', '--signal', 'SIGUSR2'])
 
     threading.Thread(target=preempt, daemon=True).start()
     assert not compare(
