@@ -326,6 +326,19 @@ def test_finished_runs_are_not_repeated(
     assert '1 runs are missing' in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_jobs_of_a_cluster_give_the_same_rows(monkeypatch, tmp_path):
+    study = Study('digits', 'plain', {HIGH: ('BN',)})
+    monkeypatch.setattr(command, 'STUDIES', [study])
+    options = '--data', 'digits', '--rounds', '1', '--seeds', '1'
+    main(monkeypatch, tmp_path, *options, '--cluster', 'local')
+    run = Run('BN', *HIGH, 0)
+    rows, _ = train((study, run), 1, tmp_path)
+    assert same(Results(tmp_path, study).rounds[run], rows)
+    assert len(list((tmp_path / 'work' / 'jobs').glob('*_result.pkl'))) == 1
+    assert not list((tmp_path / 'work').rglob('*.job'))
+
+
 def made_up(folder, study=STUDY, seeds=3):
     """Write results whose means are known."""
     results, random = Results(folder, study), np.random.default_rng(0)

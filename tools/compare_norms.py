@@ -17,6 +17,7 @@ import math
 import os.path as osp
 import shlex
 import sys
+from pathlib import Path
 
 import mmpsbn.cli  # noqa: F401  It checks the stack, so it is first.
 
@@ -25,6 +26,7 @@ from mmengine.logging import MMLogger
 
 from mmpsbn.cli.arguments import add_cfg_options
 from mmpsbn.cli.errors import exit_with_message, interrupt_on_signals
+from mmpsbn.cluster import add_cluster_arguments, make_cluster
 from mmpsbn.compare import NORMALIZATIONS, Comparison, replace_norm, run_comparison
 from mmpsbn.compare.placing import check_norms
 from mmpsbn.compare.processes import divide_machine
@@ -34,12 +36,14 @@ from mmpsbn.config.reading import TRAINING_LOADERS, read_config
 from mmpsbn.config.start import check_start
 from mmpsbn.errors import InputError
 
+# MMDetection's default for the processes of a Slurm job.
+CPUS_PER_PROCESS = 5
 # Options that are numbers of something, with their defaults.
 COUNTS = {
     '--seeds': (3, 'number of runs of each'),
     '--tune-seeds': (1, 'number of tuning runs of each learning rate'),
     '--processes': (1, "processes (GPUs) of each run, started by torch's launcher"),
-    '--at-once': (1, 'parallel runs, each on its own GPUs or its share of the cores'),
+    '--at-once': (1, 'parallel runs, each on its own GPUs, cores or cluster job'),
     '--rounds': (5, 'rounds of timing a training step'),
 }
 
@@ -85,6 +89,7 @@ def parse_args():
     parser.add_argument(
         '--dry-run', action='store_true', help='print the runs and their estimated time'
     )
+    add_cluster_arguments(parser)
     add_cfg_options(parser)
     return parser.parse_args()
 
@@ -103,13 +108,21 @@ def check_arguments(args):
 def main():
     args = parse_args()
     check_arguments(args)
-    environments = divide_machine(args.at_once, args.processes)
+    name = osp.splitext(osp.basename(args.config))[0]
+    work_dir = args.work_dir or osp.join('work_dirs', f'compare_{name}')
+    cluster = make_cluster(
+        args,
+        Path(work_dir, 'jobs'),
+        gpus=args.processes,
+        cpus=CPUS_PER_PROCESS * args.processes,
+    )
+    environments = [{}] * args.at_once
+    if args.cluster != 'slurm':
+        environments = divide_machine(args.at_once, args.processes)
     MMLogger.get_instance('mmengine', log_level='ERROR')
     cfg = read_config(args.config, args.cfg_options)
     check_data(cfg, TRAINING_LOADERS)
     check_start(cfg)
-    name = osp.splitext(osp.basename(args.config))[0]
-    work_dir = args.work_dir or osp.join('work_dirs', f'compare_{name}')
     cfgs = {norm: replace_norm(cfg, norm) for norm in args.norms}
     comparison = Comparison(
         cfg,
@@ -121,6 +134,7 @@ def main():
         lengths=args.lengths,
         tune=args.tune,
         tune_seeds=args.tune_seeds,
+        cluster=cluster,
     )
     if args.dry_run:
         costs = load_costs(comparison, args.rounds, keep=False)

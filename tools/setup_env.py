@@ -155,6 +155,8 @@ def install_stack() -> None:
         '-r',
         REQUIREMENTS / 'base.txt',
         '-r',
+        REQUIREMENTS / 'cluster.txt',
+        '-r',
         REQUIREMENTS / 'onnx.txt',
         '-r',
         REQUIREMENTS / 'prune.txt',

@@ -19,6 +19,7 @@ from mmengine.logging import MMLogger
 import mmpsbn.cli  # noqa: F401  First: it checks the stack.
 from mmpsbn.cli.arguments import add_cfg_options
 from mmpsbn.cli.errors import exit_with_message, interrupt_on_signals
+from mmpsbn.cluster import add_cluster_arguments, make_cluster
 from mmpsbn.compare.processes import divide_machine
 from mmpsbn.compare.session import check_failures, load_costs, train_runs
 
@@ -26,6 +27,7 @@ from .report import README, write_report
 from .results import Results
 from .studies import SEEDS, STUDIES, comparisons
 
+CPUS = 5  # Of a job on a cluster.
 FOLDER = README.parent
 
 
@@ -59,6 +61,7 @@ def parse_args() -> argparse.Namespace:
         default=FOLDER,
         help='folder of the CSV files and the figures',
     )
+    add_cluster_arguments(parser)
     add_cfg_options(parser)
     args = parser.parse_args()
     if min(args.seeds, args.at_once) < 1:
@@ -72,7 +75,10 @@ def main() -> None:
     results = {name: Results(args.results / f'{name}.csv') for name in STUDIES}
     failures = []
     if args.data:
-        environments = divide_machine(args.at_once, 1)
+        cluster = make_cluster(args, args.work_dir / 'jobs', gpus=1, cpus=CPUS)
+        environments = [{}] * args.at_once
+        if args.cluster != 'slurm':
+            environments = divide_machine(args.at_once, 1)
         for name in args.studies:
             for comparison in comparisons(
                 STUDIES[name],
@@ -81,6 +87,7 @@ def main() -> None:
                 args.work_dir / name,
                 args.seeds,
                 args.cfg_options,
+                cluster,
             ):
                 comparison.write()
                 train_runs(comparison, load_costs(comparison, 3), environments)

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from mmengine.config import Config
 
+from mmpsbn.cluster import Cluster
 from mmpsbn.compare import Comparison, replace_norm
 from mmpsbn.compare.runs import Run
 from mmpsbn.config.data import check_data
@@ -73,9 +73,6 @@ class RecordedComparison(Comparison):
     def __init__(self, results: Results, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.results = results
-        self._device = (
-            torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
-        )
 
     def result(self, run: Run) -> dict | None:
         row = self.results.get(run)
@@ -100,7 +97,7 @@ class RecordedComparison(Comparison):
                 ),
                 result['diverged'],
                 result['seconds'],
-                self._device,
+                result['device'],
             )
         return ended
 
@@ -112,6 +109,7 @@ def comparisons(
     work_dir: Path,
     seeds: int = SEEDS,
     cfg_options: dict | None = None,
+    cluster: Cluster | None = None,
 ):
     """Iterate over the comparisons of a study, one for each length.
 
@@ -122,6 +120,7 @@ def comparisons(
         work_dir (Path): Takes the folders of the runs.
         seeds (int): How many final runs each normalization has.
         cfg_options (dict, optional): Settings of the config to override.
+        cluster (Cluster, optional): Trains the runs as its jobs.
 
     Raises:
         InputError: If the data is missing or does not fit.
@@ -137,6 +136,7 @@ def comparisons(
             work_dir / f'x{length:g}',
             lengths=[length],
             tune=HELD_OUT,
+            cluster=cluster,
         )
 
 

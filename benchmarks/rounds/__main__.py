@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.shared.data import DATA
 from benchmarks.shared.pool import in_processes
+from mmpsbn.cluster import Cluster, add_cluster_arguments, make_cluster, run_jobs
 from mmpsbn.errors import InputError
 
 from .results import Results
@@ -53,7 +54,7 @@ def parse_args() -> argparse.Namespace:
         '--processes',
         type=int,
         default=len(os.sched_getaffinity(0)),
-        help='the number of runs in parallel, with one thread each',
+        help='the number of runs in parallel, with one thread or one job each',
     )
     parser.add_argument(
         '--work-dir',
@@ -67,37 +68,48 @@ def parse_args() -> argparse.Namespace:
         default=FOLDER,
         help='folder of the CSV files and the figures',
     )
+    add_cluster_arguments(parser)
     args = parser.parse_args()
     if min(args.seeds, args.rounds, args.processes) < 1:
         parser.error('--seeds, --rounds and --processes must be at least 1')
-    try:
-        torch.empty(1, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        parser.error(f'--device {args.device} cannot be used: {error}')
+    # The machine that submits jobs may have no GPU.
+    if args.cluster != 'slurm':
+        try:
+            torch.empty(1, device=args.device)
+        except (RuntimeError, AssertionError) as error:
+            parser.error(f'--device {args.device} cannot be used: {error}')
     return args
 
 
-def train_missing(results: dict[str, Results], args: argparse.Namespace) -> None:
+def train_missing(
+    results: dict[str, Results], args: argparse.Namespace, cluster: Cluster | None
+) -> None:
     """Train the runs that have no rows yet, and add their rows."""
-    images(args.data, args.data_root, args.device)  # Raises if missing.
+    images(args.data, args.data_root, 'cpu')  # Raises if missing.
     jobs = [
         (own.study, run)
         for own in results.values()
         if own.study.data == args.data and own.study.network in args.networks
         for run in own.missing(args.seeds, args.rounds)
     ]
+
+    def record_of(job):
+        return checkpoint_of(job, args.work_dir).with_suffix('.job')
+
     print(f'{len(jobs)} runs are missing, {args.processes} in parallel', flush=True)
     function = partial(
         train,
         rounds=args.rounds,
-        work_dir=args.work_dir,
+        work_dir=args.work_dir.absolute(),
         root=args.data_root,
         device=args.device,
     )
     begin = time.monotonic()
-    for done, (job, result) in enumerate(
-        in_processes([(function, jobs)], args.processes), 1
-    ):
+    if cluster is None:
+        ended = in_processes([(function, jobs)], args.processes)
+    else:
+        ended = run_jobs(cluster, function, jobs, record_of, args.processes)
+    for done, (job, result) in enumerate(ended, 1):
         study, run = job
         results[study.name].add(run, result)
         checkpoint_of(job, args.work_dir).unlink(missing_ok=True)
@@ -117,7 +129,10 @@ def main() -> None:
     try:
         results = {study.name: Results(args.results, study) for study in STUDIES}
         if args.data:
-            train_missing(results, args)
+            cluster = make_cluster(
+                args, args.work_dir / 'jobs', gpus=int(args.device != 'cpu'), cpus=1
+            )
+            train_missing(results, args, cluster)
         # The report needs the whole of mmpsbn, and training does not.
         from .report import write_report
 

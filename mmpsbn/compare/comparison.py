@@ -4,13 +4,14 @@ import copy
 import json
 import statistics
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from mmengine.config import Config
 
+from mmpsbn.cluster import Cluster
 from mmpsbn.compare import initial, processes
 from mmpsbn.compare.costs import Costs
 from mmpsbn.compare.held_out import HeldOut
@@ -29,8 +30,7 @@ from mmpsbn.hooks.non_finite_hook import DIVERGED
 PLAN = 'comparison.json'
 FORMAT = 2  # The version of work dirs.
 # Files in the folder of a run.
-CONFIG, RESULT = 'config.py', 'result.json'
-OUTPUT, SECONDS = 'output.txt', 'seconds.txt'
+CONFIG, RESULT, JOB = 'config.py', 'result.json', 'job.txt'
 # Assumed factor for data loading and checkpoints until the first run has ended.
 OVERHEAD = 1.2
 
@@ -71,6 +71,7 @@ class Comparison:
         tune (float, optional): The share of the training images on which
             learning rates are chosen.
         tune_seeds (int): How many tuning runs each learning rate has.
+        cluster (Cluster, optional): Trains the runs as its jobs.
 
     Raises:
         InputError: If the config measures no mAP, if a normalization or the
@@ -91,10 +92,13 @@ class Comparison:
         lengths: Sequence[float] = (1,),
         tune: float | None = None,
         tune_seeds: int = 1,
+        cluster: Cluster | None = None,
     ) -> None:
         #: The names of mAP and, if it is measured, of mAP50 in evaluations.
         self.score_names, self._other_sets = find_score_names(cfg)
         self.cfg, self.cfgs, self.processes = cfg, cfgs, processes
+        #: Trains the runs; None if they are processes of this machine.
+        self.cluster = cluster
         lr = (cfg.optim_wrapper.get('optimizer') or {}).get('lr')
         if not lrs and lr is None:
             raise InputError(
@@ -190,7 +194,10 @@ class Comparison:
         return self.work_dir / run.name
 
     def result(self, run: Run) -> dict | None:
-        """Return metrics, seconds and divergence of a run; None before its end."""
+        """Return the results of a run; None before its end.
+
+        They are ``metrics``, ``seconds``, ``diverged`` and ``device``.
+        """
         if run not in self._results and run.lr is not None:
             file = self.folder(run) / RESULT
             if file.exists():
@@ -328,47 +335,78 @@ class Comparison:
         Raises:
             KeyboardInterrupt: If another thread called :meth:`interrupt`.
         """
-        folder, begin = self.folder(run), time.monotonic()
+        folder = self.folder(run)
         folder.mkdir(exist_ok=True)
         with self._preparing:
             self._config(run).dump(folder / CONFIG)
-        (folder / DIVERGED).unlink(missing_ok=True)
-        seconds_file = folder / SECONDS
-        before = float(seconds_file.read_text()) if seconds_file.exists() else 0.0
-        with open(folder / OUTPUT, 'w') as output:
-            child = processes.start_training(
-                folder / CONFIG, self.processes, output, self._lock, environment
-            )
-            try:
-                while child.poll() is None and not self._interrupted.is_set():
-                    self._read_progress(run)
-                    watch(self._progress[run])
-                    self._interrupted.wait(1)
-            finally:
-                processes.interrupt_child(child)
-                seconds = before + time.monotonic() - begin
-                write_atomically(seconds_file, str(seconds).encode())
-        if child.returncode and self._interrupted.is_set():
-            raise KeyboardInterrupt
-        diverged = bool(child.returncode) and (folder / DIVERGED).exists()
+        train = self._train_here if self.cluster is None else self._train_on_cluster
+        try:
+            status, device = train(run, watch, environment)
+        except InputError as error:
+            self.failures[run] = str(error)
+            return False
+        diverged = bool(status) and (folder / DIVERGED).exists()
         evaluations = [
             line for line in self._scalars(run) if 'step' in line and 'iter' not in line
         ]
-        if child.returncode and not diverged:
-            text = (folder / OUTPUT).read_text(errors='replace')
-            self.failures[run] = processes.explain_exit(child.returncode, text)
+        if status and not diverged:
+            text = (folder / processes.OUTPUT).read_text(errors='replace')
+            self.failures[run] = processes.explain_exit(status, text)
         elif not (diverged or evaluations):
             self.failures[run] = (
                 'training ended, but no evaluation was logged: the config '
                 'needs a LoggerHook in default_hooks.'
             )
         else:
-            metrics = {} if diverged else evaluations[-1]
-            result = dict(metrics=metrics, seconds=seconds, diverged=diverged)
+            result = dict(
+                metrics={} if diverged else evaluations[-1],
+                seconds=processes.read_seconds(folder),
+                diverged=diverged,
+                device=device,
+            )
             write_atomically(folder / RESULT, json.dumps(result).encode())
             self._results[run] = result
             return True
         return False
+
+    def _train_here(self, run: Run, watch, environment) -> tuple[int, str]:
+        """Train a run in a child; its exit status and the device."""
+        with processes.count_seconds(self.folder(run)):
+            child = processes.start_training(
+                self.folder(run) / CONFIG, self.processes, environment, [self._lock]
+            )
+            try:
+                self._watch(run, watch, lambda: child.poll() is not None)
+            finally:
+                processes.interrupt_child(child)
+        if child.returncode and self._interrupted.is_set():
+            raise KeyboardInterrupt
+        return child.returncode, processes.name_device()
+
+    def _train_on_cluster(self, run: Run, watch, environment) -> tuple[int, str]:
+        """Train a run in a job; its exit status and the device."""
+        training = partial(
+            processes.run_training,
+            self.folder(run).absolute() / CONFIG,
+            self.processes,
+            environment,
+        )
+        job = self.cluster.start(self.folder(run) / JOB, training)
+        try:
+            self._watch(run, watch, job.has_ended)
+            if self._interrupted.is_set():
+                raise KeyboardInterrupt
+        except BaseException:
+            job.cancel()
+            raise
+        return job.result()
+
+    def _watch(self, run: Run, watch, ended: Callable[[], bool]) -> None:
+        """Report the progress of a run until it ends or is interrupted."""
+        while not (ended() or self._interrupted.is_set()):
+            self._read_progress(run)
+            watch(self._progress[run])
+            self._interrupted.wait(1)
 
     @explain_config_errors()
     def _config(self, run: Run) -> Config:

@@ -7,6 +7,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -14,8 +18,12 @@ import torch
 
 from mmpsbn.compare import tether
 from mmpsbn.errors import InputError
+from mmpsbn.files import write_atomically
+from mmpsbn.hooks.non_finite_hook import DIVERGED
 
-LOCK = 'lock'
+# Files in the folder of a run.
+LOCK, OUTPUT, SECONDS = 'lock', 'output.txt', 'seconds.txt'
+KILL_WAIT = 600  # Seconds until a preempted job must have been killed.
 GRACE = 60  # Seconds until an interrupted child is killed.
 # The first line of torch's launcher after its children have ended, and its
 # line about the first child that failed.
@@ -57,15 +65,17 @@ def lock_folder(folder: Path) -> IO:
 def start_training(
     config: Path,
     processes: int,
-    output: IO,
-    lock: IO,
     environment: dict[str, str] | None = None,
+    locks: Sequence[IO] = (),
 ) -> subprocess.Popen:
     """Start or resume the training of a config, in the folder of the config.
 
     The child ends when the thread that calls this function ends, so that
     thread has to wait for the child, see :mod:`.tether`. The child holds the
-    lock, too.
+    lock of the folder, and the given ones.
+
+    Raises:
+        InputError: If another training in the folder has not ended.
     """
     package = Path(__file__).resolve().parent.parent
     tools = package.parent / 'tools'
@@ -76,15 +86,67 @@ def start_training(
         launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node']
         command = [*launcher, str(processes), tether.__file__, *command]
         command += ['--launcher=pytorch']
-    command += [str(config), '--work-dir', str(config.parent), '--resume']
-    return subprocess.Popen(
-        [sys.executable, tether.__file__, *command],
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        pass_fds=[lock.fileno()],
-        start_new_session=True,  # So Ctrl-C reaches only this process.
-        env={**os.environ, **(environment or {}), tether.PARENT: str(os.getpid())},
-    )
+    folder = config.parent
+    command += [str(config), '--work-dir', str(folder), '--resume']
+    with lock_folder(folder) as lock, open(folder / OUTPUT, 'w') as output:
+        (folder / DIVERGED).unlink(missing_ok=True)
+        return subprocess.Popen(
+            [sys.executable, tether.__file__, *command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=[held.fileno() for held in (lock, *locks)],
+            start_new_session=True,  # So Ctrl-C reaches only this process.
+            env={**os.environ, **(environment or {}), tether.PARENT: str(os.getpid())},
+        )
+
+
+def run_training(
+    config: Path, processes: int, environment: dict[str, str] | None = None
+) -> tuple[int, str]:
+    """Train a config to its end, as a job on a cluster.
+
+    Returns:
+        tuple: The exit status, and the name of the device.
+
+    Raises:
+        InputError: If another training in the folder has not ended.
+    """
+    preempted = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: preempted.set())
+    with count_seconds(config.parent):
+        child = start_training(config, processes, environment)
+        try:
+            status = child.wait()
+            # Slurm sends the signals of preemption to all processes of a job. The
+            # training may end first. Then this process must not report its end.
+            time.sleep(1)
+            if status and preempted.is_set():
+                time.sleep(KILL_WAIT)
+        finally:
+            interrupt_child(child)
+    return status, name_device()
+
+
+def name_device() -> str:
+    """Return the name of the GPU of a training, or ``'CPU'``."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
+
+
+@contextmanager
+def count_seconds(folder: Path) -> Iterator[None]:
+    """Add the time in this context to the seconds of a run."""
+    begin, before = time.monotonic(), read_seconds(folder)
+    try:
+        yield
+    finally:
+        seconds = before + time.monotonic() - begin
+        write_atomically(folder / SECONDS, str(seconds).encode())
+
+
+def read_seconds(folder: Path) -> float:
+    """Return for how many seconds a run has trained."""
+    file = folder / SECONDS
+    return float(file.read_text()) if file.exists() else 0.0
 
 
 def interrupt_child(child: subprocess.Popen) -> None:

@@ -3,8 +3,11 @@
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
+from mmengine.config import Config
+from mmengine.utils import import_modules_from_strings
 from rich.progress import Progress, TextColumn
 
 from mmpsbn.compare.comparison import Comparison
@@ -74,7 +77,8 @@ def check_failures(comparison: Comparison) -> None:
 def load_costs(comparison: Comparison, rounds: int, *, keep: bool = True) -> Costs:
     """Read the costs of the normalizations from the folder of a comparison.
 
-    If they are not there, they are measured and, by default, kept there.
+    If they are not there, they are measured and, by default, kept there. With a
+    cluster, a job measures them where the runs train.
     """
     file = comparison.work_dir / COSTS
     if file.exists():
@@ -82,11 +86,22 @@ def load_costs(comparison: Comparison, rounds: int, *, keep: bool = True) -> Cos
         if set(comparison.cfgs) <= set(found):
             return {norm: TrainingCost(*found[norm]) for norm in comparison.cfgs}
     print('Timing a training step with each normalization ...', flush=True)
-    with explain_data_errors(comparison.cfg, TRAINING_LOADERS):
-        costs = measure_costs(comparison.cfgs, rounds)
+    measure = partial(_measure, comparison.cfg, comparison.cfgs, rounds)
+    if comparison.cluster and keep:
+        costs = comparison.cluster.call(file.with_suffix('.job'), measure)
+    else:
+        costs = measure()
     if keep:
         write_atomically(file, json.dumps(costs).encode())
     return costs
+
+
+def _measure(cfg: Config, cfgs: dict[str, Config], rounds: int) -> Costs:
+    """Measure costs, possibly in a process that has not read the config."""
+    if cfg.get('custom_imports'):
+        import_modules_from_strings(**cfg.custom_imports)
+    with explain_data_errors(cfg, TRAINING_LOADERS):
+        return measure_costs(cfgs, rounds)
 
 
 def estimate_remaining(comparison: Comparison, costs: Costs, at_once: int) -> float:
@@ -109,7 +124,8 @@ def print_plan(comparison: Comparison, costs: Costs, at_once: int) -> None:
     for remark in [*comparison.remarks(), *list_warnings(costs)]:
         print(remark)
     remaining = format_duration(estimate_remaining(comparison, costs, at_once))
-    print(f'About {remaining} to go, on this machine.')
+    where = 'without the time in the queue' if comparison.cluster else 'on this machine'
+    print(f'About {remaining} to go, {where}.')
 
 
 def _train_stage(comparison, runs: Sequence[Run], costs, environments) -> None:
