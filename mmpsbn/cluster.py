@@ -75,8 +75,9 @@ def make_cluster(
     for name in allowed['slurm']:
         given = getattr(args, name)
         if given is not None and name not in allowed.get(args.cluster, ()):
+            words = given if isinstance(given, str) else ' '.join(given)
             raise InputError(
-                f'--{name} {"".join(given)} has no effect without --cluster slurm. '
+                f'--{name} {words} has no effect without --cluster slurm. '
                 f'Add --cluster slurm, or leave --{name} out.'
             )
     if args.cluster is None:

@@ -16,11 +16,11 @@ from functools import partial
 
 import fake_slurm
 import pytest
-from helpers import SHORT, wait_for
+from helpers import COMPARE, SHORT, wait_for
 from submitit import SlurmJob
 from test_compare_processes import processes_of
 
-from mmpsbn.cluster import add_cluster_arguments, make_cluster
+from mmpsbn.cluster import add_cluster_arguments, make_cluster, run_jobs
 from mmpsbn.errors import InputError
 
 
@@ -129,6 +129,26 @@ def test_a_preempted_job_that_is_canceled_is_submitted_again(
     assert [state(slurm / number) for number in '12'] == ['PREEMPTED', 'COMPLETED']
 
 
+def test_jobs_end_with_the_first_failure(slurm, tmp_path):
+    cluster = on_slurm(tmp_path / 'jobs')
+    ended = run_jobs(
+        cluster, time.sleep, [0, 600, -1], lambda seconds: tmp_path / f'{seconds}', 2
+    )
+    assert next(ended) == (0, None)
+    assert not (slurm / '3').exists()
+    with pytest.raises(InputError, match='job 3 failed: sleep length must be'):
+        next(ended)
+    wait_for(lambda: state(slurm / '2') == 'CANCELLED by 0', 10)
+
+
+def test_a_comparison_without_slurm_does_nothing(refused, digits, tmp_path):
+    work_dir = tmp_path / 'work'
+    options = '--cluster', 'slurm', '--work-dir', work_dir
+    message = refused(*COMPARE, *options, data=digits)
+    assert 'needs the command sbatch, which was not found' in message
+    assert not work_dir.exists()
+
+
 def test_a_cluster_that_cannot_be_used(slurm, tmp_path, monkeypatch):
     with pytest.raises(
         InputError, match='sbatch --test-only .*=debug.* invalid partition'
@@ -160,6 +180,14 @@ def test_local_jobs_of_a_background_command_end_with_it(tmp_path):
         wait_for(lambda: not processes_of(tmp_path), 10)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.slow
+def test_local_jobs_see_the_same_gpus(tmp_path, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3')
+    cluster = cluster_of(tmp_path / 'jobs', '--cluster', 'local')
+    seen = partial(os.getenv, 'CUDA_VISIBLE_DEVICES')
+    assert cluster.call(tmp_path / 'one', seen) == '3'
 
 
 @pytest.mark.slow
