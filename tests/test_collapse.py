@@ -186,7 +186,7 @@ def test_other_activations():
             return (
                 F.relu6(self.a(x)),
                 nn.ReLU6(True)(self.b(x)),
-                F.leaky_relu(self.c(x)),
+                F.silu(self.c(x)),
                 torch.relu(self.d(x) * 2),
             )
 

@@ -7,6 +7,7 @@ gradient is 0.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,9 @@ from mmpsbn.layers import NORM_TYPES
 LEAST_PROBABILITY = 1e-4
 LEAST_GAMMA = 1e-3  # A smaller gamma has vanished.
 RELUS = {'relu', 'relu_', 'relu6'}
+LEAKY_RELUS = {'leaky_relu', 'leaky_relu_'}
 CLIPS = {'hardtanh', 'hardtanh_'}  # ReLU6 calls one, from 0 to 6.
+NORMS = {'batch_norm', 'group_norm', 'instance_norm'}
 SUMS = {'add', 'add_', '__add__', '__iadd__', '__radd__'}
 
 
@@ -100,16 +103,23 @@ class ChannelWatch(TorchFunctionMode):
         self.outputs: dict[str, Outputs] = {}
         self._origins = WeakIdKeyDictionary()
         self._handles: list[RemovableHandle] = []
+        # The norm layer whose forward pass runs, and whether it has normalized.
+        self._inside: str | None = None
+        self._normalized = False
 
     def __enter__(self) -> 'ChannelWatch':
         for name, layer in self.layers.items():
-            self._handles.append(layer.register_forward_hook(self._listener(name)))
+            self._handles += [
+                layer.register_forward_pre_hook(partial(self._enter_layer, name)),
+                layer.register_forward_hook(partial(self._leave_layer, name)),
+            ]
         return super().__enter__()
 
     def __exit__(self, *error) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._inside = None
         self._origins = WeakIdKeyDictionary()
         super().__exit__(*error)
 
@@ -117,22 +127,29 @@ class ChannelWatch(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, '__name__', '')
         origin = None
-        if name in RELUS or (name in CLIPS and _from_zero(args, kwargs)):
+        leaky = name in LEAKY_RELUS
+        if leaky or name in RELUS or (name in CLIPS and _from_zero(args, kwargs)):
             input = args[0] if args else kwargs.get('input')
             origin = self._origins.pop(input, None)
         result = func(*args, **kwargs)
         if origin is not None:
             self._note(origin, result)
+        elif name in NORMS and self._inside is not None:
+            self._origins[result] = Origin(self._inside, False)
+            self._normalized = True
         elif name in SUMS:
             self._add([*args, *kwargs.values()], result)
         return result
 
-    def _listener(self, name: str):
+    def _enter_layer(self, name: str, *args) -> None:
+        self._inside, self._normalized = name, False
 
-        def listen(module, args, output):
+    def _leave_layer(self, name: str, module, args, output) -> None:
+        # The output may be behind an activation inside the layer, so the result
+        # of the normalization itself has been noted.
+        if not self._normalized:
             self._origins[output] = Origin(name, False)
-
-        return listen
+        self._inside = None
 
     def _add(self, summands: list, result: Tensor) -> None:
         for summand in summands:
