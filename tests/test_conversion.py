@@ -2,13 +2,10 @@
 
 import copy
 import pickle
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from helpers import loss_of, network, randomize
-from mmengine.utils import digit_version
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -272,29 +269,6 @@ def test_a_report_of_other_models():
 
 
 # timm
-
-
-@pytest.fixture(scope='module')
-def timm():
-    """timm, from the folder into which tools/setup_env.py installs it."""
-    if digit_version(torch.__version__) < digit_version('2.13'):
-        pytest.skip('the pinned torchvision is that of torch 2.13')
-    folder = str(Path(sys.prefix) / 'timm')
-    sys.path.append(folder)
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        pass  # timm is skipped below.
-    except RuntimeError:
-        # The operators for detection are compiled for CUDA. Classifiers call
-        # none of them, so their declarations are enough.
-        library = torch.library.Library('torchvision', 'DEF')
-        for name in ('nms', 'qnms'):
-            library.define(
-                f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'
-            )
-    yield pytest.importorskip('timm')
-    sys.path.remove(folder)
 
 
 @pytest.mark.parametrize(
