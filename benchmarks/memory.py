@@ -37,17 +37,9 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
+from benchmarks.shared.memory import PublishedMimicConv, largest_batch
 from mmpsbn.analysis import ratios, saved_bytes, time_alternately
-from mmpsbn.layers import MimicConv
 from mmpsbn.registry import MODELS
-
-
-class PublishedMimicConv(MimicConv):
-    """The scalar on the activation, as in MimicNorm's published code."""
-
-    def forward(self, input):
-        output = self._conv_forward(input, self.weight, self.bias)
-        return output if self.scale is None else output * self.scale
 
 
 class NoNorm(torch.nn.Identity):
@@ -174,23 +166,6 @@ def measure(builders, size, rounds, device, fills):
                 filled[name] = fill(model, size)
         del model
     return saved, peak, filled, steps, inference
-
-
-def largest_batch(fits):
-    """The largest batch that fits, to a sixteenth.
-
-    Args:
-        fits (callable): Whether a number of images does.
-    """
-    most, least = 0, None  # That fit, and that do not.
-    batch = 2
-    while least is None or least - most > max(1, most // 16):
-        if fits(batch):
-            most = batch
-        else:
-            least = batch
-        batch = 2 * most if least is None else (most + least) // 2
-    return most
 
 
 def fill(model, size):

@@ -1,3 +1,4 @@
+import importlib
 import resource
 import runpy
 import signal
@@ -6,10 +7,12 @@ import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from mmengine.utils import digit_version
 
 from mmpsbn.compare import tether
 from mmpsbn.datasets import make_digits
@@ -156,6 +159,34 @@ def url(tmp_path, monkeypatch):
     yield f'http://127.0.0.1:{server.server_port}'
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope='session')
+def torchvision():
+    """torchvision, from the folder into which tools/setup_env.py installs it."""
+    if digit_version(torch.__version__) < digit_version('2.13'):
+        pytest.skip('the pinned torchvision is that of torch 2.13')
+    folder = str(Path(sys.prefix) / 'timm')
+    sys.path.append(folder)
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        pytest.skip('torchvision is not installed')
+    except RuntimeError:
+        # The operators for detection are compiled for CUDA. Classifiers call
+        # none of them, so their declarations are enough.
+        library = torch.library.Library('torchvision', 'DEF')
+        for name in ('nms', 'qnms'):
+            library.define(
+                f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'
+            )
+    yield importlib.import_module('torchvision')
+    sys.path.remove(folder)
+
+
+@pytest.fixture(scope='session')
+def timm(torchvision):
+    return pytest.importorskip('timm')
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -21,6 +21,7 @@ from benchmarks.mimicnorm.correlation import (
 from benchmarks.mimicnorm.experiments import EXPERIMENTS, Settings, settings
 from benchmarks.mimicnorm.norms import NORMS
 from benchmarks.shared.data import load
+from benchmarks.shared.memory import largest_batch
 from benchmarks.shared.networks import Classifier
 from benchmarks.shared.settings import Experiment, grid, key_of, tree_of
 from mmpsbn.analysis import saved_bytes
@@ -263,11 +264,11 @@ def test_batches_that_fill_a_memory():
             inputs = model.inputs((96, 96), batch)
             return saved_bytes(lambda: model.loss(inputs), model.parameters())
 
-        largest[norm] = memory.largest_batch(lambda batch: saved(batch) <= 120 * 2**20)
+        largest[norm] = largest_batch(lambda batch: saved(batch) <= 120 * 2**20)
         assert saved(largest[norm]) <= 120 * 2**20 < saved(largest[norm] + 1)
     assert largest['MimicNorm'] > 1.25 * largest['BN']
-    assert memory.largest_batch(lambda batch: False) == 0
-    assert 940 < memory.largest_batch(lambda batch: batch <= 1000) <= 1000
+    assert largest_batch(lambda batch: False) == 0
+    assert 940 < largest_batch(lambda batch: batch <= 1000) <= 1000
 
 
 def test_a_gpu_is_filled():

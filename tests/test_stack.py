@@ -112,6 +112,7 @@ def test_the_layers_need_only_torch():
         'cv2',
         'scipy',
         'sklearn',
+        'numpy',
         'matplotlib',
         'rich',
         'markdown_it',
@@ -123,7 +124,8 @@ def test_the_layers_need_only_torch():
 import torch
 from mmpsbn import PSBatchNorm2d
 from mmpsbn.layers import LastBNLinear, MimicConv
-from mmpsbn.analysis import ChannelWatch, saved_bytes
+from mmpsbn import convert_batchnorm
+from mmpsbn.analysis import collapse_report
 
 net = torch.nn.Sequential(
     MimicConv(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3),
@@ -133,6 +135,9 @@ optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.1)
 net(torch.randn(4, 3, 8, 8)).square().sum().backward()
 optimizer.step()
 assert abs(net[0].weight.mean((1, 2, 3))).max() < 1e-6
+other = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.ReLU())
+convert_batchnorm(other)
+print(collapse_report(other, torch.randn(4, 3, 8, 8)))
 try:
     import mmpsbn.cli
 except ImportError as error:
@@ -140,6 +145,7 @@ except ImportError as error:
 """,
     )
     assert result.returncode == 0, result.stderr
+    assert 'dead by outputs' in result.stdout
     assert 'detectors need mmengine, which is not' in result.stdout
 
 

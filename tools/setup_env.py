@@ -163,6 +163,10 @@ def install_stack() -> None:
         '-r',
         REQUIREMENTS / 'tests.txt',
     )
+    pip(
+        *('install', '--no-deps', '--upgrade', '--target', VENV / 'timm'),
+        *('-r', REQUIREMENTS / 'timm.txt'),
+    )
 
 
 def install_mmcv() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.shared.command import missing_for_report
 from benchmarks.shared.data import DATA
 from benchmarks.shared.pool import in_processes
 from mmpsbn.cluster import Cluster, add_cluster_arguments, make_cluster, run_jobs
@@ -137,6 +138,8 @@ def main() -> None:
         from .report import write_report
 
         print(f'Report: {write_report(list(results.values()), args.results)}')
+    except ImportError as error:
+        sys.exit(missing_for_report(args.results, error))
     except InputError as error:
         sys.exit(f'error: {error}')
     except OSError as error:

@@ -59,7 +59,18 @@ def run(
         args.processes,
         args.device,
     )
-    print(report(jobs, results, args.out, f'torch {torch.__version__}'))
+    try:
+        print(report(jobs, results, args.out, f'torch {torch.__version__}'))
+    except ImportError as error:
+        raise SystemExit(missing_for_report(args.out, error)) from None
+
+
+def missing_for_report(out: Path, error: ImportError) -> str:
+    """Return a message for a report that needs a missing package."""
+    return (
+        f'error: the results are in {out}, but their report needs {error.name}, '
+        'which is not installed. Install it, and repeat the command.'
+    )
 
 
 def _parse(name, about, experiments, epochs) -> argparse.Namespace:

@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from mmpsbn.errors import InputError
@@ -65,6 +63,10 @@ def load(name: str, root: str | None, half: int | None) -> Data:
 
 def digits() -> tuple[tuple[Tensor, Tensor], ...]:
     """1198 training and 599 test images of 8 x 8, the same in every run."""
+    # CIFAR-10 does not need it.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     found = load_digits()
     images = torch.tensor(found.images[:, None] / 16, dtype=torch.float32)
     labels = torch.tensor(found.target)

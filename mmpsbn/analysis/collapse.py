@@ -7,6 +7,7 @@ gradient is 0. Under Leaky ReLU, a collapsed channel is one that is never positi
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ LEAST_GAMMA = 1e-3  # A smaller gamma has vanished.
 RELUS = {'relu', 'relu_', 'relu6'}
 LEAKY_RELUS = {'leaky_relu', 'leaky_relu_'}
 CLIPS = {'hardtanh', 'hardtanh_'}  # ReLU6 calls one, from 0 to 6.
+NORMS = {'batch_norm', 'group_norm', 'instance_norm'}
 # Activations that are not rectifiers. Losses do not call them.
 OTHERS = {
     'elu': 'ELU',
@@ -114,16 +116,23 @@ class ChannelWatch(TorchFunctionMode):
         self.others: set[str] = set()
         self._origins = WeakIdKeyDictionary()
         self._handles: list[RemovableHandle] = []
+        # The norm layer whose forward pass runs, and whether it has normalized.
+        self._inside: str | None = None
+        self._normalized = False
 
     def __enter__(self) -> 'ChannelWatch':
         for name, layer in self.layers.items():
-            self._handles.append(layer.register_forward_hook(self._listener(name)))
+            self._handles += [
+                layer.register_forward_pre_hook(partial(self._enter_layer, name)),
+                layer.register_forward_hook(partial(self._leave_layer, name)),
+            ]
         return super().__enter__()
 
     def __exit__(self, *error) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._inside = None
         self._origins = WeakIdKeyDictionary()
         super().__exit__(*error)
 
@@ -141,16 +150,22 @@ class ChannelWatch(TorchFunctionMode):
         result = func(*args, **kwargs)
         if origin is not None:
             self._note(origin, result, leaky)
+        elif name in NORMS and self._inside is not None:
+            self._origins[result] = Origin(self._inside, False)
+            self._normalized = True
         elif name in SUMS:
             self._add([*args, *kwargs.values()], result)
         return result
 
-    def _listener(self, name: str):
+    def _enter_layer(self, name: str, *args) -> None:
+        self._inside, self._normalized = name, False
 
-        def listen(module, args, output):
+    def _leave_layer(self, name: str, module, args, output) -> None:
+        # The output may be behind an activation inside the layer, so the result
+        # of the normalization itself has been noted.
+        if not self._normalized:
             self._origins[output] = Origin(name, False)
-
-        return listen
+        self._inside = None
 
     def _add(self, summands: list, result: Tensor) -> None:
         for summand in summands:

@@ -7,16 +7,8 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from torch import nn
 
-from mmpsbn.analysis.collapse import (
-    LEAST_GAMMA,
-    LEAST_PROBABILITY,
-    ChannelWatch,
-    Outputs,
-    channels_of,
-    gamma_and_shift,
-    positive_probability,
-)
-from mmpsbn.analysis.report import Layer
+from mmpsbn.analysis.collapse import ChannelWatch
+from mmpsbn.analysis.report import Layer, describe_layer
 from mmpsbn.checkpoints.matching import load_weights
 from mmpsbn.checkpoints.reading import Checkpoint
 from mmpsbn.config.errors import explain_config_errors
@@ -80,7 +72,8 @@ def analyze(cfg: Config, checkpoint: Checkpoint, images: Sequence[str]) -> list[
             for name, seen in outputs.items()
         }
     return [
-        _layer(name, layer, outputs.get(name)) for name, layer in watch.layers.items()
+        describe_layer(name, layer, outputs.get(name))
+        for name, layer in watch.layers.items()
     ]
 
 
@@ -98,25 +91,3 @@ def _noise(detector: nn.Module) -> dict:
     return detector.get_submodule('data_preprocessor')(
         dict(inputs=[pixels.byte()], data_samples=[sample]), False
     )
-
-
-def _layer(name: str, norm: nn.Module, seen: Outputs | None) -> Layer:
-    gamma, shift = gamma_and_shift(norm)
-    probability = positive_probability(norm)
-    return Layer(
-        name,
-        channels_of(norm),
-        dead=_where(seen.dead) if seen else [],
-        judged=seen is not None,
-        after_sum=seen is not None and seen.after_sum,
-        rarely_positive=(
-            [] if probability is None else _where(probability < LEAST_PROBABILITY)
-        ),
-        small_gamma=_where(gamma.abs() < LEAST_GAMMA),
-        gamma=gamma.tolist(),
-        shift=shift.tolist(),
-    )
-
-
-def _where(mask: torch.Tensor) -> list[int]:
-    return mask.nonzero().flatten().tolist()

@@ -36,7 +36,7 @@ def draw_layers(results: dict[str, list[Layer]], out: str) -> None:
         axis = figure.subplots()
         height = 0.8 / len(results)
         for index, (checkpoint, layers) in enumerate(results.items()):
-            values = dead_shares([x for x in layers if x.name in judged])
+            values = np.array(dead_shares([x for x in layers if x.name in judged]))
             axis.barh(
                 np.arange(len(names)) + (index + 0.5) * height - 0.4,
                 100 * values,

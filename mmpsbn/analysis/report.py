@@ -2,13 +2,22 @@
 
 import csv
 import json
+import math
 import os.path as osp
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
+from torch import Tensor, nn
 
-from mmpsbn.analysis.collapse import LEAST_GAMMA, LEAST_PROBABILITY, stage_of
+from mmpsbn.analysis.collapse import (
+    LEAST_GAMMA,
+    LEAST_PROBABILITY,
+    Outputs,
+    channels_of,
+    gamma_and_shift,
+    positive_probability,
+    stage_of,
+)
 
 
 class Layer(NamedTuple):
@@ -29,6 +38,35 @@ class Layer(NamedTuple):
     """Channels with abs(gamma) below LEAST_GAMMA."""
     gamma: list[float]
     shift: list[float]
+
+
+def describe_layer(name: str, norm: nn.Module, seen: Outputs | None) -> Layer:
+    """Judge a norm layer by its parameters and by what was seen of it.
+
+    Args:
+        name (str): The name of the layer.
+        norm (nn.Module): The norm layer.
+        seen (Outputs, optional): Its outputs, if a ReLU follows.
+    """
+    gamma, shift = gamma_and_shift(norm)
+    probability = positive_probability(norm)
+    return Layer(
+        name,
+        channels_of(norm),
+        dead=_where(seen.dead) if seen else [],
+        judged=seen is not None,
+        after_sum=seen is not None and seen.after_sum,
+        rarely_positive=(
+            [] if probability is None else _where(probability < LEAST_PROBABILITY)
+        ),
+        small_gamma=_where(gamma.abs() < LEAST_GAMMA),
+        gamma=gamma.tolist(),
+        shift=shift.tolist(),
+    )
+
+
+def _where(mask: Tensor) -> list[int]:
+    return mask.nonzero().flatten().tolist()
 
 
 def table(layers: Sequence[Layer], images: int = 1) -> list[list[str]]:
@@ -71,16 +109,25 @@ def table(layers: Sequence[Layer], images: int = 1) -> list[list[str]]:
                 stage,
                 str(len(own)),
                 str(sum(x.channels for x in own)),
-                _share(direct, 'dead'),
-                _share(summed, 'dead'),
-                _share([x for x in known if x in direct], 'rarely_positive'),
-                _share(known, 'small_gamma'),
+                share(direct, 'dead'),
+                share(summed, 'dead'),
+                share([x for x in known if x in direct], 'rarely_positive'),
+                share(known, 'small_gamma'),
             ]
         )
     return rows if images else [row[:3] + row[5:] for row in rows]
 
 
-def _share(layers: Sequence[Layer], what: str) -> str:
+def share(layers: Sequence[Layer], what: str) -> str:
+    """Format the number and the share of some channels of layers.
+
+    Args:
+        layers (list[Layer]): The layers.
+        what (str): The attribute of a layer that lists the channels.
+
+    Returns:
+        str: For example, ``3 (4.7%)``, or ``-`` without channels.
+    """
     channels = sum(layer.channels for layer in layers)
     if not channels:
         return '-'
@@ -130,21 +177,19 @@ def write(results: dict[str, list[Layer]], images: int, out: str) -> None:
         json.dump(content, file)
 
 
-def dead_shares(layers: Sequence[Layer]) -> np.ndarray:
+def dead_shares(layers: Sequence[Layer]) -> list[float]:
     """Return the share of dead channels in each layer.
 
     Args:
         layers (list[Layer]): The layers.
 
     Returns:
-        np.ndarray: The shares, NaN for layers that no ReLU follows.
+        list[float]: The shares, NaN for layers that no ReLU follows.
     """
-    return np.array(
-        [
-            len(layer.dead) / layer.channels if layer.judged else np.nan
-            for layer in layers
-        ]
-    )
+    return [
+        len(layer.dead) / layer.channels if layer.judged else math.nan
+        for layer in layers
+    ]
 
 
 def align_columns(rows: Sequence[Sequence[str]]) -> str:

@@ -1,5 +1,6 @@
 """The layers of both methods. They need only torch."""
 
+from mmpsbn.layers.conversion import convert_batchnorm, revert_batchnorm
 from mmpsbn.layers.last_bn import LastBNConv2d, LastBNLinear
 from mmpsbn.layers.mimic_norm import MimicConv, MimicNorm
 from mmpsbn.layers.mimic_wiring import BRANCH_ENDS, NORM_TYPES, BranchEnd
@@ -18,4 +19,6 @@ __all__ = [
     'PSBatchNorm2d',
     'PSBatchNorm3d',
     'PSSyncBatchNorm',
+    'convert_batchnorm',
+    'revert_batchnorm',
 ]

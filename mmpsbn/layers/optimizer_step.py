@@ -69,6 +69,13 @@ class StepAware(nn.Module):
             _layers.add(self)
             _joined[0] += 1
 
+    def leave_steps(self) -> None:
+        """Undo :meth:`join_steps`, before the layer changes its class."""
+        vars(self).pop('__module__', None)
+        with _lock:
+            _layers.discard(self)
+            _joined[0] += 1
+
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         self.join_steps()
@@ -120,7 +127,13 @@ class Plan:
         found = {
             id(layer._parameters.get(layer.stepped)): layer for layer in _live_layers()
         }
-        found = {**{key: own[0] for key, own in self.owned.items()}, **found}
+        # A layer that has left the steps has another class.
+        before = {
+            key: layer
+            for key, (layer, *_) in self.owned.items()
+            if isinstance(layer, StepAware)
+        }
+        found = {**before, **found}
         self.owned = {}
         for parameter in parameters:
             layer = found.get(id(parameter))

@@ -90,16 +90,7 @@ class PostShift(StepAware, _BatchNorm):
                 'psBN needs its learned bias, which weight decay pulls to '
                 'alpha; leave both True, or use BN.'
             )
-        if not (
-            isinstance(alpha, Real)
-            and not isinstance(alpha, bool)
-            and math.isfinite(alpha)
-            and alpha >= 0
-        ):
-            raise ValueError(
-                f'{type(self).__name__} got alpha={alpha!r}, but '
-                'alpha must be a finite number >= 0.'
-            )
+        self.check_alpha(alpha)
         super().__init__(
             num_features,
             eps,
@@ -111,6 +102,20 @@ class PostShift(StepAware, _BatchNorm):
         self.alpha = float(alpha)
         self.reset_parameters()
         self.join_steps()
+
+    @classmethod
+    def check_alpha(cls, alpha: float) -> None:
+        """Raise a ValueError if alpha is not a finite number >= 0."""
+        if not (
+            isinstance(alpha, Real)
+            and not isinstance(alpha, bool)
+            and math.isfinite(alpha)
+            and alpha >= 0
+        ):
+            raise ValueError(
+                f'{cls.__name__} got alpha={alpha!r}, but '
+                'alpha must be a finite number >= 0.'
+            )
 
     @staticmethod
     def before_step(layers: list['PostShift'], parameters: list[Tensor]) -> None:

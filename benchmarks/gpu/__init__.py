@@ -1,0 +1,1 @@
+"""psBN and MimicNorm on a GPU, with torch and torchvision alone."""

@@ -1,0 +1,30 @@
+"""What benchmarks of memory share."""
+
+from collections.abc import Callable
+
+from mmpsbn.layers import MimicConv
+
+
+class PublishedMimicConv(MimicConv):
+    """The scalar on the activation, as in MimicNorm's published code."""
+
+    def forward(self, input):
+        output = self._conv_forward(input, self.weight, self.bias)
+        return output if self.scale is None else output * self.scale
+
+
+def largest_batch(fits: Callable[[int], bool]) -> int:
+    """Return the largest batch that fits, to a sixteenth.
+
+    Args:
+        fits (callable): Returns whether a number of images fits.
+    """
+    most, least = 0, None  # That fit, and that do not.
+    batch = 2
+    while least is None or least - most > max(1, most // 16):
+        if fits(batch):
+            most = batch
+        else:
+            least = batch
+        batch = 2 * most if least is None else (most + least) // 2
+    return most
