@@ -80,7 +80,8 @@ def analyze(cfg: Config, checkpoint: Checkpoint, images: Sequence[str]) -> list[
             for name, seen in outputs.items()
         }
     return [
-        _layer(name, layer, outputs.get(name)) for name, layer in watch.layers.items()
+        describe_layer(name, layer, outputs.get(name))
+        for name, layer in watch.layers.items()
     ]
 
 
@@ -100,7 +101,15 @@ def _noise(detector: nn.Module) -> dict:
     )
 
 
-def _layer(name: str, norm: nn.Module, seen: Outputs | None) -> Layer:
+def describe_layer(name: str, norm: nn.Module, seen: Outputs | None) -> Layer:
+    """Judge the channels of a norm layer.
+
+    Args:
+        name (str): The name of the layer.
+        norm (nn.Module): The layer.
+        seen (Outputs, optional): What a :class:`~mmpsbn.analysis.ChannelWatch`
+            has seen of it; None if no ReLU follows.
+    """
     gamma, shift = gamma_and_shift(norm)
     probability = positive_probability(norm)
     return Layer(
