@@ -284,7 +284,7 @@ def test_report_from_csv_alone(monkeypatch, tmp_path):
     results = Results(tmp_path, study)
     for run in study.runs(3):
         lower = 0.1 * (run.method == 'BN')
-        dead = 0.25 * (run.method == 'BN')
+        dead = run.method == 'BN'
         results.add(
             run,
             [
@@ -294,10 +294,10 @@ def test_report_from_csv_alone(monkeypatch, tmp_path):
                     + 0.01 * run.seed
                     - lower * (number > 10)
                     + 1e-3 * (run.seed * (run.method == 'psBN')),
-                    dead,
+                    dead * number / 100,
                     2,
                     1,
-                    dead / 2,
+                    dead / 8,
                     1,
                     0,
                 )
@@ -314,18 +314,20 @@ def test_report_from_csv_alone(monkeypatch, tmp_path):
         if line.startswith('| backbone')
     ]
     bn = next(row for row in rows if row[1] == 'BN')
-    decay = decay_of(0.04)
     assert bn[2:] == [
         '+0.000 ± 0.000',
         '-0.100 ± 0.000',
-        '25.0 ± 0.0 / 25.0 ± 0.0',
-        '12.5 ± 0.0 / 12.5 ± 0.0',
+        '5.5 / 15.5 ± 0.0',
         '40 / 20',
+        '12.5 / 12.5 ± 0.0',
         '20 / 0',
-        f'{decay:.2g} / {40 * decay:.2g}',
     ]
+    decay = decay_of(0.04)
     assert decay == pytest.approx(1e-4 / 0.1 * 0.04 * 46, rel=0.01)
     assert rows[-1][:3] == ['backbone, lr 0.04', '11 to 20', '+0.101']
+    assert f'D = {decay:.2g} in one round and {40 * decay:.2g} in 40 rounds' in text
+    assert 'BN on images accumulate (+10.0 percentage points' in text
+    assert 'BN by parameters do not accumulate (+0.0 percentage points' in text
     assert 'higher than that of BN in 1 of 2 comparisons' in text
     assert (tmp_path / 'faster-rcnn.png').stat().st_size > 10000
     main(monkeypatch, tmp_path)

@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.rounds.figures import Panels, draw_rounds
 from benchmarks.rounds.training import MOMENTUM, learning_rates
-from benchmarks.shared.series import Comparison, Series
+from benchmarks.shared.series import WINDOW, Comparison, Series
 from mmpsbn.analysis.style import COLOR_OF, COLORS
 from mmpsbn.compare.intervals import ALPHA, confidence_margin
 from mmpsbn.compare.tables import format_interval, format_p, format_table
@@ -19,6 +19,8 @@ from .tasks import STEPS
 
 BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
 AT = (10, 20, 40)
+ACCUMULATED = 1.0  # Percentage points.
+JUDGES = dict(dead='on images', dead_by_parameters='by parameters')
 DRAWN = 4  # Rounds of a point in the figure.
 WEIGHT_DECAY = 1e-4
 TITLES = {'faster-rcnn': 'Faster R-CNN', 'retinanet': 'RetinaNet'}
@@ -75,11 +77,40 @@ def _section(results: Results, folder: Path) -> str:
     figure = f'{study.name}.png'
     if draw_rounds(series, study.settings, DRAWN, folder / figure, panels=PANELS):
         parts.append(f'![mAP and dead channels by round]({figure})\n')
-    parts.append(_measures(series, study.settings) + '\n')
+    parts += [
+        accumulation(series, study.settings) + '\n',
+        _measures(series, study.settings) + '\n',
+    ]
     found = series.compare(study.settings, 'mAP', AT)
     if found:
         parts += [verdict(found) + '\n', _differences(found) + '\n']
     return '\n'.join(parts)
+
+
+def accumulation(series: Series, settings: Sequence[Setting]) -> str:
+    """Say for each setting whether dead channels of BN accumulate, and give D."""
+    sentences = []
+    for setting in settings:
+        decay = decay_of(setting.lr)
+        text = (
+            f'- {_name(setting)}: D = {decay:.2g} in one round and '
+            f'{ROUNDS * decay:.2g} in {ROUNDS} rounds.'
+        )
+        for measure, judge in JUDGES.items():
+            first, last = (
+                series.window(setting, 'BN', measure, end)
+                for end in (WINDOW, series.end)
+            )
+            if first and last and series.end > WINDOW:
+                change = 100 * (np.mean(last) - np.mean(first))
+                text += (
+                    f' Dead channels of BN {judge} '
+                    f'{"accumulate" if change >= ACCUMULATED else "do not accumulate"} '
+                    f'({change:+.1f} percentage points from rounds 1 to {WINDOW} to '
+                    f'rounds {_rounds(series.end)}).'
+                )
+        sentences.append(text)
+    return '\n'.join(sentences)
 
 
 def verdict(found: Sequence[Comparison]) -> str:
@@ -99,7 +130,7 @@ def _name(setting: Setting) -> str:
 
 
 def _rounds(end: int) -> str:
-    return f'{end - 9} to {end}'
+    return f'{end - WINDOW + 1} to {end}'
 
 
 def _differences(found: Sequence[Comparison]) -> str:
@@ -126,50 +157,26 @@ def _measures(series: Series, settings: Sequence[Setting]) -> str:
     for setting in settings:
         for method in series.methods(setting):
             baseline = None if method == RESTART else RESTART
-            decay = '-' if method == 'FrozenBN' else f'{decay_of(setting.lr):.2g}'
-            total = (
-                '-'
-                if method in ('FrozenBN', RESTART)
-                else f'{ROUNDS * decay_of(setting.lr):.2g}'
-            )
+            cells = [
+                _mean(
+                    series.window(setting, method, 'mAP', end, baseline),
+                    '+.3f' if baseline else '.3f',
+                )
+                for end in ends
+            ]
+            for judge in ('', '_by_parameters'):
+                cells.append(_shares(series, setting, method, f'dead{judge}', ends))
+                cells.append(
+                    ' / '.join(
+                        _total(series, setting, method, f'{change}{judge}')
+                        for change in ('died', 'recovered')
+                    )
+                )
             lines.append(
                 [
                     _name(setting),
                     f'{method} (mAP)' if method == RESTART else method,
-                    *(
-                        _mean(
-                            series.window(setting, method, 'mAP', end, baseline),
-                            '+.3f' if baseline else '.3f',
-                        )
-                        for end in ends
-                    ),
-                    *(
-                        ' / '.join(
-                            _mean(
-                                [
-                                    factor * value
-                                    for value in series.window(
-                                        setting, method, measure, end
-                                    )
-                                ],
-                                '.1f',
-                            )
-                            for end in ends
-                        )
-                        for measure, factor in (
-                            ('dead', 100),
-                            ('dead_by_parameters', 100),
-                        )
-                    ),
-                    ' / '.join(
-                        _total(series, setting, method, measure)
-                        for measure in ('died', 'recovered')
-                    ),
-                    ' / '.join(
-                        _total(series, setting, method, f'{measure}_by_parameters')
-                        for measure in ('died', 'recovered')
-                    ),
-                    f'{decay} / {total}',
+                    *cells,
                 ]
             )
     return format_table(
@@ -178,12 +185,23 @@ def _measures(series: Series, settings: Sequence[Setting]) -> str:
             'method',
             *(f'rounds {_rounds(end)}' for end in ends),
             'dead on images, %',
+            'died / recovered',
             'dead by parameters, %',
-            'died / recovered on images',
-            'died / recovered by parameters',
-            'D of a round / of all',
+            'died / recovered',
         ],
         lines,
+    )
+
+
+def _shares(series, setting, method, measure, ends: Sequence[int]) -> str:
+    """Format a share at the end of each window, with the last one's interval."""
+    values = [
+        [100 * value for value in series.window(setting, method, measure, end)]
+        for end in ends
+    ]
+    return ' / '.join(
+        [_mean(own, '.1f').split(' ')[0] for own in values[:-1]]
+        + [_mean(own, '.1f') for own in values[-1:]]
     )
 
 
@@ -194,9 +212,9 @@ def _mean(values: Sequence[float], form: str) -> str:
     return f'{np.mean(values):{form}}{margin}'
 
 
-def _total(series: Series, setting: Setting, method: str, measure: str) -> str:
-    """Add up channels over the rounds that a method has, averaged over seeds."""
-    values = series.window(setting, method, measure, series.end, window=series.end)
-    if not values or method == RESTART:
+def _total(series, setting, method, measure) -> str:
+    """Add up channels over all rounds, averaged over seeds."""
+    if method == RESTART:
         return '-'
+    values = series.window(setting, method, measure, series.end, window=series.end)
     return f'{series.end * np.mean(values):.0f}'
