@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, wait_for
 
 from benchmarks.detector_rounds import __main__ as command
 from benchmarks.detector_rounds import studies, tasks, training
@@ -86,8 +86,27 @@ def main(monkeypatch, folder, *args):
 
 def use(monkeypatch, study):
     """Let the command know one study only."""
-    monkeypatch.setattr(command, 'highest_lrs', dict)
+    monkeypatch.setattr(command, 'highest_lrs', lambda folder: {})
     monkeypatch.setattr(command, 'make_studies', lambda highest: [study])
+
+
+def write_pilot(folder, highest):
+    """Write a pilot's results, in which rates up to the highest one work."""
+    for detector in studies.DETECTORS:
+        results = Results(folder, Study(detector, ()))
+        for place, lr in highest.items():
+            if place.detector == detector:
+                for tried in LRS:
+                    row = Round(2, 0.4 * (tried <= lr), 0, 0, 0, 0, 0, 0)
+                    results.add(Run(RESTART, place.placement, tried, 1000), [row])
+
+
+def group_exists(number):
+    try:
+        os.killpg(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def truth(images):
@@ -119,10 +138,11 @@ def test_methods_start_from_the_same_weights(short, at_begin, tmp_path):
     for method in (*METHODS, RESTART):
         run = Run(method, *SETTING, 0)
         start = started(run, tmp_path)['model']
-        train((STUDY, run), 2, tmp_path)
+        train((STUDY, run), 4 if method == RESTART else 2, tmp_path)
     states = {method: [state for state, _ in own] for method, own in at_begin.items()}
     states['BN'].pop(0)  # That of the starting detector.
     tests = {method: truth(own[-1][1].test) for method, own in at_begin.items()}
+    tests[RESTART] = truth(at_begin[RESTART][0][1].test)
     assert all(own == tests['BN'] for own in tests.values())
     reset = CLASS_LAYERS['retinanet']
     for method in METHODS:
@@ -134,11 +154,12 @@ def test_methods_start_from_the_same_weights(short, at_begin, tmp_path):
             assert kept != (name.rpartition('.')[0] in reset)
             if '.bn' in name and not name.endswith('num_batches_tracked'):
                 assert torch.equal(second[name], value) == (method == 'FrozenBN')
-    (restart,) = states[RESTART]
-    for name, value in restart.items():
+    second, fourth = states[RESTART]
+    for name, value in second.items():
+        new = name.rpartition('.')[0] in reset
         # Both have the class layers of round 2.
-        expected = states['BN'][1] if name.rpartition('.')[0] in reset else start
-        assert torch.equal(value, expected[name])
+        assert torch.equal(value, (states['BN'][1] if new else start)[name])
+        assert new or torch.equal(value, fourth[name])
     moved = 'backbone.layer1.0.bn1.bias'
     assert not torch.equal(states['BN'][1][moved], states['psBN'][1][moved])
 
@@ -264,13 +285,7 @@ def test_learning_rates_come_from_the_pilot(tmp_path):
     scores = dict(zip(LRS, (0.36, 0.4, 0.38, 0.37, 0.35, 0.0)))
     assert highest_that_works(scores) == 0.32
     highest = dict(zip(PLACES, LRS))
-    for detector in studies.DETECTORS:
-        results = Results(tmp_path, Study(detector, ()))
-        for place, lr in highest.items():
-            if place.detector == detector:
-                for tried in LRS:
-                    row = Round(2, 0.4 * (tried <= lr), 0, 0, 0, 0, 0, 0)
-                    results.add(Run(RESTART, place.placement, tried, 1000), [row])
+    write_pilot(tmp_path, highest)
     assert highest_lrs(tmp_path) == highest
     file = tmp_path / 'retinanet.csv'
     file.write_text('\n'.join(file.read_text().splitlines()[:-1]) + '\n')
@@ -336,9 +351,11 @@ def test_report_from_csv_alone(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_ends_the_trainings(tmp_path):
+    write_pilot(tmp_path / 'pilot', dict.fromkeys(PLACES, 0.32))
     process = subprocess.Popen(
         [sys.executable, '-m', 'benchmarks.detector_rounds', '--train']
-        + ['--processes', '1', '--results', str(tmp_path), '--work-dir', str(tmp_path)],
+        + ['--processes', '1', '--results', str(tmp_path), '--work-dir', str(tmp_path)]
+        + ['--pilot', str(tmp_path / 'pilot')],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -347,14 +364,12 @@ def test_sigterm_ends_the_trainings(tmp_path):
     )
     try:
         assert 'runs are missing, 1 in parallel' in process.stdout.readline()
-        time.sleep(8)  # The worker has started.
+        children = Path(f'/proc/{process.pid}/task/{process.pid}/children')
+        wait_for(lambda: len(children.read_text().split()) > 1)
         process.send_signal(signal.SIGTERM)
         _, message = process.communicate(timeout=60)
         assert process.returncode == 130
         assert 'resumes from the last checkpoints' in message
-        with pytest.raises(ProcessLookupError):
-            while True:  # Until no process of the group is left.
-                os.killpg(process.pid, 0)
-                time.sleep(0.1)
+        wait_for(lambda: not group_exists(process.pid), 60)
     finally:
         process.kill()

@@ -20,6 +20,7 @@ import mmpsbn.cli  # noqa: F401  First: it checks the stack.
 from benchmarks.shared.pool import in_processes
 from mmpsbn.cli.errors import exit_with_message, interrupt_on_signals
 
+from .pilot import FOLDER as PILOT
 from .pilot import highest_lrs
 from .report import write_report
 from .results import Results
@@ -58,6 +59,9 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         default=FOLDER,
         help='folder of the CSV files and the figures',
+    )
+    parser.add_argument(
+        '--pilot', type=Path, default=PILOT, help="folder of the pilot's CSV files"
     )
     args = parser.parse_args()
     if min(args.seeds, args.rounds, args.processes) < 1:
@@ -101,7 +105,7 @@ def main() -> None:
     args = parse_args()
     results = {
         study.name: Results(args.results, study)
-        for study in make_studies(highest_lrs())
+        for study in make_studies(highest_lrs(args.pilot))
     }
     if args.train:
         train_missing(results, args)
