@@ -231,10 +231,11 @@ def test_a_killed_run_resumes(short, monkeypatch, tmp_path, method):
     assert len(calls) == len(rounds_of(method, 4)) - len(rounds_of(method, 2))
 
 
-def test_a_lost_detector_has_no_map(short, tmp_path):
-    run = Run('BN', 'backbone', 1e30, 0)
-    started(run, tmp_path)
-    rows = train((STUDY, run), 2, tmp_path)
+@pytest.mark.parametrize('detector', studies.DETECTORS)
+def test_a_lost_detector_has_no_map(short, tmp_path, detector):
+    study, run = Study(detector, ()), Run('BN', 'backbone', 1e30, 0)
+    started(run, tmp_path, study)
+    rows = train((study, run), 2, tmp_path)
     assert [(row.round, row.mAP) for row in rows] == [(1, 0), (2, 0)]
     assert all(math.isnan(row.dead) for row in rows)
 

@@ -53,7 +53,7 @@ def fit(model: nn.Module, task: Task, study: Study, run: Run) -> bool:
     """Train a detector on the task of a round.
 
     Returns:
-        bool: Whether the loss was finite in all steps.
+        bool: Whether the loss was finite in all steps, and the weights are.
     """
     cfg = copy.deepcopy(config_of(study.name, run.placement, run.method))
     set_training(model, run.method)
@@ -63,7 +63,7 @@ def fit(model: nn.Module, task: Task, study: Study, run: Run) -> bool:
         losses = model.train_step(collate([task.train[i] for i in chosen]), wrapper)
         if not losses['loss'].isfinite():
             return False
-    return True
+    return all(bool(value.isfinite().all()) for value in model.parameters())
 
 
 @torch.no_grad()
