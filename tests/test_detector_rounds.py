@@ -289,7 +289,11 @@ def test_learning_rates_come_from_the_pilot(tmp_path):
     write_pilot(tmp_path, highest)
     assert highest_lrs(tmp_path) == highest
     file = tmp_path / 'retinanet.csv'
-    file.write_text('\n'.join(file.read_text().splitlines()[:-1]) + '\n')
+    text = file.read_text()
+    file.write_text(text.replace(',0.4,', ',0.1,'))
+    with pytest.raises(InputError, match='retinanet .* mAP of 0.100 .* for longer'):
+        highest_lrs(tmp_path)
+    file.write_text('\n'.join(text.splitlines()[:-1]) + '\n')
     with pytest.raises(InputError, match='everywhere has tried 5 of 6 .* Run python'):
         highest_lrs(tmp_path)
 

@@ -44,9 +44,6 @@ OPTIONS = {
         'model.bbox_head.in_channels': WIDTH,
         'model.bbox_head.feat_channels': WIDTH,
         'model.bbox_head.num_classes': CLASSES,
-        # Pyramid levels from stride 4, for scenes that are 40 % smaller.
-        'model.neck.start_level': 0,
-        'model.bbox_head.anchor_generator.strides': [4, 8, 16, 32],
     },
 }
 # Of Faster R-CNN's head with norm layers, which EVERYWHERE sets.

@@ -37,6 +37,7 @@ FOLDER = Path(__file__).resolve().parent / 'pilot'
 SEED, ROUNDS = 1000, 4  # Two of the four rounds are trained.
 LRS = tuple(USUAL_LR * 2**power for power in range(6))
 WORKS = 0.9
+LEAST_MAP = 0.2
 PLACES = [Place(*both) for both in product(DETECTORS, PLACEMENTS)]
 
 
@@ -63,7 +64,8 @@ def highest_lrs(folder: Path = FOLDER) -> dict[Place, float]:
     """Read the highest learning rates that work from the CSV files.
 
     Raises:
-        InputError: If the pilot has not finished.
+        InputError: If the pilot has not finished, or if a detector has not
+            learned the task.
     """
     found = {}
     for place in PLACES:
@@ -74,6 +76,14 @@ def highest_lrs(folder: Path = FOLDER) -> dict[Place, float]:
                 f'{place.placement} has tried {len(scores)} of {len(LRS)} learning '
                 'rates, and the study needs all of them. Run python -m '
                 'benchmarks.detector_rounds.pilot first.'
+            )
+        if scores[USUAL_LR] < LEAST_MAP:
+            raise InputError(
+                f'{place.detector} with norm layers in {place.placement} has a mAP of '
+                f'{scores[USUAL_LR]:.3f} in the pilot, and the study needs {LEAST_MAP} '
+                'to compare anything. Train its starting detector for longer (START in '
+                'tasks.py), delete its rows in pilot/ and its checkpoints in the work '
+                'dir, and run the pilot again.'
             )
         found[place] = highest_that_works(scores)
     return found

@@ -22,7 +22,7 @@ ROUND = dict(training=160, epochs=5)
 # RetinaNet learns more slowly.
 START = {
     'faster-rcnn': dict(training=400, epochs=16),
-    'retinanet': dict(training=400, epochs=32),
+    'retinanet': dict(training=400, epochs=64),
 }
 STEPS = ROUND['training'] // BATCH * ROUND['epochs']
 
