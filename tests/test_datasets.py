@@ -10,7 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from mmpsbn.datasets import make_digits, read_classes
-from mmpsbn.datasets.digits import SPLITS, _draw_digits, _material
+from mmpsbn.datasets.digits import SPLITS, _draw_digits, material
 
 
 def test_has_coco2017_s_layout(digits):
@@ -30,7 +30,7 @@ def test_has_coco2017_s_layout(digits):
 
 
 def test_a_box_is_tight_around_its_digit():
-    digits, labels, _ = _material('train2017')
+    digits, labels, _ = material('train2017')
     rng = np.random.default_rng(0)
     for _ in range(20):
         scene = np.zeros((160, 160, 3), np.uint8)
@@ -54,7 +54,7 @@ def test_boxes_of_a_scene_do_not_overlap(digits):
 
 
 def test_no_digit_and_no_photograph_serves_both_splits():
-    (train, _, strips), (val, _, others) = map(_material, SPLITS)
+    (train, _, strips), (val, _, others) = map(material, SPLITS)
     assert len(train) + len(val) == 1797
     for strip, other in zip(strips, others):
         assert strip.shape[1] + other.shape[1] == 640

@@ -1,23 +1,20 @@
 """Figures of the studies, as PNG files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.shared.series import Series
 from mmpsbn.analysis.style import COLORS, STYLE
 from mmpsbn.compare.intervals import confidence_margin
 
 from .recovery import COLLAPSED, Death
 from .studies import METHODS, SCRATCH
 
-PANELS = {
-    'accuracy': 'accuracy minus\nthat from scratch',
-    'dead': 'dead channels, %',
-    'rank': 'effective rank',
-}
 METHOD_COLORS = dict(
     zip(
         (*METHODS, SCRATCH),
@@ -26,12 +23,44 @@ METHOD_COLORS = dict(
 )
 
 
+class Panels(NamedTuple):
+    """What a figure of rounds shows."""
+
+    measures: dict[str, tuple[str, tuple | None]]
+    """The label and the limits of each measure. The first measure is drawn
+    minus that of the reference."""
+    percent: frozenset[str]
+    """The measures that are shares, drawn in percent."""
+    reference: str
+    """The method whose values are subtracted."""
+    reference_name: str
+    colors: dict[str, str]
+    """The color of each method."""
+    title: Callable[[NamedTuple], str]
+    """Names a setting."""
+
+
+PANELS = Panels(
+    {
+        'accuracy': ('accuracy minus\nthat from scratch', None),
+        'dead': ('dead channels, %', (0, 100)),
+        'rank': ('effective rank', (0, None)),
+    },
+    frozenset(['dead']),
+    SCRATCH,
+    'from scratch',
+    METHOD_COLORS,
+    lambda setting: f'learning rate {setting.lr:g}',
+)
+
+
 def draw_rounds(
-    series,
+    series: Series,
     settings: Sequence,
     window: int,
     out: Path,
-    methods: Sequence[str] = tuple(METHOD_COLORS),
+    methods: Sequence[str] = (),
+    panels: Panels = PANELS,
 ) -> bool:
     """Draw the measures over the rounds, averaged over windows of rounds.
 
@@ -44,6 +73,7 @@ def draw_rounds(
         window (int): The number of rounds of a window.
         out (Path): The PNG to write.
         methods (list[str]): The methods to draw. Defaults to all.
+        panels (Panels): The measures, colors and titles.
 
     Returns:
         bool: Whether there was anything to draw.
@@ -52,9 +82,11 @@ def draw_rounds(
     ends = range(window, series.end + 1, window)
     if not settings or not ends:
         return False
-    shape = (len(PANELS), len(settings))
+    measures, colors = panels.measures, panels.colors
+    shape = (len(measures), len(settings))
     in_row = len(settings) == 1
-    size = (9, 3) if in_row else (1.6 + 2.6 * len(settings), 6.2)
+    height = 0.2 + 2 * len(measures)
+    size = (9, 3) if in_row else (min(9.4, 1.6 + 2.6 * len(settings)), height)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout='constrained')
         if in_row:
@@ -63,29 +95,31 @@ def draw_rounds(
             axes = figure.subplots(*shape, sharey='row', squeeze=False)
         handles = {}
         for index, (column, setting) in enumerate(zip(axes.T, settings)):
-            for axis, (measure, label) in zip(column, PANELS.items()):
+            for axis, (measure, (label, _)) in zip(column, measures.items()):
                 axis.grid(lw=0.4)
-                for method in methods:
-                    lines = _values(series, setting, method, measure, ends)
+                for method in methods or colors:
+                    lines = _values(series, setting, method, measure, ends, panels)
                     if any(map(len, lines)):
-                        color = METHOD_COLORS[method]
-                        handles[method] = _line(axis, ends, lines, color)
+                        handles[method] = _line(axis, ends, lines, colors[method])
                 if not index:
                     axis.set_ylabel(label)
-                if in_row or measure == list(PANELS)[-1]:
+                if in_row or measure == list(measures)[-1]:
                     axis.set_xlabel('round')
-            column[0].axhline(0, color=METHOD_COLORS[SCRATCH], lw=0.8)
+            column[0].axhline(0, color=colors[panels.reference], lw=0.8)
             if not in_row:
-                column[0].set_title(f'learning rate {setting.lr:g}', fontsize=9)
-        for row, limits in zip(axes, (None, (0, 100), (0, None))):
+                column[0].set_title(panels.title(setting), fontsize=9)
+        for row, (_, limits) in zip(axes, measures.values()):
             for axis in row:
                 axis.set_xlim(0, series.end)
                 if limits:
                     axis.set_ylim(limits)
-        names = [method for method in METHOD_COLORS if method in handles]
+        names = [method for method in colors if method in handles]
         figure.legend(
             [handles[method] for method in names],
-            ['from scratch' if method == SCRATCH else method for method in names],
+            [
+                panels.reference_name if method == panels.reference else method
+                for method in names
+            ],
             loc='outside lower center',
             ncols=len(names) if in_row else 4,
             frameon=False,
@@ -94,14 +128,17 @@ def draw_rounds(
     return True
 
 
-def _values(series, setting, method, measure, ends) -> list[np.ndarray]:
+def _values(series, setting, method, measure, ends, panels) -> list[np.ndarray]:
     """Return the values of all seeds at the end of each window."""
-    baseline = SCRATCH if measure == 'accuracy' else None
+    relative = measure == next(iter(panels.measures))
+    baseline = panels.reference if relative else None
     if method == baseline or method not in series.methods(setting):
         return []
-    factor = 100 if measure == 'dead' else 1
+    factor = 100 if measure in panels.percent else 1
+    window = ends[0]
     return [
-        factor * np.array(series.window(setting, method, measure, end, baseline))
+        factor
+        * np.array(series.window(setting, method, measure, end, baseline, window))
         for end in ends
     ]
 

@@ -3,105 +3,27 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from mmpsbn.compare.intervals import (
-    ALPHA,
-    PairedDifference,
-    compare_paired,
-    confidence_margin,
-    correct_p_values,
-)
+from benchmarks.shared.series import WINDOW, Comparison, Series
+from mmpsbn.compare.intervals import ALPHA, confidence_margin
 from mmpsbn.compare.tables import format_interval, format_p, format_table
 from mmpsbn.files import write_atomically
 
 from .figures import draw_recoveries, draw_rounds
 from .recovery import COLLAPSED, Death
 from .results import Results
-from .studies import HIGHEST, METHODS, PAIR, ROUNDS, SCRATCH, SEEDS, Run, Setting
+from .studies import HIGHEST, METHODS, PAIR, ROUNDS, SCRATCH, SEEDS, Setting
 
 BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
-AT, WINDOW = (10, 50, 100, 150), 10
+AT = (10, 50, 100, 150)
 WAITS = ((1, 1), (2, 3), (4, 10), (11, 30), (31, math.inf))
 TITLES = {
     'cifar10-plain': 'CIFAR-10, plain network',
     'cifar10-residual': 'CIFAR-10, residual network',
     'digits-plain': 'Digits, plain network',
 }
-
-
-class Comparison(NamedTuple):
-    """psBN minus BN in a window of rounds."""
-
-    setting: Setting
-    end: int
-    """The last round of the window."""
-    paired: PairedDifference
-    p: float
-    """Corrected over all comparisons of a study."""
-
-
-class Series:
-    """The rounds of a study as arrays, for tables and figures."""
-
-    def __init__(self, results: Results) -> None:
-        self.study = results.study
-        self._values: dict[Run, dict[int, NamedTuple]] = {
-            run: {row.round: row for row in rows}
-            for run, rows in results.rounds.items()
-        }
-        self.end = max(
-            (round for rows in self._values.values() for round in rows), default=0
-        )
-
-    def methods(self, setting: Setting) -> list[str]:
-        """List the methods of a setting that have runs, in their order."""
-        return [method for method in (SCRATCH, *METHODS) if self.seeds(setting, method)]
-
-    def seeds(self, setting: Setting, method: str) -> list[int]:
-        return sorted(
-            run.seed
-            for run in self._values
-            if (run.method, run[1:3]) == (method, setting)
-        )
-
-    def window(
-        self,
-        setting: Setting,
-        method: str,
-        measure: str,
-        end: int,
-        baseline: str | None = None,
-    ) -> list[float]:
-        """Average a measure over the last rounds up to ``end``.
-
-        Args:
-            setting (Setting): Learning rate and weight decay.
-            method (str): The method.
-            measure (str): A column of the CSV file.
-            end (int): The last round of the window.
-            baseline (str, optional): The method whose values are subtracted,
-                round by round.
-
-        Returns:
-            list[float]: One value for each seed (of both methods) that has
-            values.
-        """
-        found = []
-        for seed in self.seeds(setting, method):
-            own = self._values[Run(method, *setting, seed)]
-            other = self._values.get(Run(baseline, *setting, seed), {})
-            values = [
-                getattr(own[at], measure)
-                - (getattr(other[at], measure) if baseline else 0)
-                for at in range(end - WINDOW + 1, end + 1)
-                if at in own and (at in other or not baseline)
-            ]
-            if values and not np.isnan(values).all():
-                found.append(float(np.nanmean(values)))
-        return found
 
 
 def write_report(results: Sequence[Results], folder: Path) -> Path:
@@ -129,13 +51,13 @@ def write_report(results: Sequence[Results], folder: Path) -> Path:
 
 
 def _section(results: Results, folder: Path) -> str:
-    study, series = results.study, Series(results)
+    study, series = results.study, Series(results.rounds, (SCRATCH, *METHODS))
     name = study.name
     parts = [f'### {TITLES[name]}\n']
     missing = len(results.missing(SEEDS, ROUNDS))
     if missing:
         parts.append(f'{missing} of {len(study.runs(SEEDS))} runs are missing.\n')
-    found = comparisons(series)
+    found = series.compare(study.methods, 'accuracy', AT)
     if found:
         parts += [verdict(found) + '\n', _differences(found) + '\n']
     figure = f'{name}.png'
@@ -168,26 +90,6 @@ def _section(results: Results, folder: Path) -> str:
                 f'recovers]({name}-recovery.png)\n'
             )
     return '\n'.join(parts)
-
-
-def comparisons(series: Series) -> list[Comparison]:
-    """Compare psBN with BN in all settings and windows of a study."""
-    found = []
-    for setting in series.study.methods:
-        for end in AT:
-            differences = series.window(setting, 'psBN', 'accuracy', end, 'BN')
-            if len(differences) > 1:
-                found.append(
-                    (
-                        setting,
-                        end,
-                        compare_paired(differences, np.zeros_like(differences)),
-                    )
-                )
-    return [
-        Comparison(*one, p)
-        for one, p in zip(found, correct_p_values([one[-1].p for one in found]))
-    ]
 
 
 def verdict(found: Sequence[Comparison]) -> str:

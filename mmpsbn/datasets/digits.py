@@ -9,6 +9,7 @@ strip of a photograph that serve in train2017 never serve in val2017.
 import json
 import os
 import shutil
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -66,12 +67,11 @@ def _make_split(
     folder: str, split: str, number: int, size: int, rng: np.random.Generator
 ) -> dict:
     os.makedirs(folder)
-    digits, labels, photographs = _material(split)
     images, annotations = [], []
-    for image_id in range(1, number + 1):
-        scene = _background(photographs, size, rng)
+    scenes = draw_scenes(*material(split), number, size, rng)
+    for image_id, (scene, boxes) in enumerate(scenes, 1):
         file_name = f'{image_id:012d}.jpg'
-        for box, label in _draw_digits(scene, digits, labels, rng):
+        for box, label in boxes:
             x, y, width, height = box
             annotations.append(
                 dict(
@@ -101,8 +101,19 @@ def _make_split(
     )
 
 
-def _material(split: str) -> tuple[np.ndarray, np.ndarray, list]:
-    """The digits (values 0 to 1), labels and photographs of a split."""
+def material(split: str) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Load what the scenes of a split are made of.
+
+    Args:
+        split (str): One of ``SPLITS``.
+
+    Returns:
+        tuple: The digits ``(N, 8, 8)`` with values from 0 to 1, their labels
+        ``(N,)``, and the BGR photographs.
+
+    Raises:
+        ModuleNotFoundError: If scikit-learn is missing.
+    """
     try:
         from sklearn.datasets import load_digits, load_sample_images
     except ModuleNotFoundError as error:
@@ -123,6 +134,33 @@ def _material(split: str) -> tuple[np.ndarray, np.ndarray, list]:
         columns = slice(edge) if split == 'train2017' else slice(edge, None)
         strips.append(photograph[:, columns])
     return digits[chosen], labels[chosen], strips
+
+
+def draw_scenes(
+    digits: np.ndarray,
+    labels: np.ndarray,
+    photographs: list[np.ndarray],
+    number: int,
+    size: int,
+    rng: np.random.Generator,
+) -> Iterator[tuple[np.ndarray, list]]:
+    """Draw scenes from the result of :func:`material`, or from a part of it.
+
+    Args:
+        digits (np.ndarray): The digits, ``(N, 8, 8)``.
+        labels (np.ndarray): Their labels, ``(N,)``.
+        photographs (list[np.ndarray]): The BGR photographs.
+        number (int): The number of scenes.
+        size (int): The side of a scene in pixels.
+        rng (np.random.Generator): The source of all random choices.
+
+    Yields:
+        tuple: A BGR scene, and for each digit its box ``(x, y, width,
+        height)`` and its label.
+    """
+    for _ in range(number):
+        scene = _background(photographs, size, rng)
+        yield scene, _draw_digits(scene, digits, labels, rng)
 
 
 def _background(photographs: list, size: int, rng: np.random.Generator) -> np.ndarray:

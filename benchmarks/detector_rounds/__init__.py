@@ -1,0 +1,1 @@
+"""Repeated finetuning of a detector, on one task after another."""

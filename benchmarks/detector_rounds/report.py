@@ -1,0 +1,220 @@
+"""Tables and figures of the studies, from their CSV files alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.rounds.figures import Panels, draw_rounds
+from benchmarks.rounds.training import MOMENTUM, learning_rates
+from benchmarks.shared.series import WINDOW, Comparison, Series
+from mmpsbn.analysis.style import COLOR_OF, COLORS
+from mmpsbn.compare.intervals import ALPHA, confidence_margin
+from mmpsbn.compare.tables import format_interval, format_p, format_table
+from mmpsbn.files import write_atomically
+
+from .results import Results
+from .studies import METHODS, RESTART, ROUNDS, SEEDS, Setting
+from .tasks import STEPS
+
+BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
+AT = (10, 20, 40)
+ACCUMULATED = 1.0  # Percentage points.
+JUDGES = dict(dead='on images', dead_by_parameters='by parameters')
+DRAWN = 4  # Rounds of a point in the figure.
+WEIGHT_DECAY = 1e-4
+TITLES = {'faster-rcnn': 'Faster R-CNN', 'retinanet': 'RetinaNet'}
+PANELS = Panels(
+    {
+        'mAP': ('mAP minus\nthat of a restart', None),
+        'dead': ('dead on\nimages, %', (0, None)),
+        'dead_by_parameters': ('dead by\nparameters, %', (0, None)),
+    },
+    frozenset(['dead', 'dead_by_parameters']),
+    RESTART,
+    'restart',
+    {**{method: COLOR_OF[method] for method in METHODS}, RESTART: COLORS[7]},
+    lambda setting: f'{setting.placement}, lr {setting.lr:g}',
+)
+
+
+def decay_of(lr: float) -> float:
+    """Compute D of one round, see docs/methods.md."""
+    return WEIGHT_DECAY / (1 - MOMENTUM) * sum(learning_rates(lr, STEPS))
+
+
+def write_report(results: Sequence[Results], folder: Path) -> Path:
+    """Write the figures, and the tables between the marks of a page.
+
+    Args:
+        results (list[Results]): The results of each study.
+        folder (Path): The folder of the figures. If it has a README.md with
+            the two marks, the tables are written there, otherwise to
+            report.md.
+
+    Returns:
+        Path: The page.
+    """
+    text = '\n'.join(_section(own, folder) for own in results if own.rounds)
+    text = text or 'There are no runs yet.\n'
+    page = folder / 'README.md'
+    if page.exists():
+        before, rest = page.read_text().split(BEGIN)
+        text = f'{before}{BEGIN}\n\n{text}\n{END}{rest.split(END)[1]}'
+    else:
+        page = folder / 'report.md'
+    write_atomically(page, text.encode())
+    return page
+
+
+def _section(results: Results, folder: Path) -> str:
+    study = results.study
+    series = Series(results.rounds, (RESTART, *METHODS))
+    parts = [f'### {TITLES[study.name]}\n']
+    missing = len(results.missing(SEEDS, ROUNDS))
+    if missing:
+        parts.append(f'{missing} of {len(study.runs(SEEDS))} runs are missing.\n')
+    figure = f'{study.name}.png'
+    if draw_rounds(series, study.settings, DRAWN, folder / figure, panels=PANELS):
+        parts.append(f'![mAP and dead channels by round]({figure})\n')
+    parts += [
+        accumulation(series, study.settings) + '\n',
+        _measures(series, study.settings) + '\n',
+    ]
+    found = series.compare(study.settings, 'mAP', AT)
+    if found:
+        parts += [verdict(found) + '\n', _differences(found) + '\n']
+    return '\n'.join(parts)
+
+
+def accumulation(series: Series, settings: Sequence[Setting]) -> str:
+    """Say for each setting whether dead channels of BN accumulate, and give D."""
+    sentences = []
+    for setting in settings:
+        decay = decay_of(setting.lr)
+        text = (
+            f'- {_name(setting)}: D = {decay:.2g} in one round and '
+            f'{ROUNDS * decay:.2g} in {ROUNDS} rounds.'
+        )
+        for measure, judge in JUDGES.items():
+            first, last = (
+                series.window(setting, 'BN', measure, end)
+                for end in (WINDOW, series.end)
+            )
+            if first and last and series.end > WINDOW:
+                change = 100 * (np.mean(last) - np.mean(first))
+                text += (
+                    f' Dead channels of BN {judge} '
+                    f'{"accumulate" if change >= ACCUMULATED else "do not accumulate"} '
+                    f'({change:+.1f} percentage points from rounds 1 to {WINDOW} to '
+                    f'rounds {_rounds(series.end)}).'
+                )
+        sentences.append(text)
+    return '\n'.join(sentences)
+
+
+def verdict(found: Sequence[Comparison]) -> str:
+    """Say in how many windows psBN has a higher mAP, and in how many a lower one."""
+    better, worse = (
+        sum(one.p < ALPHA and sign * one.paired.mean > 0 for one in found)
+        for sign in (1, -1)
+    )
+    return (
+        f'The mAP of psBN is significantly higher than that of BN in {better} of '
+        f'{len(found)} comparisons, and significantly lower in {worse}.'
+    )
+
+
+def _name(setting: Setting) -> str:
+    return f'{setting.placement}, lr {setting.lr:g}'
+
+
+def _rounds(end: int) -> str:
+    return f'{end - WINDOW + 1} to {end}'
+
+
+def _differences(found: Sequence[Comparison]) -> str:
+    return format_table(
+        ['Norm layers', 'rounds', 'psBN minus BN', '95 % CI', 'p (Holm)', 'seeds'],
+        [
+            [
+                _name(one.setting),
+                _rounds(one.end),
+                f'{one.paired.mean:+.3f}',
+                format_interval(one.paired.low, one.paired.high),
+                format_p(one.p),
+                str(one.paired.seeds),
+            ]
+            for one in found
+        ],
+    )
+
+
+def _measures(series: Series, settings: Sequence[Setting]) -> str:
+    """Make a table of mAP and dead channels, with a row for each method."""
+    ends = [end for end in AT if end <= series.end]
+    lines = []
+    for setting in settings:
+        for method in series.methods(setting):
+            baseline = None if method == RESTART else RESTART
+            cells = [
+                _mean(
+                    series.window(setting, method, 'mAP', end, baseline),
+                    '+.3f' if baseline else '.3f',
+                )
+                for end in ends
+            ]
+            for judge in ('', '_by_parameters'):
+                cells.append(_shares(series, setting, method, f'dead{judge}', ends))
+                cells.append(
+                    ' / '.join(
+                        _total(series, setting, method, f'{change}{judge}')
+                        for change in ('died', 'recovered')
+                    )
+                )
+            lines.append(
+                [
+                    _name(setting),
+                    f'{method} (mAP)' if method == RESTART else method,
+                    *cells,
+                ]
+            )
+    return format_table(
+        [
+            'Norm layers',
+            'method',
+            *(f'rounds {_rounds(end)}' for end in ends),
+            'dead on images, %',
+            'died / recovered',
+            'dead by parameters, %',
+            'died / recovered',
+        ],
+        lines,
+    )
+
+
+def _shares(series, setting, method, measure, ends: Sequence[int]) -> str:
+    """Format a share at the end of each window, with the last one's interval."""
+    values = [
+        [100 * value for value in series.window(setting, method, measure, end)]
+        for end in ends
+    ]
+    return ' / '.join(
+        [_mean(own, '.1f').split(' ')[0] for own in values[:-1]]
+        + [_mean(own, '.1f') for own in values[-1:]]
+    )
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    if not values:
+        return '-'
+    margin = f' ± {confidence_margin(values):{form[-3:]}}' if len(values) > 1 else ''
+    return f'{np.mean(values):{form}}{margin}'
+
+
+def _total(series, setting, method, measure) -> str:
+    """Add up channels over all rounds, averaged over seeds."""
+    if method == RESTART:
+        return '-'
+    values = series.window(setting, method, measure, series.end, window=series.end)
+    return f'{series.end * np.mean(values):.0f}'

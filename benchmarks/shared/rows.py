@@ -1,0 +1,63 @@
+"""CSV files with the rows of each run, which are named tuples."""
+
+import csv
+import io
+from pathlib import Path
+from typing import NamedTuple, get_type_hints
+
+from mmpsbn.errors import InputError
+from mmpsbn.files import write_atomically
+
+Rows = dict[NamedTuple, list[NamedTuple]]
+
+
+def write_rows(
+    file: Path, rows: Rows, run: type[NamedTuple], row: type[NamedTuple]
+) -> None:
+    """Write the rows of all runs, sorted by run.
+
+    Args:
+        file (Path): The CSV file.
+        rows (dict): The rows of each run.
+        run (type): The class of the runs, whose fields are the first columns.
+        row (type): The class of the rows, whose fields are the other columns.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(run._fields + row._fields)
+    for one in sorted(rows):
+        writer.writerows([*one, *own] for own in rows[one])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, text.getvalue().encode())
+
+
+def read_rows(file: Path, run: type[NamedTuple], row: type[NamedTuple]) -> Rows:
+    """Read what :func:`write_rows` has written. A missing file has no rows.
+
+    Raises:
+        InputError: If the file has other columns, or a value that does not
+            belong into its column.
+    """
+    rows: Rows = {}
+    if not file.exists():
+        return rows
+    types = {**get_type_hints(run), **get_type_hints(row)}
+    with open(file, newline='') as lines:
+        reader = csv.reader(lines)
+        try:
+            columns = next(reader, [])
+            if columns != list(types):
+                raise ValueError(f'the columns are {columns}, and not {list(types)}')
+            for line in reader:
+                if len(line) != len(types):
+                    raise ValueError(f'it has {len(line)} values')
+                values = [of(text) for of, text in zip(types.values(), line)]
+                first = run(*values[: len(run._fields)])
+                rows.setdefault(first, []).append(row(*values[len(run._fields) :]))
+        except (ValueError, csv.Error) as error:
+            raise InputError(
+                f'line {reader.line_num} of {file} is not a result of this '
+                f'study: {error}. Restore the committed file, or choose '
+                'another folder with --results.'
+            ) from error
+    return rows

@@ -1,0 +1,121 @@
+"""The rounds of runs, averaged over windows and compared by seed."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mmpsbn.compare.intervals import PairedDifference, compare_paired, correct_p_values
+
+from .rows import Rows
+
+WINDOW = 10
+
+
+class Comparison(NamedTuple):
+    """The difference of two methods in a window of rounds."""
+
+    setting: NamedTuple
+    end: int
+    """The last round of the window."""
+    paired: PairedDifference
+    p: float
+    """Corrected over all comparisons of a study."""
+
+
+class Series:
+    """The rounds of a study, for tables and figures.
+
+    Args:
+        rows (dict): The rows of each run. The fields of a run are its method,
+            those of its setting, and its seed.
+        methods (list[str]): All methods in their order.
+    """
+
+    def __init__(self, rows: Rows, methods: Sequence[str]) -> None:
+        self._methods = methods
+        self._values: dict[NamedTuple, dict[int, NamedTuple]] = {
+            run: {row.round: row for row in own} for run, own in rows.items()
+        }
+        self.end = max(
+            (round for rows in self._values.values() for round in rows), default=0
+        )
+
+    def methods(self, setting: NamedTuple) -> list[str]:
+        """List the methods of a setting that have runs, in their order."""
+        return [method for method in self._methods if self.seeds(setting, method)]
+
+    def seeds(self, setting: NamedTuple, method: str) -> list[int]:
+        return sorted(
+            run.seed
+            for run in self._values
+            if (run.method, run[1:-1]) == (method, setting)
+        )
+
+    def window(
+        self,
+        setting: NamedTuple,
+        method: str,
+        measure: str,
+        end: int,
+        baseline: str | None = None,
+        window: int = WINDOW,
+    ) -> list[float]:
+        """Average a measure over the last rounds up to ``end``.
+
+        Args:
+            setting (Setting): The setting.
+            method (str): The method.
+            measure (str): A column of the CSV file.
+            end (int): The last round of the window.
+            baseline (str, optional): The method whose values are subtracted,
+                round by round.
+            window (int): The number of rounds. Defaults to WINDOW.
+
+        Returns:
+            list[float]: One value for each seed (of both methods) that has
+            values.
+        """
+        found = []
+        for seed in self.seeds(setting, method):
+            # A run is equal to a tuple of its values.
+            own = self._values[(method, *setting, seed)]
+            other = self._values.get((baseline, *setting, seed), {})
+            values = [
+                getattr(own[at], measure)
+                - (getattr(other[at], measure) if baseline else 0)
+                for at in range(end - window + 1, end + 1)
+                if at in own and (at in other or not baseline)
+            ]
+            if values and not np.isnan(values).all():
+                found.append(float(np.nanmean(values)))
+        return found
+
+    def compare(
+        self,
+        settings: Iterable[NamedTuple],
+        measure: str,
+        ends: Sequence[int],
+        method: str = 'psBN',
+        baseline: str = 'BN',
+    ) -> list[Comparison]:
+        """Compare two methods in all settings and windows of a study.
+
+        Args:
+            settings (list[Setting]): The settings.
+            measure (str): A column of the CSV file.
+            ends (list[int]): The last round of each window.
+            method (str): The method. Defaults to psBN.
+            baseline (str): The method that is subtracted. Defaults to BN.
+        """
+        found = []
+        for setting in settings:
+            for end in ends:
+                differences = self.window(setting, method, measure, end, baseline)
+                if len(differences) > 1:
+                    paired = compare_paired(differences, np.zeros_like(differences))
+                    found.append((setting, end, paired))
+        return [
+            Comparison(*one, p)
+            for one, p in zip(found, correct_p_values([one[-1].p for one in found]))
+        ]
