@@ -50,18 +50,22 @@ def ask(code: str) -> str:
     ).stdout.strip()
 
 
-def pins() -> dict:
-    """The requirements of the stack, by the names of what they install.
+def requirements(path: Path) -> list:
+    """The requirements in a file, with the names of what they install.
 
     The successors of MMEngine, MMCV and MMDetection install packages of the
     same names.
     """
-    lines = (STACKS / f'{STACK}.txt').read_text().splitlines()
-    return {
-        line.removeprefix('onedl-').split('==')[0]: line
-        for line in lines
+    return [
+        (line.removeprefix('onedl-').split('==')[0], line)
+        for line in path.read_text().splitlines()
         if line and line[0] != '#'
-    }
+    ]
+
+
+def pins() -> dict:
+    """The requirements of the stack, which replace those of ``base.txt``."""
+    return dict(requirements(STACKS / f'{STACK}.txt'))
 
 
 def fingerprint() -> str:
@@ -146,14 +150,18 @@ def install_stack() -> None:
         '-c',
         REQUIREMENTS / 'base.txt',
     )
+    base = [
+        line
+        for name, line in requirements(REQUIREMENTS / 'base.txt')
+        if name not in stack
+    ]
     del stack['mmcv']
     pip(
         'install',
         '--no-deps',
         '--no-build-isolation',
         *stack.values(),
-        '-r',
-        REQUIREMENTS / 'base.txt',
+        *base,
         '-r',
         REQUIREMENTS / 'onnx.txt',
         '-r',
