@@ -131,9 +131,9 @@ def test_a_program_in_torchscript_is_not_loaded(load, tmp_path):
 @pytest.mark.parametrize('zipped', [True, False])
 @pytest.mark.parametrize('core', ['core', '_core'])
 def test_what_mmengine_saves_is_read(load, core, zipped, tmp_path):
-    model = torch.nn.BatchNorm2d(3).half()
+    model = torch.nn.BatchNorm2d(3).bfloat16()
     optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.randn(2, 3, 4, 4).half()).sum().backward()
+    model(torch.randn(2, 3, 4, 4).bfloat16()).sum().backward()
     optimizer.step()
     saved = dict(
         state_dict=model.state_dict(),

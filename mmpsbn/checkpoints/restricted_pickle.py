@@ -137,12 +137,11 @@ def restricted(torch_load: Callable) -> Callable:
             start = opened.tell()
             if serialization._is_zipfile(opened):
                 with serialization._open_zipfile_reader(opened) as archive:
-                    is_refused = serialization._is_torchscript_zip(archive)
-            else:  # torch would extract a tar archive.
-                is_refused = tarfile.is_tarfile(opened)
+                    if serialization._is_torchscript_zip(archive):
+                        raise RuntimeError('Cannot read TorchScript safely')
+            elif tarfile.is_tarfile(opened):  # torch would extract it.
+                raise RuntimeError('Cannot read tar archives safely')
             opened.seek(start)
-        if is_refused:
-            raise RuntimeError('Cannot read TorchScript and tar archives safely')
         module = sys.modules[__name__]
         return torch_load(file, map_location, module, weights_only=False, **options)
 
