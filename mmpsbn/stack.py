@@ -7,9 +7,8 @@ from importlib.util import find_spec
 
 from mmpsbn.errors import InputError
 
-# The bounds are those that MMDetection 3 sets, the oldest torch that the tests
-# pass with, and the first torch that requires C++20, while MMCV's sources are
-# C++17.
+# The bounds are those that MMDetection 3 sets, the torch that most of its users
+# have, and the first torch that requires C++20, while MMCV's sources are C++17.
 SUPPORTED = dict(
     torch='>=2.1,<2.14', mmengine='>=0.7.1,<1.0', mmcv='>=2.0,<2.2', mmdet='>=3.0,<4.0'
 )

@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -251,13 +252,15 @@ def build_mmcv(requirement: str, home: Path) -> None:
             errors='replace',
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         ) as process,
         open(log, 'w') as file,
     ):
         try:
             show_progress(process.stdout, file)
         except BaseException:
-            process.terminate()
+            # Otherwise, the compilers would write into the resumed build.
+            os.killpg(process.pid, signal.SIGTERM)
             raise
     if process.returncode:
         tail = log.read_text().splitlines()[-20:]
