@@ -7,11 +7,10 @@ from importlib.util import find_spec
 
 from mmpsbn.errors import InputError
 
-# The bounds are those that MMDetection 3 sets, the first torch that can read
-# MMEngine's checkpoints without running code, and the first torch that
-# requires C++20, while MMCV's sources are C++17.
+# The bounds are those that MMDetection 3 sets, the torch that most of its users
+# have, and the first torch that requires C++20, while MMCV's sources are C++17.
 SUPPORTED = dict(
-    torch='>=2.4,<2.14', mmengine='>=0.7.1,<1.0', mmcv='>=2.0,<2.2', mmdet='>=3.0,<4.0'
+    torch='>=2.1,<2.14', mmengine='>=0.7.1,<1.0', mmcv='>=2.0,<2.2', mmdet='>=3.0,<4.0'
 )
 TESTED = 'torch 2.13.0, mmengine 0.10.7, mmcv 2.1.0, mmdet 3.3.0'
 

@@ -76,10 +76,24 @@ PAGES = [
 ]
 FRAGMENT = re.compile('^(import|from) ', re.M)
 
-needs_onnx = pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.5'),
-    reason='the exporter is older',
-)
+
+def needs_torch(version, what):
+    """Skip a test with older torch, which has been seen to lack something."""
+    return pytest.mark.skipif(
+        digit_version(torch.__version__) < digit_version(version),
+        reason=f'torch {torch.__version__} has no {what}',
+    )
+
+
+needs_onnx = needs_torch('2.5', 'exporter for ONNX files')
+needs_half = needs_torch('2.4', 'BN in float16 on CPUs')
+needs_fused = needs_torch('2.4', 'fused optimizers for CPUs')
+needs_scaler = needs_torch('2.4', 'GradScaler for CPUs')
+needs_operators = needs_torch('2.4', 'operators in Python')
+needs_swapping = needs_torch('2.4', 'parameters that are swapped')
+needs_strict = needs_torch('2.4', 'torch.export with the argument strict')
+needs_setup_context = needs_torch('2.4', 'torch.compile for setup_context')
+needs_compiled_step = needs_torch('2.4', 'torch.compile for a step with momentum')
 
 
 def cases(number):

@@ -20,6 +20,7 @@ from helpers import (
     export,
     images,
     needs_onnx,
+    needs_operators,
     trained_detector,
 )
 from mmcv.cnn import ConvModule, is_norm
@@ -76,6 +77,7 @@ def test_nms_is_that_of_mmcv():
     assert not nms(box[None], torch.full((1, 200), -1.0), 0.4).any()
 
 
+@needs_operators
 def test_operators_are_sound():
     torch.library.opcheck(nms, (boxes(9)[None], torch.rand(1, 9), 0.5))
     torch.library.opcheck(
@@ -336,6 +338,7 @@ def test_other_post_processing_is_refused(digits, tmp_path, no_export):
         export(cfg, build(cfg.model), digits, tmp_path / 'a.onnx')
 
 
+@needs_onnx
 @pytest.mark.parametrize(
     'change, words',
     [

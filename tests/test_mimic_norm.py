@@ -8,7 +8,14 @@ from functools import cache
 
 import pytest
 import torch
-from helpers import MIMIC, block_ends, mimic_convs, published
+from helpers import (
+    MIMIC,
+    block_ends,
+    mimic_convs,
+    needs_fused,
+    needs_setup_context,
+    published,
+)
 from mmcv.cnn import ConvModule
 from mmdet.models.backbones import (
     CSPDarknet,
@@ -170,7 +177,7 @@ def test_follows_sgd_that_centers_after_every_step():
     'optimizer',
     [
         dict(cls=torch.optim.SGD, foreach=True),
-        dict(cls=torch.optim.SGD, fused=True),
+        pytest.param(dict(cls=torch.optim.SGD, fused=True), marks=needs_fused),
         dict(cls=torch.optim.AdamW),
     ],
     ids=['foreach', 'fused', 'AdamW'],
@@ -235,7 +242,10 @@ def test_loaded_weights_are_centered(assign, frozen):
     conv.load_state_dict(state, assign=assign)
     torch.testing.assert_close(conv.weight.data, expected)
     torch.testing.assert_close(conv.state_dict()['weight'], expected)
-    assert conv.weight.requires_grad != frozen
+    # torch 2.1 trains what it assigns.
+    stock = nn.Conv2d(3, 4, 3).requires_grad_(not frozen)
+    stock.load_state_dict(state, assign=assign, strict=False)
+    assert conv.weight.requires_grad == stock.weight.requires_grad
 
 
 def test_centering_twice_changes_no_bit_of_filters_with_a_large_mean():
@@ -663,6 +673,7 @@ def test_gradient_checkpointing_changes_nothing():
     assert torch.equal(conv.weight.grad, twin.weight.grad)
 
 
+@needs_setup_context
 @pytest.mark.parametrize('training', [True, False])
 def test_compiles_without_graph_breaks(training):
     conv = MimicConv(3, 4, 3).train(training)

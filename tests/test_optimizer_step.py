@@ -11,6 +11,7 @@ import weakref
 
 import pytest
 import torch
+from helpers import needs_compiled_step, needs_fused, needs_scaler
 from mmengine.analysis import get_model_complexity_info
 from mmengine.model.efficient_conv_bn_eval import (
     turn_on_efficient_conv_bn_eval_for_single_model,
@@ -131,7 +132,9 @@ def test_lbfgs_evaluates_the_layer_with_alpha():
     assert_equal(*models)
 
 
-@pytest.mark.parametrize('name', [*OPTIMIZERS, *FUSED])
+@pytest.mark.parametrize(
+    'name', [*OPTIMIZERS, *(pytest.param(name, marks=needs_fused) for name in FUSED)]
+)
 def test_in_float32_too(name):
     models = [network(norm, dtype=torch.float) for norm in (PSBatchNorm2d, Reference)]
     cls, settings = {**OPTIMIZERS, **FUSED}[name]
@@ -154,7 +157,8 @@ def test_decay_pulls_the_bias_to_alpha():
     torch.testing.assert_close(layer.bias.double().data, exact, rtol=0, atol=5e-5)
 
 
-@pytest.mark.parametrize('fused', [False, True])
+@needs_scaler
+@pytest.mark.parametrize('fused', [False, pytest.param(True, marks=needs_fused)])
 def test_a_step_that_a_scaler_skips_changes_nothing(fused):
     models = [network(norm, dtype=torch.float) for norm in (PSBatchNorm2d, Reference)]
     for model in models:
@@ -477,6 +481,7 @@ def test_resumes_to_the_same_bits():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+@needs_compiled_step
 @pytest.mark.parametrize('layer', [PSBatchNorm2d, MimicConv])
 def test_a_compiled_step(layer):
     def make():

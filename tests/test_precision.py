@@ -5,7 +5,17 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from helpers import NORM_CFGS, RootToy, backbone, needs_onnx, toy_runner
+from helpers import (
+    NORM_CFGS,
+    RootToy,
+    backbone,
+    needs_fused,
+    needs_onnx,
+    needs_scaler,
+    needs_setup_context,
+    needs_strict,
+    toy_runner,
+)
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
@@ -41,7 +51,9 @@ def assert_same(found, expected):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
-@norms
+@pytest.mark.parametrize(
+    'norm', ['psBN', 'psSyncBN', pytest.param('MimicNorm', marks=needs_setup_context)]
+)
 def test_compiles_without_a_graph_break(norm):
     net = backbone(norm).double()
     twin = copy.deepcopy(net)
@@ -63,7 +75,11 @@ def test_channels_last(norm):
 
 
 @pytest.mark.parametrize(
-    'norm, strict', [pytest.param('psBN', False, marks=needs_onnx), ('MimicNorm', True)]
+    'norm, strict',
+    [
+        pytest.param('psBN', False, marks=needs_onnx),
+        pytest.param('MimicNorm', True, marks=needs_strict),
+    ],
 )
 def test_exports(norm, strict):
     net = backbone(norm).double()
@@ -166,6 +182,7 @@ def trained(norm, dtype, steps=3):
 
 
 @norms
+@needs_scaler
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_mixed_precision_trains_as_float32(norm, dtype):
     expected, found = trained(norm, None), trained(norm, dtype)
@@ -202,7 +219,8 @@ def scaled_runner(work_dir, model, fused=False, action='stop', **scaler):
     return run
 
 
-@pytest.mark.parametrize('fused', [False, True])
+@needs_scaler
+@pytest.mark.parametrize('fused', [False, pytest.param(True, marks=needs_fused)])
 def test_a_scaler_looks_for_its_scale(fused, tmp_path):
     """Its infinite gradients are no reason to stop."""
     model = LoudToy()
@@ -214,7 +232,8 @@ def test_a_scaler_looks_for_its_scale(fused, tmp_path):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize('fused', [False, True])
+@needs_scaler
+@pytest.mark.parametrize('fused', [False, pytest.param(True, marks=needs_fused)])
 def test_a_loss_that_no_scale_mends_stops_the_run(fused, tmp_path):
     model = RootToy(steps=[4])
     with pytest.raises(
@@ -227,7 +246,8 @@ def test_a_loss_that_no_scale_mends_stops_the_run(fused, tmp_path):
     assert len(model.log) == 16 and torch.equal(model.log[3], model.log[4])
 
 
-@pytest.mark.parametrize('fused', [False, True])
+@needs_scaler
+@pytest.mark.parametrize('fused', [False, pytest.param(True, marks=needs_fused)])
 def test_gradients_that_no_scale_mends_stop_the_run(fused, tmp_path):
     model = RootToy(steps=range(20), backward=True)
     with pytest.raises(

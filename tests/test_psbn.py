@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import needs_onnx, randomize
+from helpers import needs_half, needs_onnx, randomize
 from mmdet.models.backbones import ResNet
 from torch import nn
 
@@ -24,6 +24,8 @@ STOCK = {
     PSBatchNorm3d: nn.BatchNorm3d,
     PSSyncBatchNorm: nn.BatchNorm2d,
 }
+# BN in float16.
+HALF = pytest.param(torch.float16, marks=needs_half)
 layers = pytest.mark.parametrize('cls', SHAPES)
 
 
@@ -178,9 +180,7 @@ def test_takes_an_empty_batch_as_bn_does(cls, training):
     assert layer.running_mean.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    'dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-)
+@pytest.mark.parametrize('dtype', [HALF, torch.bfloat16, torch.float32, torch.float64])
 def test_forward_applies_the_bias_that_is_read(dtype):
     layer = randomize(PSBatchNorm2d(1000).to(dtype)).eval()
     layer.running_mean.zero_()
@@ -203,7 +203,7 @@ def test_without_running_statistics_it_is_bn_without_them():
     torch.testing.assert_close(layer(x), twin(x) + 0.1)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, HALF])
 @pytest.mark.parametrize('training', [True, False])
 def test_autocast_keeps_parameters_and_statistics_in_float32(dtype, training):
     layer = PSBatchNorm2d(3).train(training)

@@ -46,14 +46,15 @@ def test_python_that_is_not_supported(setup_env, monkeypatch, version):
 
 def test_a_stack_that_is_not_known(setup_env, monkeypatch):
     monkeypatch.setattr(setup_env, 'STACK', 'new')
-    assert 'oldest, successors' in stopped(setup_env.check_stack)
+    assert 'prebuilt, successors, torch2.4' in stopped(setup_env.check_stack)
 
 
 @pytest.mark.parametrize(
     'stack, mmcv',
     [
         ('default', 'mmcv==2.1.0'),
-        ('oldest', 'mmcv==2.1.0'),
+        ('prebuilt', 'mmcv==2.1.0'),
+        ('torch2.4', 'mmcv==2.1.0'),
         ('successors', 'onedl-mmcv==2.3.6'),
     ],
 )
@@ -63,6 +64,15 @@ def test_a_stack_pins_what_is_installed(setup_env, monkeypatch, stack, mmcv):
     assert pins.pop('mmcv') == mmcv
     detection = 'mmdetection' if stack == 'successors' else 'mmdet'
     assert set(pins) >= {'torch', 'setuptools', 'mmengine', detection}
+
+
+def test_a_stack_replaces_pins_of_every_stack(setup_env, monkeypatch):
+    installed = []
+    monkeypatch.setattr(setup_env, 'STACK', 'prebuilt')
+    monkeypatch.setattr(setup_env, 'pip', lambda *args: installed.extend(args))
+    setup_env.install_stack()
+    numpy = [str(line) for line in installed if str(line).startswith('numpy')]
+    assert numpy == ['numpy==1.26.4'] and 'six==1.17.0' in installed
 
 
 def test_mmcv_is_optimized_as_python_is(setup_env, monkeypatch):

@@ -32,7 +32,7 @@ def test_the_installed_stack_is_good():
     'versions',
     [
         GOOD,
-        dict(GOOD, torch='2.4.0a0+git123'),
+        dict(GOOD, torch='2.1.0a0+git123'),
         # The successors are distributions of other names.
         dict(torch='2.13.0'),
     ],
@@ -49,7 +49,7 @@ def test_accepts(versions, monkeypatch):
         ('mmcv', '1.7.2'),
         ('mmdet', '2.28.2'),
         ('mmengine', '0.6.0'),
-        ('torch', '2.3.1'),
+        ('torch', '2.0.1'),
         ('torch', '2.14.1'),
     ],
 )

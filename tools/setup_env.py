@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -50,18 +51,22 @@ def ask(code: str) -> str:
     ).stdout.strip()
 
 
-def pins() -> dict:
-    """The requirements of the stack, by the names of what they install.
+def requirements(path: Path) -> list:
+    """The requirements in a file, with the names of what they install.
 
     The successors of MMEngine, MMCV and MMDetection install packages of the
     same names.
     """
-    lines = (STACKS / f'{STACK}.txt').read_text().splitlines()
-    return {
-        line.removeprefix('onedl-').split('==')[0]: line
-        for line in lines
+    return [
+        (line.removeprefix('onedl-').split('==')[0], line)
+        for line in path.read_text().splitlines()
         if line and line[0] != '#'
-    }
+    ]
+
+
+def pins() -> dict:
+    """The requirements of the stack, which replace those of ``base.txt``."""
+    return dict(requirements(STACKS / f'{STACK}.txt'))
 
 
 def fingerprint() -> str:
@@ -146,14 +151,18 @@ def install_stack() -> None:
         '-c',
         REQUIREMENTS / 'base.txt',
     )
+    base = [
+        line
+        for name, line in requirements(REQUIREMENTS / 'base.txt')
+        if name not in stack
+    ]
     del stack['mmcv']
     pip(
         'install',
         '--no-deps',
         '--no-build-isolation',
         *stack.values(),
-        '-r',
-        REQUIREMENTS / 'base.txt',
+        *base,
         '-r',
         REQUIREMENTS / 'cluster.txt',
         '-r',
@@ -249,13 +258,15 @@ def build_mmcv(requirement: str, home: Path) -> None:
             errors='replace',
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         ) as process,
         open(log, 'w') as file,
     ):
         try:
             show_progress(process.stdout, file)
         except BaseException:
-            process.terminate()
+            # Otherwise, the compilers would write into the resumed build.
+            os.killpg(process.pid, signal.SIGTERM)
             raise
     if process.returncode:
         tail = log.read_text().splitlines()[-20:]

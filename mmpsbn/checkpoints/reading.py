@@ -1,6 +1,5 @@
 """Functions that read checkpoints without running code from them."""
 
-import codecs
 import os
 import pickle
 import re
@@ -10,59 +9,30 @@ from contextlib import contextmanager
 from typing import NamedTuple, Optional
 from urllib.error import URLError
 
-import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, find_latest_checkpoint
 from mmengine.runner import checkpoint as loading
+from mmengine.utils import digit_version
 
 from mmpsbn.errors import InputError
 
+from .restricted_pickle import restricted
+from .safe_globals import torch_safe_globals
+
+HAS_SAFE_LOADING = digit_version(torch.__version__) >= digit_version('2.6')
 # The names of the files that MMEngine's CheckpointHook writes.
 NAMES = re.compile(r'(epoch|iter)_\d+\.pth')
-
-
-def history_method(cls: type, name: str):
-    """Replace ``getattr`` in checkpoints of MMEngine.
-
-    A pickled HistoryBuffer refers to its methods with ``getattr``. With the
-    real one, a malicious file could call any function.
-    """
-    if cls is not HistoryBuffer or name.startswith('_'):
-        raise pickle.UnpicklingError(
-            'Weights only load failed: GLOBAL getattr is allowed only for the '
-            'public methods of HistoryBuffer'
-        )
-    return getattr(cls, name)
-
-
-# torch looks up safe globals by their names. It takes pairs of a function and
-# another name only since 2.5. test_malicious_files.py (test_is_refused) and
-# test_resume.py need it.
-history_method.__module__ = 'builtins'
-history_method.__name__ = history_method.__qualname__ = 'getattr'
-
-# Besides tensors and plain values, checkpoints of MMEngine's Runner contain
-# the HistoryBuffers of its message hub, which hold NumPy arrays.
-SAFE_GLOBALS = [
-    HistoryBuffer,
-    np.ndarray,
-    np.dtype,
-    # The functions that restore arrays and scalars.
-    *(value.__reduce__()[0] for value in (np.empty(0), np.float64(0))),
-    codecs.encode,  # It restores the bytes of an array. torch 2.4 refuses it.
-    *{type(np.dtype(kind)) for kind in ('f2', 'f4', 'f8', 'i4', 'i8', '?')},
-    history_method,
-]
 
 
 def allow_mmengine_checkpoints() -> None:
     """Make torch read MMEngine's checkpoints with ``weights_only=True``.
 
     Otherwise, ``tools/test.py``, ``--resume`` and ``DetInferencer`` refuse
-    their own checkpoints (open-mmlab/mmengine, issue 1655).
+    their own checkpoints (open-mmlab/mmengine, issue 1655). torch before 2.6
+    reads all files by default.
     """
-    torch.serialization.add_safe_globals(SAFE_GLOBALS)
+    if HAS_SAFE_LOADING:
+        torch.serialization.add_safe_globals(torch_safe_globals())
 
 
 @contextmanager
@@ -71,27 +41,30 @@ def safe_loading() -> Iterator[None]:
 
     torch refuses them by default since 2.6, but an environment variable turns
     this off, and MMEngine loads downloads with ``weights_only=False``. Only
-    environment variables change these calls. Needed by
-    test_malicious_files.py.
+    environment variables change these calls. Older torch gets another
+    unpickler. Needed by test_malicious_files.py.
     """
     changed = dict(
-        TORCH_FORCE_WEIGHTS_ONLY_LOAD='1', TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='0'
+        # Older torch takes no unpickler with it.
+        TORCH_FORCE_WEIGHTS_ONLY_LOAD='1' if HAS_SAFE_LOADING else '0',
+        TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='0',
     )
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     allow_mmengine_checkpoints()
+    load = torch.load
+    if not HAS_SAFE_LOADING:
+        torch.load = restricted(load)
     # MMEngine's successor (onedl-mmengine) allows globals of its own in each
     # load, among them the real getattr. torch would choose one of the two
     # functions by the order of a set.
     theirs = getattr(loading, 'get_torch_safe_globals', None)
     if theirs:
-        loading.get_torch_safe_globals = lambda: [
-            *SAFE_GLOBALS,
-            *(allowed for allowed in theirs() if allowed is not getattr),
-        ]
+        loading.get_torch_safe_globals = torch_safe_globals
     try:
         yield
     finally:
+        torch.load = load
         if theirs:
             loading.get_torch_safe_globals = theirs
         for name, value in before.items():
@@ -263,6 +236,11 @@ def read_checkpoint(path: str) -> Checkpoint:
     except (InputError, URLError):
         raise
     except Exception as error:  # A damaged pickle may raise any exception.
+        if 'TorchScript' in str(error):
+            raise InputError(
+                f'{path} holds a TorchScript program, not a checkpoint with a '
+                'state dict. Name the checkpoint that it was made from.'
+            ) from error
         raise DamagedCheckpoint(_damaged(path)) from error
     if not isinstance(content, dict) or not isinstance(
         content.get('state_dict', {}), dict

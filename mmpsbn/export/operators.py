@@ -15,7 +15,33 @@ from torch import Tensor
 LEAST_SCORE = -0.5
 
 
-@torch.library.custom_op('mmpsbn::nms', mutates_args=())
+def _operator(name: str, fake: Callable) -> Callable:
+    """Make a function an operator, as the exporter needs it.
+
+    torch before 2.4 has no such operators, and no exporter that uses them.
+    """
+
+    def decorate(function):
+        if not hasattr(torch.library, 'custom_op'):
+            return function
+        operator = torch.library.custom_op(name, function, mutates_args=())
+        operator.register_fake(fake)
+        return operator
+
+    return decorate
+
+
+def _fake_nms(boxes, scores, iou_threshold):
+    return torch.empty_like(scores, dtype=torch.bool)
+
+
+def _fake_roi_align(
+    features, boxes, images, height, width, scale, sampling_ratio, aligned
+):
+    return features.new_empty((boxes.shape[0], features.shape[1], height, width))
+
+
+@_operator('mmpsbn::nms', _fake_nms)
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Whether a box is kept: no better box that is kept overlaps it more.
 
@@ -37,12 +63,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return keep
 
 
-@nms.register_fake
-def _(boxes, scores, iou_threshold):
-    return torch.empty_like(scores, dtype=torch.bool)
-
-
-@torch.library.custom_op('mmpsbn::roi_align', mutates_args=())
+@_operator('mmpsbn::roi_align', _fake_roi_align)
 def roi_align(
     features: Tensor,
     boxes: Tensor,
@@ -72,11 +93,6 @@ def roi_align(
     return mmcv_roi_align(
         features, rois, (height, width), scale, sampling_ratio, 'avg', aligned
     )
-
-
-@roi_align.register_fake
-def _(features, boxes, images, height, width, scale, sampling_ratio, aligned):
-    return features.new_empty((boxes.shape[0], features.shape[1], height, width))
 
 
 def onnx_translations() -> dict[Callable, Callable]:
