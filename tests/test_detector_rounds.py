@@ -254,6 +254,8 @@ def test_runs_are_ordered_and_not_repeated(short, monkeypatch, tmp_path, capsys)
     assert len(first) == 4 * 4 * 3
     assert [run.lr for run in first] == 24 * [0.64] + 24 * [0.04]
     assert [run.method for run in first[:3]] == ['BN', 'psBN', RESTART]
+    usual = make_studies(dict.fromkeys(PLACES, 0.04))[0]
+    assert usual.settings == (SETTING, EVERYWHERE)
     use(monkeypatch, STUDY)
     trained = []
 

@@ -83,7 +83,8 @@ def make_studies(highest: dict[Place, float]) -> list[Study]:
             tuple(
                 Setting(placement, lr)
                 for placement in PLACEMENTS
-                for lr in (highest[Place(detector, placement)], USUAL_LR)
+                # The usual rate can be the highest one that works.
+                for lr in dict.fromkeys((highest[Place(detector, placement)], USUAL_LR))
             ),
         )
         for detector in DETECTORS
