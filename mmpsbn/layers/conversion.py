@@ -109,7 +109,7 @@ def revert_batchnorm(model: nn.Module) -> nn.Module:
     for layer in layers:
         layer.leave_steps()
         for name in ('alpha', '_loaded'):
-            vars(layer).pop(name, None)
+            layer.__dict__.pop(name, None)
         layer.__class__ = _stock(type(layer))
     return model
 

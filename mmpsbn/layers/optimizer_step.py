@@ -71,7 +71,7 @@ class StepAware(nn.Module):
 
     def leave_steps(self) -> None:
         """Undo :meth:`join_steps`, before the layer changes its class."""
-        vars(self).pop('__module__', None)
+        self.__dict__.pop('__module__', None)
         with _lock:
             _layers.discard(self)
             _joined[0] += 1
