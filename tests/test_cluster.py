@@ -115,16 +115,19 @@ def test_a_preempted_job_that_is_canceled_is_submitted_again(
 ):
     monkeypatch.setattr('mmpsbn.cluster.REQUEUE_WAIT', 0)
     # It is interrupted once.
-    code = 'import os, sys, time; os.path.exists("once") or time.sleep(600)'
+    code = (
+        'import pathlib, time\n'
+        'once = pathlib.Path("once")\n'
+        'if not once.exists(): once.touch(); time.sleep(600)'
+    )
     function = partial(
         subprocess.check_call, [sys.executable, '-c', code], cwd=tmp_path
     )
     record = tmp_path / 'one'
     job = on_slurm(tmp_path / 'jobs').start(record, function)
-    wait_for(lambda: state(slurm / '1') == 'RUNNING', 10)
-    (tmp_path / 'once').touch()
+    wait_for((tmp_path / 'once').exists, 60)
     (slurm / '1' / 'preempt').touch()
-    wait_for(job.has_ended, 20)
+    wait_for(job.has_ended, 60)
     assert record.read_text() == '2' and job.result() == 0
     assert state(slurm / '1') == 'PREEMPTED'
     wait_for(lambda: state(slurm / '2') == 'COMPLETED', 20)

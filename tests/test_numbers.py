@@ -11,11 +11,12 @@ from benchmarks import real_images, rounds
 from benchmarks.real_images.report import write_report as report_on_real_images
 from benchmarks.real_images.results import Results
 from benchmarks.real_images.studies import STUDIES
-from benchmarks.rounds.report import AT, Series, comparisons
+from benchmarks.rounds.report import AT
 from benchmarks.rounds.report import write_report as report_on_rounds
 from benchmarks.rounds.results import Results as RoundResults
-from benchmarks.rounds.studies import SCRATCH, Setting
+from benchmarks.rounds.studies import METHODS, SCRATCH, Setting
 from benchmarks.rounds.studies import STUDIES as ROUND_STUDIES
+from benchmarks.shared.series import Series
 from mmpsbn.compare.intervals import confidence_margin
 from mmpsbn.compare.report import compare_with_baseline
 from mmpsbn.compare.tables import format_interval, format_lr, format_mean, format_p
@@ -23,6 +24,7 @@ from mmpsbn.compare.tables import format_interval, format_lr, format_mean, forma
 NAMES = {'frozen BN': 'FrozenBN'}
 HALF = Setting(0.4, 5e-4)
 FULL = Setting(0.8, 5e-4)
+PLAIN = next(one for one in ROUND_STUDIES if one.name == 'cifar10-plain')
 
 
 def tables_of(page):
@@ -52,8 +54,8 @@ def faster_rcnn():
 
 @pytest.fixture(scope='module')
 def cifar10():
-    study = next(one for one in ROUND_STUDIES if one.name == 'cifar10-plain')
-    return Series(RoundResults(folder_of(rounds), study))
+    results = RoundResults(folder_of(rounds), PLAIN)
+    return Series(results.rounds, (SCRATCH, *METHODS))
 
 
 @pytest.mark.parametrize('package', [real_images, rounds], ids=lambda p: p.__name__)
@@ -129,7 +131,8 @@ def test_tables_on_retraining(cifar10, setting):
 
 def test_sentences_on_retraining(cifar10):
     text = ' '.join((ROOT / 'docs' / 'retraining.md').read_text().split())
-    found = {(one.setting, one.end): one for one in comparisons(cifar10)}
+    compared = cifar10.compare(PLAIN.methods, 'accuracy', AT)
+    found = {(one.setting, one.end): one for one in compared}
     late, last = found[FULL, 100], found[FULL, 150]
     for one in (late, last):
         pair = one.paired
