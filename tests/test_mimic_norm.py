@@ -100,10 +100,13 @@ def test_depthwise_and_grouped_convs_are_not_centered():
         assert torch.equal(conv.weight, weight)
 
 
-def test_gradients_are_those_of_the_formula():
+# An image with fewer values than the weight, and one with more.
+@pytest.mark.parametrize('side', (5, 6))
+def test_gradients_are_those_of_the_formula(side):
     conv = MimicConv(2, 3, 3).double()
     conv.set_scale(0.7)
-    x = images(1, 2, 5, 5).requires_grad_()
+    x = images(1, 2, side, side).requires_grad_()
+    assert (x.numel() < conv.weight.numel()) == (side == 5)
     conv(x).square().sum().backward()
     weight, scale, bias = (
         p.detach().clone().requires_grad_()
@@ -723,6 +726,14 @@ def test_keeps_no_activation_for_bias_scalar_and_norm():
     ours, least = (saved_bytes(lambda: m(x), m.parameters()) for m in (module, plain))
     # The product of weight and scalar is all there is beside them.
     assert ours == least + module.conv.weight.nbytes
+
+
+def test_keeps_the_smaller_one_of_scaled_weight_and_scaled_input():
+    conv = MimicConv(64, 64, 3)
+    conv.set_scale(0.5)
+    x = torch.randn(1, 64, 4, 4, requires_grad=True)
+    saved = saved_bytes(lambda: conv(x.relu()), conv.parameters())
+    assert saved == 2 * x.nbytes  # The output of the ReLU, and its product.
 
 
 def test_counting_saved_bytes_frees_them():

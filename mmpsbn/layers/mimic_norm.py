@@ -129,7 +129,7 @@ class MimicConv(StepAware, SelfInitializedConv2d):
 
     Convolutions that end a residual branch and those of shortcuts have the
     scalar s, see :mod:`mmpsbn.layers.mimic_wiring`. It multiplies the weight,
-    so no activation is stored for it.
+    so no activation is stored for it, or the input if that is smaller.
 
     Args:
         in_channels (int): Channels of the input.
@@ -273,6 +273,10 @@ class MimicConv(StepAware, SelfInitializedConv2d):
             and self.scale is not None
             and isinstance(weight, nn.Parameter)
         ):
+            # The smaller product costs less time and memory. A scalar in half
+            # precision would be rounded.
+            if input.numel() < weight.numel() and input.dtype == weight.dtype:
+                return self._conv_forward(input * self.scale, weight, self.bias)
             weight = ScaledWeight.apply(weight, self.scale)
         else:
             weight = self.applied_weight
