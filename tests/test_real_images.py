@@ -142,8 +142,6 @@ def test_a_study_resumes_from_its_rows(neu_det, tmp_path, monkeypatch):
             [
                 'real_images',
                 *data,
-                '--cluster',
-                'local',
                 '--studies',
                 'scratch',
                 '--seeds',
