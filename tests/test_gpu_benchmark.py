@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import needs_scaler
 from test_stack import run_without
 from torch import nn
 
@@ -23,7 +24,13 @@ def run(monkeypatch, *arguments):
 
 
 @pytest.mark.parametrize(
-    'way', ['float32', 'bfloat16 autocast', 'float16 autocast', 'channels_last']
+    'way',
+    [
+        'float32',
+        'bfloat16 autocast',
+        pytest.param('float16 autocast', marks=needs_scaler),
+        'channels_last',
+    ],
 )
 def test_psbn_trains_as_defined(way, monkeypatch):
     errors = correctness.check(way, 'cpu')

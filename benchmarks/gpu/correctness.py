@@ -69,10 +69,10 @@ def train(
 ) -> nn.Module:
     """Train a network, in mixed precision if ``cast`` is given."""
     net = net.to(device, dtype, memory_format=memory_format)
-    optimizer, scaler = (
-        make_optimizer(net),
-        torch.amp.GradScaler(device, enabled=cast is torch.half, init_scale=2.0**10),
-    )
+    optimizer = make_optimizer(net)
+    scaler = None
+    if cast is torch.half:
+        scaler = torch.amp.GradScaler(device, init_scale=2.0**10)
     called = wrap(net)
     for x in batches(device, dtype):
         optimizer.zero_grad()
@@ -80,9 +80,13 @@ def train(
         with torch.autocast(device, cast) if cast else nullcontext():
             loss = (called(x).float() if cast else called(x)).square().sub(1)
             loss = loss.square().mean()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+        if scaler is None:
+            loss.backward()
+            optimizer.step()
+        else:
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
     return net
 
 

@@ -15,7 +15,7 @@ import functools
 import pickle
 import sys
 import tarfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +30,7 @@ GLOBALS = {
     **SAFE_GLOBALS,
     '_codecs.encode': codecs.encode,  # It restores the bytes of an array.
     'builtins.set': set,
+    'collections.Counter': Counter,  # MultiStepLR has its milestones in one.
     'torch.device': torch.device,
 }
 # It calls what a file gives it. Only subclasses of Tensor need it.
