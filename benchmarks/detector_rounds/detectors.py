@@ -46,7 +46,7 @@ OPTIONS = {
         'model.bbox_head.num_classes': CLASSES,
     },
 }
-# Of Faster R-CNN's head with norm layers, which EVERYWHERE sets.
+# The head that EVERYWHERE gives to Faster R-CNN has another setting for its width.
 WIDTH_EVERYWHERE = {
     'faster-rcnn': {'model.roi_head.bbox_head.conv_out_channels': WIDTH},
     'retinanet': {},

@@ -8,16 +8,15 @@ import numpy as np
 from benchmarks.rounds.figures import Panels, draw_rounds
 from benchmarks.rounds.training import MOMENTUM, learning_rates
 from benchmarks.shared.series import WINDOW, Comparison, Series
+from benchmarks.shared.tables import write_page
 from mmpsbn.analysis.style import COLOR_OF, COLORS
 from mmpsbn.compare.intervals import ALPHA, confidence_margin
 from mmpsbn.compare.tables import format_interval, format_p, format_table
-from mmpsbn.files import write_atomically
 
 from .results import Results
 from .studies import METHODS, RESTART, ROUNDS, SEEDS, Setting
 from .tasks import STEPS
 
-BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
 AT = (10, 20, 40)
 ACCUMULATED = 1.0  # Percentage points.
 JUDGES = dict(dead='on images', dead_by_parameters='by parameters')
@@ -56,15 +55,7 @@ def write_report(results: Sequence[Results], folder: Path) -> Path:
         Path: The page.
     """
     text = '\n'.join(_section(own, folder) for own in results if own.rounds)
-    text = text or 'There are no runs yet.\n'
-    page = folder / 'README.md'
-    if page.exists():
-        before, rest = page.read_text().split(BEGIN)
-        text = f'{before}{BEGIN}\n\n{text}\n{END}{rest.split(END)[1]}'
-    else:
-        page = folder / 'report.md'
-    write_atomically(page, text.encode())
-    return page
+    return write_page(folder, text or 'There are no runs yet.\n')
 
 
 def _section(results: Results, folder: Path) -> str:

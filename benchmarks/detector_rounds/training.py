@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 import math
-import pickle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from benchmarks.rounds.networks import seed_torch
-from benchmarks.rounds.training import learning_rates
+from benchmarks.rounds.training import checkpoint_of, learning_rates, read_checkpoint
 from mmpsbn.analysis.collapse import ChannelWatch
 from mmpsbn.analysis.report import Layer, describe_layer
 from mmpsbn.analysis.rounds import IMAGES, PARAMETERS, changes
@@ -137,8 +136,8 @@ def train(job: tuple[Study, Run], rounds: int, work_dir: Path) -> list[Round]:
     """
     torch.set_num_threads(1)
     study, run = job
-    start, file = _read(start_of(job, work_dir)), checkpoint_of(job, work_dir)
-    state = _read(file) if file.exists() else start
+    start, file = read_checkpoint(start_of(job, work_dir)), checkpoint_of(job, work_dir)
+    state = read_checkpoint(file) if file.exists() else start
     model = new_detector(study.name, run.placement, run.method)
     model.load_state_dict(state['model'])
     layers = [Layer(*values) for values in state['layers']]
@@ -175,27 +174,11 @@ def start_of(job: tuple[Study, Run], work_dir: Path) -> Path:
     return work_dir / study.name / f'start-{run.placement}-{run.seed}.pth'
 
 
-def checkpoint_of(job: tuple[Study, Run], work_dir: Path) -> Path:
-    """Name the file of a run's last checkpoint."""
-    study, run = job
-    return work_dir / study.name / ('-'.join(map(str, run)) + '.pth')
-
-
 def _write(file: Path, layers: list[Layer], **state) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     torch.save(dict(state, layers=[list(layer) for layer in layers]), content)
     write_atomically(file, content.getvalue())
-
-
-def _read(file: Path) -> dict:
-    try:
-        return torch.load(file, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f'{file} is not a checkpoint of a run: {error}. '
-            'Delete it; the run then starts over.'
-        ) from error
 
 
 def _round(model, task, number, before, layers) -> Round:

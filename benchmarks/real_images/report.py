@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from benchmarks.shared.tables import fill_page
 from mmpsbn.analysis.style import STYLE, assign_colors
 from mmpsbn.compare.figures import draw_lrs
 from mmpsbn.compare.report import (
@@ -18,12 +19,10 @@ from mmpsbn.compare.report import (
     select_best,
 )
 from mmpsbn.compare.tables import format_length, format_lr, format_table
-from mmpsbn.files import write_atomically
 
 from .results import Results
 from .studies import STUDIES, Study, number_of_runs
 
-BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
 COMPARED = ('MimicNorm',)  # With the others, next to the baseline.
 README = Path(__file__).resolve().parent / 'README.md'
 
@@ -65,11 +64,7 @@ def write_report(results: dict[str, Results], page: Path, figures: Path) -> None
         {STUDIES[name].title: rows for name, rows in finals.items()},
         figures / 'differences.png',
     )
-    before, rest = page.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    write_atomically(
-        page, (before + BEGIN + '\n\n' + '\n'.join(text) + END + after).encode()
-    )
+    fill_page(page, '\n'.join(text))
 
 
 def _section(study: Study, results: Results, rows: Sequence[Row], name: str) -> str:

@@ -7,16 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.shared.series import WINDOW, Comparison, Series
+from benchmarks.shared.tables import write_page
 from mmpsbn.compare.intervals import ALPHA, confidence_margin
 from mmpsbn.compare.tables import format_interval, format_p, format_table
-from mmpsbn.files import write_atomically
 
 from .figures import draw_recoveries, draw_rounds
 from .recovery import COLLAPSED, Death
 from .results import Results
 from .studies import HIGHEST, METHODS, PAIR, ROUNDS, SCRATCH, SEEDS, Setting
 
-BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
 AT = (10, 50, 100, 150)
 WAITS = ((1, 1), (2, 3), (4, 10), (11, 30), (31, math.inf))
 TITLES = {
@@ -39,15 +38,7 @@ def write_report(results: Sequence[Results], folder: Path) -> Path:
         Path: The page.
     """
     text = '\n'.join(_section(own, folder) for own in results if own.rounds)
-    text = text or 'There are no runs yet.\n'
-    page = folder / 'README.md'
-    if page.exists():
-        before, rest = page.read_text().split(BEGIN)
-        text = f'{before}{BEGIN}\n\n{text}\n{END}{rest.split(END)[1]}'
-    else:
-        page = folder / 'report.md'
-    write_atomically(page, text.encode())
-    return page
+    return write_page(folder, text or 'There are no runs yet.\n')
 
 
 def _section(results: Results, folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.shared.rows import read_rows, write_rows
+from benchmarks.shared.rows import missing_runs, read_rows, write_rows
 
 from .recovery import Death
 from .studies import Run, Study, rounds_of
@@ -33,12 +33,7 @@ class Results:
 
     def missing(self, seeds: int, rounds: int) -> list[Run]:
         """List the runs that do not have all their rows."""
-        return [
-            run
-            for run in self.study.runs(seeds)
-            if [row.round for row in self.rounds.get(run, []) if row.round <= rounds]
-            != rounds_of(run.method, rounds)
-        ]
+        return missing_runs(self.rounds, self.study.runs(seeds), rounds_of, rounds)
 
     def add(self, run: Run, result: Result) -> None:
         """Add a run that has ended, and write the files."""

@@ -129,7 +129,7 @@ def train(
     deaths: list[Death] = []
     dead = {}
     if file.exists():
-        state = _read(file, device)
+        state = read_checkpoint(file, device)
         net.load_state_dict(state['net'])
         history = [Round(*values) for values in state['history']]
         deaths = [Death(*values) for values in state['deaths']]
@@ -180,7 +180,12 @@ def checkpoint_of(job: tuple[Study, Run], work_dir: Path) -> Path:
     return work_dir / study.name / ('-'.join(map(str, run)) + '.pth')
 
 
-def _read(file: Path, device: str) -> dict:
+def read_checkpoint(file: Path, device: str = 'cpu') -> dict:
+    """Read a checkpoint of a run.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
     try:
         return torch.load(file, device, weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:

@@ -161,8 +161,8 @@ class ChannelWatch(TorchFunctionMode):
         self._inside, self._normalized = name, False
 
     def _leave_layer(self, name: str, module, args, output) -> None:
-        # The output may be behind an activation inside the layer, so the result
-        # of the normalization itself has been noted.
+        # A layer may contain an activation. Then its output is not the result of
+        # the normalization, which __torch_function__ has recorded.
         if not self._normalized:
             self._origins[output] = Origin(name, False)
         self._inside = None

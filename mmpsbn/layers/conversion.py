@@ -16,7 +16,7 @@ from mmpsbn.layers.post_shifted_bn import (
 )
 from mmpsbn.layers.sync_post_shifted_bn import PSSyncBatchNorm
 
-# Of the class of a batch norm layer, the class of its post-shifted form.
+# Maps each class of batch norm layers to its post-shifted form.
 POST_SHIFTED: dict[type, type[PostShift]] = {
     nn.BatchNorm1d: PSBatchNorm1d,
     nn.BatchNorm2d: PSBatchNorm2d,
