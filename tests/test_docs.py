@@ -127,8 +127,6 @@ def test_config_builds(block, clone):
     if 'MimicNorm' in block.code:
         assert any(isinstance(m, MimicConv) for m in model.modules())
         assert not any(map(is_norm, model.backbone.modules()))
-    elif 'psSyncBN' in block.code:
-        assert 'PSSyncBatchNorm' in types
     elif 'psBN' in block.code or 'psbn' in block.code:
         assert 'PSBatchNorm2d' in types
     else:
