@@ -127,8 +127,6 @@ def test_config_builds(block, clone):
     if 'MimicNorm' in block.code:
         assert any(isinstance(m, MimicConv) for m in model.modules())
         assert not any(map(is_norm, model.backbone.modules()))
-    elif 'psSyncBN' in block.code:
-        assert 'PSSyncBatchNorm' in types
     elif 'psBN' in block.code or 'psbn' in block.code:
         assert 'PSBatchNorm2d' in types
     else:
@@ -234,9 +232,8 @@ def test_messages_are_those_of_the_sources():
         for text in texts_of(source)
     )
     page = (ROOT / 'docs' / 'troubleshooting.md').read_text()
-    quoted = re.findall(r'^### `(.+)`$|^- `(.+)` :$', page, re.M)
-    messages = [one or other for one, other in quoted]
-    assert len(messages) > 20
+    messages = re.findall(r'^### `(.+)`$', page, re.M)
+    assert len(messages) > 7
     for message in messages:
         for part in re.split(r'\.\.\.', message):
             assert part in said, message
