@@ -117,11 +117,14 @@ class Page:
         rows = [row for row in self.rows.get('Time', []) if is_number(row[-1])]
         groups = list(dict.fromkeys(tuple(row[:2]) for row in rows))
         if groups:
+            # One row for each precision, as the actions alternate in the table.
+            columns = min(2, len(groups))
+            lines = -(-len(groups) // columns)
             with figure_file(
-                str(self.out / 'time.png'), 3 * len(groups), 2.6
+                str(self.out / 'time.png'), 3.5 * columns, 2.2 * lines
             ) as figure:
-                axes = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-                for axis, group in zip(axes, groups):
+                axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
+                for axis, group in zip(axes.flat, groups):
                     own = [row for row in rows if tuple(row[:2]) == group]
                     for column, norm in ((5, 'psBN'), (6, 'MimicNorm')):
                         axis.plot(
@@ -132,9 +135,10 @@ class Page:
                             label=norm,
                         )
                     axis.axhline(1, color=COLOR_OF['BN'], lw=0.8)
-                    axis.set(xlabel='batch', title=', '.join(group))
-                axes[0].set_ylabel('time relative to BN')
-                axes[0].legend(frameon=False)
+                    axis.set(xlabel='images per batch', title=', '.join(group))
+                for axis in axes[:, 0]:
+                    axis.set_ylabel('time relative to BN')
+                axes[0, 0].legend(frameon=False)
             self.end.append('![Time relative to BN](time.png)')
         rows = self.rows.get('Memory', [])
         measured = {
