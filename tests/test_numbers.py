@@ -19,7 +19,7 @@ from benchmarks.rounds.studies import STUDIES as ROUND_STUDIES
 from benchmarks.shared.series import Series
 from mmpsbn.compare.intervals import confidence_margin
 from mmpsbn.compare.report import compare_with_baseline
-from mmpsbn.compare.tables import format_interval, format_lr, format_mean, format_p
+from mmpsbn.compare.tables import format_interval, format_lr, format_mean
 
 NAMES = {'frozen BN': 'FrozenBN'}
 HALF = Setting(0.4, 5e-4)
@@ -47,9 +47,13 @@ def folder_of(package):
 
 
 @pytest.fixture(scope='module')
-def faster_rcnn():
-    study = STUDIES['faster-rcnn']
-    return Results(folder_of(real_images) / 'faster-rcnn.csv').finals(study.norms)
+def neu_det():
+    """For each study of real photographs its normalizations."""
+    found = {}
+    for name, study in STUDIES.items():
+        csv = folder_of(real_images) / f'{name}.csv'
+        found[name] = Results(csv).finals(study.norms)
+    return found
 
 
 @pytest.fixture(scope='module')
@@ -72,43 +76,71 @@ def test_reports_are_those_of_the_csv_files(package, tmp_path):
     assert page.read_text() == (folder / 'README.md').read_text()
 
 
-def full_schedule(rows):
-    """For each normalization its row and its difference to BN."""
-    found = {
+def differences(rows, length=1, baseline='BN'):
+    """For each normalization its difference to a baseline."""
+    return {
         one.row.norm: one
-        for one in compare_with_baseline(rows, 'BN')
-        if one.row.length == 1
+        for one in compare_with_baseline(rows, baseline)
+        if one.row.length == length
     }
-    return {row.norm: (row, found.get(row.norm)) for row in rows if row.length == 1}
 
 
-def test_neu_det_in_choosing(faster_rcnn):
-    expected = full_schedule(faster_rcnn)
-    table = table_with('docs/choosing.md', 'Norm', 'lr', 'mAP')
-    assert len(table) == len(expected)
-    for name, *cells in table:
-        row, difference = expected[NAMES.get(name, name)]
-        mean, interval = format_mean(row.scores)
-        own = [format_lr(row.lr), mean, interval, format_mean(row.scores50)[0]]
-        if difference:
-            pair = difference.paired
-            own += [f'{pair.mean:+.3f}', format_interval(pair.low, pair.high)]
-            own += [format_p(difference.p)]
-        assert cells == own + [''] * (len(cells) - len(own)), name
+def with_interval(paired, sign='+'):
+    interval = format_interval(paired.low, paired.high)
+    return f'{paired.mean:{sign}.3f} ({interval})'
 
 
-def test_neu_det_on_the_front_page(faster_rcnn):
-    expected = full_schedule(faster_rcnn)
-    table = table_with('README.md', 'Norm', 'mAP', 'minus BN (95 % CI)')
-    assert len(table) == len(expected)
-    for name, mAP, minus, significant, _ in table:
-        row, difference = expected[NAMES.get(name, name)]
-        assert mAP == format_mean(row.scores)[0]
-        if difference:
-            pair = difference.paired
-            interval = format_interval(pair.low, pair.high)
-            assert minus == f'{pair.mean:+.3f} ({interval})'
-            assert significant == ('yes' if difference.significant else 'no')
+@pytest.mark.parametrize('page', ['README.md', 'docs/choosing.md'])
+def test_neu_det(neu_det, page):
+    head = ['Norm', 'Faster R-CNN', 'RetinaNet', 'Faster R-CNN, random weights']
+    table = {NAMES.get(name, name): cells for name, *cells in table_with(page, *head)}
+    for column, study in enumerate(neu_det.values()):
+        rows = {row.norm: row for row in study if row.length == 1}
+        mean, interval = format_mean(rows['BN'].scores)
+        assert table['BN'][column] == f'{mean} ({interval})'
+        assert {name for name in table if table[name][column]} == {*rows}
+        for name, one in differences(study).items():
+            text = with_interval(one.paired)
+            expected = f'**{text}**' if one.significant else text
+            assert table[name][column] == expected, (column, name)
+
+
+def test_sentences_on_neu_det(neu_det):
+    text = ' '.join((ROOT / 'docs' / 'choosing.md').read_text().split())
+    full = {name: differences(rows) for name, rows in neu_det.items()}
+    finetuned = ('faster-rcnn', 'retinanet')
+    gains = [
+        full[study][norm].paired.mean
+        for study in finetuned
+        for norm in ('MimicNorm', 'FrozenBN')
+    ]
+    assert f'{min(gains):.3f} to {max(gains):.3f} mAP above BN' in text
+    scratch = full['scratch']
+    assert f'{with_interval(scratch["MimicNorm"].paired, "")} mAP above BN' in text
+    assert scratch['psBN'].significant
+    assert f'{-scratch["psBN"].paired.mean:.3f} mAP below it' in text
+    for study in finetuned:
+        assert not full[study]['psBN'].significant
+        assert not full[study]['BN+LastBN'].significant
+    half = [
+        differences(neu_det[one], 0.5)['MimicNorm'].paired.mean for one in finetuned
+    ]
+    assert f'smaller: {half[0]:.3f} and {half[1]:.3f}' in text
+    frozen = [
+        differences(neu_det[one], 1, 'MimicNorm')['FrozenBN'] for one in finetuned
+    ]
+    assert not frozen[0].significant and frozen[1].significant
+    pair = frozen[1].paired
+    interval = format_interval(-pair.high, -pair.low)
+    assert f'above frozen BN by {-pair.mean:.3f} ({interval})' in text
+    rows = {
+        (s, row.norm): row for s in neu_det for row in neu_det[s] if row.length == 1
+    }
+    scores = [format_mean(rows[study, 'BN'].scores50)[0] for study in neu_det]
+    assert f'{scores[0]}, {scores[1]} and {scores[2]}' in text
+    lrs = [format_lr(rows['retinanet', norm].lr) for norm in ('MimicNorm', 'FrozenBN')]
+    assert f'frozen BN is {lrs[0]}' in text and lrs[0] == lrs[1]
+    assert f'that of BN is {format_lr(rows["retinanet", "BN"].lr)}' in text
 
 
 def dead_share(results, setting, method, end):

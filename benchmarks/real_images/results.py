@@ -75,7 +75,7 @@ class Results:
         row = RunRow(
             'tuning' if run.tuning else 'final',
             run.norm,
-            run.length,
+            float(run.length),
             run.lr,
             run.seed,
             round(mAP, 4),
