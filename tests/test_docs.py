@@ -233,7 +233,7 @@ def test_messages_are_those_of_the_sources():
     )
     page = (ROOT / 'docs' / 'troubleshooting.md').read_text()
     messages = re.findall(r'^### `(.+)`$', page, re.M)
-    assert len(messages) > 7
+    assert len(messages) > 5
     for message in messages:
         for part in re.split(r'\.\.\.', message):
             assert part in said, message
