@@ -14,9 +14,11 @@ import pytest
 from helpers import COMPARE, ROOT, SHORT, comparison, demo_config, of_digits, wait_for
 
 from mmpsbn.compare import Comparison, replace_norm
-from mmpsbn.compare.processes import lock_folder
+from mmpsbn.compare.processes import explain_exit, lock_folder
 from mmpsbn.errors import InputError
 from mmpsbn.hooks.non_finite_hook import DIVERGED
+
+KILLED = r'killed by signal 9 \(SIGKILL\)\. .* out of memory; lower the batch size, .*'
 
 
 def processes_of(folder):
@@ -196,11 +198,23 @@ def test_a_run_killed_by_a_signal_is_reported_as_such(processes, digits, tmp_pat
 
     threading.Thread(target=kill, daemon=True).start()
     assert not plan.run(run, lambda share: None)
-    assert re.fullmatch(
-        r'killed by signal 9 \(SIGKILL\)\. .* out of memory; '
-        'lower the batch size, .*',
-        plan.failures[run],
-    )
+    assert re.fullmatch(KILLED, plan.failures[run])
+
+
+def test_a_killed_process_explains_why_the_other_one_failed():
+    output = """
+RuntimeError: Read error [127.0.0.1]:15262: Connection reset by peer
+torch.distributed.elastic.multiprocessing.api: [ERROR] failed (exitcode: 1) local_rank: 0
+Failures:
+  rank      : 1 (local_rank: 1)
+  exitcode  : -9 (pid: 24075)
+Root Cause (first observed failure):
+  rank      : 0 (local_rank: 0)
+  exitcode  : 1 (pid: 24074)
+"""
+    assert re.fullmatch(KILLED, explain_exit(1, output))
+    alone = output.replace('exitcode  : -9', 'exitcode  : -15')
+    assert explain_exit(1, alone).startswith('RuntimeError: Read error')
 
 
 @pytest.mark.slow

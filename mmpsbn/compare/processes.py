@@ -26,9 +26,9 @@ LOCK, OUTPUT, SECONDS = 'lock', 'output.txt', 'seconds.txt'
 KILL_WAIT = 600  # Seconds until a preempted job must have been killed.
 GRACE = 60  # Seconds until an interrupted child is killed.
 # The first line of torch's launcher after its children have ended, and its
-# line about the first child that failed.
+# lines about the children that failed, the first one first.
 LAUNCHER = re.compile(r'^.*torch.distributed.elastic.*$', re.MULTILINE)
-CHILD_ENDED = re.compile(r'failed \(exitcode: (-?\d+)\) local_rank')
+CHILD_ENDED = re.compile(r'exitcode *: (-?\d+)')
 ADVICE = {
     signal.SIGKILL: 'The usual reason is that the machine ran out of memory; lower '
     'the batch size, num_workers of the data loaders, or --at-once.',
@@ -162,9 +162,10 @@ def interrupt_child(child: subprocess.Popen) -> None:
 
 def explain_exit(status: int, output: str) -> str:
     """Describe why a child failed, from its exit status and its output."""
-    ended = CHILD_ENDED.search(output)
+    ended = list(map(int, CHILD_ENDED.findall(output)))
     if ended:
-        status = int(ended[1])
+        # If one is killed, the others fail because it does not answer.
+        status = next((own for own in ended if -own in ADVICE), ended[0])
     if status < 0:
         name = next((x.name for x in signal.Signals if x == -status), 'unknown')
         advice = ADVICE.get(-status, '')
