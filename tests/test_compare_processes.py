@@ -204,7 +204,7 @@ def test_a_run_killed_by_a_signal_is_reported_as_such(processes, digits, tmp_pat
 def test_a_killed_process_explains_why_the_other_one_failed():
     output = """
 RuntimeError: Read error [127.0.0.1]:15262: Connection reset by peer
-torch.distributed.elastic.multiprocessing.api: [ERROR] failed (exitcode: 1) local_rank: 0
+torch.distributed.elastic.multiprocessing.api: [E] failed (exitcode: 1) local_rank: 0
 Failures:
   rank      : 1 (local_rank: 1)
   exitcode  : -9 (pid: 24075)
