@@ -1,6 +1,5 @@
-"""Tables of what was found, beside their figures."""
+"""Tables and figures, from the CSV files alone."""
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,177 +7,180 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.shared import settings as shared
+from benchmarks.shared.command import SEEDS
+from benchmarks.shared.rows import Rows
 from benchmarks.shared.settings import make_rows, varied
-from benchmarks.shared.tables import format_mean_and_spread, heading, value_of
-from mmpsbn.compare.tables import format_table
-from mmpsbn.files import write_atomically
+from benchmarks.shared.tables import TITLES, format_mean, heading, value_of, write_page
+from mmpsbn.compare.intervals import (
+    PairedDifference,
+    compare_paired,
+    confidence_margin,
+    correct_p_values,
+)
+from mmpsbn.compare.tables import format_p, format_table
 
-from .experiments import BN, EXPERIMENTS, PSBN, Settings, with_starts
-from .figures import draw_accuracy_and_dead, draw_law, draw_recovery
-from .fits import Law, estimate, exponents, fit_law
+from .experiments import BN, STUDY, Settings
+from .figures import draw_law, draw_recovery, draw_variants
+from .fits import Law, fit_law
 
-RARE = 0.25  # A share of channels, up to which a law of few may hold.
-# Of the checks of a training: where, and in words.
-MOMENTS = {1: 'after a tenth', -1: 'at the end'}
-# Said in words, or the same in all that is compared.
-UNTOLD = ('seed', 'start', 'half', 'checks', 'data', 'epochs', 'alpha', 'weight_decay')
+RARE = 0.25  # The share of dead channels up to which the paper's law may hold.
+MOMENTS = ('after a tenth', 'at the end')
+# Settings that a table does not show, because others imply them.
+HIDDEN = ('classes', 'weight_decay')
+COLUMNS = {'norm_decay': 'factor of the decay', 'start': 'weights'}
 
 
 class Row(shared.Row):
-    """With the shares of its channels."""
+    """A variant with the shares of its channels."""
 
-    def shares(self, what: str, check: int = -1) -> list[float]:
-        """Per cent of channels, of the seeds that have not diverged."""
+    def shares(self, what: str, epoch: int = -1) -> list[float]:
+        """List a share of the channels in percent, of seeds that did not diverge.
+
+        Args:
+            what (str): ``dead`` or ``died``.
+            epoch (int): The epoch after which it was counted. Defaults to the
+                last one.
+        """
         return [
-            100 * result[what][check] / result['channels']
-            for result in self.results
-            if not result['diverged']
+            100 * getattr(result, what)[epoch] / result.channels
+            for result in self.results.values()
+            if not result.diverged
         ]
 
 
-class Fitted(NamedTuple):
-    """A law of the paper, tried on the trainings of one network."""
+class Fit(NamedTuple):
+    """A law of the paper, fitted to the BN trainings of one network."""
 
     network: str
     x: str
-    check: int
+    moment: str
+    epoch: int
     rows: list[Row]
-    law: Law | None
-    """Of all seeds together."""
-    exponents: list[float]
-    """Of each seed."""
+    laws: list[Law]
+    """The law of each seed whose trainings allow a fit."""
 
 
-def write_report(
-    jobs: dict[str, list[Settings]], results: dict[str, dict], out: Path, versions: str
-) -> Path:
-    """Write ``report.md`` and figures.
+def write_report(results: dict[str, Rows], folder: Path) -> Path:
+    """Write the figures, and the tables between the marks of a page.
 
     Args:
-        jobs (dict): The trainings of each experiment.
-        results (dict): By the key of the settings.
-        out (Path): The folder.
-        versions (str): What it was run with.
+        results (dict): The results on each data set.
+        folder (Path): The folder of the figures. If it has a README.md with
+            the two marks, the tables are written there, otherwise to
+            report.md.
 
     Returns:
-        Path: Of the report.
+        Path: The page.
     """
-    every = with_starts([job for own in jobs.values() for job in own])
-    parts = [heading('Filter collapse', every, results, versions)]
-    for name, own in jobs.items():
-        experiment, rows = EXPERIMENTS[name], make_rows(own, results, Row)
-        parts += [f'## {experiment.title}', table(rows, _reference(name))]
+    parts = [_section(data, rows, folder) for data, rows in results.items() if rows]
+    return write_page(folder, '\n'.join(parts) or 'There are no results yet.\n')
+
+
+def _section(data: str, results: Rows, folder: Path) -> str:
+    epochs = next(iter(results)).epochs
+    missing = set(STUDY.jobs(data, SEEDS, epochs)) - set(results)
+    parts = [heading(TITLES[data], results, len(missing))]
+    prefix = '' if data == 'digits' else f'{data}-'
+
+    def figure(name: str, alt: str) -> Path:
+        parts.append(f'![{alt}]({prefix}{name}.png)')
+        return folder / f'{prefix}{name}.png'
+
+    fits = []
+    for name, experiment in STUDY.experiments[data].items():
+        rows = make_rows(experiment, results, Row)
+        if not any(row.settings.alpha for row in rows):
+            continue
+        title = experiment.title
+        parts += [f'#### {title}', table(rows)]
         if name == 'recovery':
-            draw_recovery(rows, str(out / 'recovery.png'))
-        else:
-            draw_accuracy_and_dead(
-                rows, experiment.x, experiment.panels, str(out / f'{name}.png')
-            )
-        parts.append(f'![{experiment.title}]({name}.png)')
-    fits = [
-        fitted
-        for name, x in (('lr', 'lr'), ('gamma', 'gamma'))
-        if name in jobs
-        for fitted in fit_all(make_rows(jobs[name], results, Row), x)
+            alt = 'Dead channels over the epochs, mean and 95 % confidence interval'
+            draw_recovery(rows, figure(name, alt))
+        elif experiment.x:
+            alt = 'Dead channels and accuracy, mean and 95 % confidence interval'
+            draw_variants(rows, experiment, figure(name, alt))
+        if name in ('lr', 'gamma'):
+            fits += fit_all(rows, name)
+    if any(fit.laws for fit in fits):
+        parts += ["#### The paper's laws", law_table(fits)]
+        alt = 'Channels that died under BN, and the fitted laws'
+        draw_law([fit for fit in fits if fit.epoch == epochs], figure('law', alt))
+    return '\n\n'.join(parts) + '\n'
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Compare each variant with psBN with the same variant with BN."""
+    pairs = [
+        (row, next((bn for bn in rows if bn.settings == _with_bn(row.settings)), None))
+        for row in rows
+        if row.settings.alpha
     ]
-    if fits:
-        draw_law([f for f in fits if f.check == -1], str(out / 'law.png'))
-        parts += ["## The paper's laws", law_table(fits), '![Laws](law.png)']
-    text = '\n\n'.join(parts) + '\n'
-    write_atomically(out / 'report.md', text.encode())
-    return out / 'report.md'
-
-
-def _reference(name: str) -> float:
-    """The alpha that others are compared with."""
-    return PSBN if name == 'alpha' else BN
-
-
-def table(rows: Sequence[Row], reference: float) -> str:
-    """Accuracy and dead channels of every variant.
-
-    Args:
-        rows (list[Row]): Of an experiment.
-        reference (float): The alpha of the variants that the others are
-            compared with, seed by seed.
-    """
-    told = varied(rows, UNTOLD)
-    started = any(row.settings.start for row in rows)
-    summed = any(row.results[0]['sums'][1] for row in rows)
-    against = f'psBN {reference}' if reference else 'BN'
-    head = [
-        *(['start'] if len({row.settings.start for row in rows}) > 1 else []),
-        *told,
-        'norm',
-        'accuracy, %',
-        'spread',
-        f'minus {against}',
-        *(['dead before, %'] if started else []),
-        'dead, %',
-        'spread',
-        'died, %',
-        'came back, %',
-        *(['dead sums, %'] if summed else []),
-        'gamma < 1e-3',
-        'diverged',
-    ]
-    many = len({row.settings.alpha for row in rows}) > 2
+    told = varied([row for row, _ in pairs], ('seed', *HIDDEN))
+    differences = [difference(row, bn) for row, bn in pairs]
+    known = [own.p for own in differences if own.p is not None]
+    corrected = iter(correct_p_values(known))
     lines = []
-    for row in rows:
-        settings = row.settings
-        line = []
-        if head[0] == 'start':
-            line.append('BN, collapsed' if settings.start else 'scratch')
-        line += [value_of(getattr(settings, name)) for name in told]
-        line.append(
-            f'psBN {settings.alpha:g}' if many and settings.alpha else settings.norm
-        )
+    for (row, bn), found in zip(pairs, differences):
+        both = [bn, row]
+        line = [value_of(getattr(row.settings, name)) or 'random' for name in told]
+        for what in ('dead', 'died'):
+            line += [format_mean(own.shares(what), 1) if own else '-' for own in both]
+        line += [format_mean(own.accuracies, 2) if own else '-' for own in both]
         line += [
-            *format_mean_and_spread(row.accuracies, 2),
-            _difference(row, rows, reference),
+            '-' if found.mean is None else format_interval(found),
+            '-' if found.p is None else format_p(next(corrected)),
         ]
-        if started:
-            line.append(format_mean_and_spread(row.shares('dead', 0), 1)[0])
-        line += format_mean_and_spread(row.shares('dead'), 1)
-        line += [
-            format_mean_and_spread(row.shares(what), 1)[0]
-            for what in ('died', 'came_back')
-        ]
-        if summed:
-            line.append(_sums(row))
-        line += [
-            f'{statistics.mean(r["small_gamma"] for r in row.results):.1f}',
-            str(row.diverged),
-        ]
+        diverged = [own.diverged if own else 0 for own in both]
+        line.append(' / '.join(map(str, diverged)) if any(diverged) else '')
         lines.append(line)
-    return format_table(head, lines)
+    return format_table(
+        [
+            *(COLUMNS.get(name, name) for name in told),
+            'dead, %: BN',
+            'psBN',
+            'died, %: BN',
+            'psBN',
+            'accuracy, %: BN',
+            'psBN',
+            'psBN minus BN (95 % CI)',
+            'p (Holm)',
+            'diverged: BN / psBN',
+        ],
+        lines,
+    )
 
 
-def _difference(row: Row, rows: Sequence[Row], reference: float) -> str:
-    """Of accuracies, from the variant that differs in alpha alone."""
-    other = row.settings._replace(alpha=reference)
-    if other == row.settings:
-        return ''
-    for candidate in rows:
-        if candidate.settings == other:
-            found = estimate(
-                [mine - its for mine, its in zip(row.accuracies, candidate.accuracies)]
+def _with_bn(settings: Settings) -> Settings:
+    return settings._replace(alpha=BN)
+
+
+def difference(row: Row, other: Row | None) -> PairedDifference:
+    """Compare the accuracies of two variants in percent, paired by seed."""
+    seeds = row.results.keys() & (other.results.keys() if other else ())
+    return (
+        compare_paired(
+            *(
+                [100 * own.results[seed].accuracy for seed in sorted(seeds)]
+                for own in (row, other)
+                if own
             )
-            return _interval(found, 2, sign='+')
-    return ''
+        )
+        if seeds
+        else PairedDifference(0)
+    )
 
 
-def _sums(row: Row) -> str:
-    sums = [r['sums'] for r in row.results if not r['diverged']]
-    return format_mean_and_spread(
-        [100 * dead / channels for dead, channels in sums if channels], 1
-    )[0]
+def format_interval(found: PairedDifference) -> str:
+    """Format a difference of accuracies with its 95 % confidence interval."""
+    if found.low is None:
+        return f'{found.mean:+.2f}'
+    return f'{found.mean:+.2f} ({found.low:.2f} to {found.high:.2f})'
 
 
-def fit_all(rows: Sequence[Row], x: str) -> list[Fitted]:
-    """The law of every network's BN trainings, at each moment.
+def fit_all(rows: Sequence[Row], x: str) -> list[Fit]:
+    """Fit the law to the BN trainings of every network, at two moments.
 
-    On all values of x, and on those where few channels have died.
+    The fits are of all values of x, and of those at which few channels died.
     """
     fits = []
     for network in dict.fromkeys(row.settings.network for row in rows):
@@ -187,51 +189,57 @@ def fit_all(rows: Sequence[Row], x: str) -> list[Fitted]:
             for row in rows
             if row.settings.network == network and row.settings.alpha == BN
         ]
-        for check in MOMENTS:
+        epochs = own[0].settings.epochs if own else 0
+        for moment, epoch in zip(MOMENTS, (max(1, round(epochs / 10)), epochs)):
             rare = [
                 row
                 for row in own
-                if np.mean(row.shares('died', check) or 100) < 100 * RARE
+                if np.mean(row.shares('died', epoch) or 100) < 100 * RARE
             ]
             for some in [own, rare] if len(rare) < len(own) else [own]:
-                points = [points_of(row, x, check) for row in some]
-                # Seeds as rows; None where a training diverged.
-                by_seed = [[point for point in seed if point] for seed in zip(*points)]
-                together = [point for seed in by_seed for point in seed]
-                fits.append(
-                    Fitted(
-                        network, x, check, some, fit_law(together), exponents(by_seed)
-                    )
-                )
+                fits.append(Fit(network, x, moment, epoch, some, laws(some, x, epoch)))
     return fits
 
 
-def points_of(row: Row, x: str, check: int) -> list[tuple | None]:
-    """For each seed x, channels that have died, and all."""
-    return [
-        None
-        if result['diverged']
-        else (getattr(row.settings, x), result['died'][check], result['channels'])
-        for result in row.results
-    ]
+def laws(rows: Sequence[Row], x: str, epoch: int) -> list[Law]:
+    """Fit the law to the trainings of each seed; diverged ones are left out."""
+    points: dict[int, list] = {}
+    for row in rows:
+        for seed, result in row.results.items():
+            if not result.diverged:
+                points.setdefault(seed, []).append(
+                    (getattr(row.settings, x), result.died[epoch], result.channels)
+                )
+    return [law for own in points.values() if (law := fit_law(own))]
 
 
-def law_table(fits: Sequence[Fitted]) -> str:
-    """Exponents with their intervals over the seeds."""
+def format_exponent(fit: Fit) -> str:
+    """Format the mean of the seeds' exponents with its 95 % interval."""
+    exponents = [law.exponent for law in fit.laws]
+    if not exponents:
+        return '-'
+    mean = np.mean(exponents)
+    if len(exponents) < 2:
+        return f'{mean:.2f}'
+    margin = confidence_margin(exponents)
+    return f'{mean:.2f} ({mean - margin:.2f} to {mean + margin:.2f})'
+
+
+def law_table(fits: Sequence[Fit]) -> str:
+    """List the exponents with their intervals over the seeds."""
     lines = []
     for fit in fits:
         values = [getattr(row.settings, fit.x) for row in fit.rows]
-        shares = [np.mean(row.shares('died', fit.check) or np.nan) for row in fit.rows]
+        shares = [np.mean(row.shares('died', fit.epoch) or np.nan) for row in fit.rows]
         lines.append(
             [
                 fit.network,
                 fit.x,
-                MOMENTS[fit.check],
+                fit.moment,
                 f'{min(values):g} to {max(values):g}' if values else '-',
                 f'{min(shares):.1f} to {max(shares):.1f}' if values else '-',
-                f'{fit.law.exponent:.2f}' if fit.law else '-',
-                _interval(estimate(fit.exponents), 2) if fit.exponents else '-',
-                str(len(fit.exponents)),
+                format_exponent(fit),
+                str(len(fit.laws)),
                 '2' if fit.x == 'lr' else '-2',
             ]
         )
@@ -240,19 +248,11 @@ def law_table(fits: Sequence[Fitted]) -> str:
             'network',
             'against',
             'moment',
-            'fitted',
+            'fitted values',
             'died, %',
-            'exponent, all seeds',
-            'mean of seeds',
+            'exponent (95 % CI)',
             'seeds',
             'paper',
         ],
         lines,
     )
-
-
-def _interval(found, digits: int, sign: str = '') -> str:
-    text = f'{found.mean:{sign}.{digits}f}'
-    if np.isnan(found.low):
-        return text
-    return f'{text} ({found.low:.{digits}f} to {found.high:.{digits}f})'
