@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
-from benchmarks import real_images, rounds
+from benchmarks import collapse, mimicnorm, real_images, rounds
+from benchmarks.collapse import experiments as collapse_experiments
+from benchmarks.collapse import report as collapse_report
+from benchmarks.mimicnorm import experiments as mimicnorm_experiments
+from benchmarks.mimicnorm import report as mimicnorm_report
 from benchmarks.real_images.report import write_report as report_on_real_images
 from benchmarks.real_images.results import Results
 from benchmarks.real_images.studies import STUDIES
@@ -58,12 +62,20 @@ def cifar10():
     return Series(results.rounds, (SCRATCH, *METHODS))
 
 
-@pytest.mark.parametrize('package', [real_images, rounds], ids=lambda p: p.__name__)
+@pytest.mark.parametrize(
+    'package', [real_images, rounds, collapse, mimicnorm], ids=lambda p: p.__name__
+)
 def test_reports_are_those_of_the_csv_files(package, tmp_path):
     folder = folder_of(package)
     page = tmp_path / 'README.md'
     shutil.copy(folder / 'README.md', page)
-    if package is rounds:
+    if package is collapse:
+        collapse_report.write_report(collapse_experiments.STUDY.read(folder), tmp_path)
+    elif package is mimicnorm:
+        mimicnorm_report.write_report(
+            mimicnorm_experiments.STUDY.read(folder), tmp_path
+        )
+    elif package is rounds:
         found = [RoundResults(folder, study) for study in ROUND_STUDIES]
         report_on_rounds(found, tmp_path)
     else:

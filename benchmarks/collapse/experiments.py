@@ -50,7 +50,8 @@ class Result(NamedTuple):
     channels: int
     """The number of channels whose norm layer a ReLU follows."""
     dead: Numbers
-    """The number of dead channels at the start and after each epoch."""
+    """The number of dead channels at the start and after every tenth of the
+    epochs."""
     died: Numbers
     """The number of channels that have been dead at one of these times so far."""
     seconds: float
@@ -67,6 +68,11 @@ STARTS = {
 def start_of(settings: Settings) -> Settings:
     """Return the settings of the training that another one continues from."""
     return Settings(settings.seed, epochs=settings.epochs, **STARTS[settings.start])
+
+
+def epochs_of_counts(epochs: int) -> range:
+    """List the epochs after which dead channels are counted."""
+    return range(0, epochs + 1, max(1, epochs // 10))
 
 
 BN, PSBN = 0.0, 0.1

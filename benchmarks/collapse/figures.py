@@ -8,6 +8,7 @@ from benchmarks.shared.figures import by_logarithm, draw_series
 from benchmarks.shared.settings import Experiment, panel_of
 from mmpsbn.analysis.style import COLOR_OF, COLORS, figure_file
 
+from .experiments import epochs_of_counts
 from .fits import mean_law
 
 MARKERS = {'BN': 'o', 'psBN': 's'}
@@ -131,8 +132,8 @@ def draw_recovery(rows, out: Path) -> None:
             draw_series(
                 axis,
                 [
-                    (epoch, row.shares('dead', epoch))
-                    for epoch in range(settings.epochs + 1)
+                    (epoch, row.shares('dead', count))
+                    for count, epoch in enumerate(epochs_of_counts(settings.epochs))
                 ],
                 SHARE,
                 color=COLOR_OF[settings.norm],

@@ -24,7 +24,8 @@ from .figures import draw_law, draw_recovery, draw_variants
 from .fits import Law, fit_law
 
 RARE = 0.25  # The share of dead channels up to which the paper's law may hold.
-MOMENTS = ('after a tenth', 'at the end')
+# Of the counts of dead channels: which one, and in words.
+MOMENTS = {1: 'after a tenth', -1: 'at the end'}
 # Settings that a table does not show, because others imply them.
 HIDDEN = ('classes', 'weight_decay')
 COLUMNS = {'norm_decay': 'factor of the decay', 'start': 'weights'}
@@ -33,16 +34,15 @@ COLUMNS = {'norm_decay': 'factor of the decay', 'start': 'weights'}
 class Row(shared.Row):
     """A variant with the shares of its channels."""
 
-    def shares(self, what: str, epoch: int = -1) -> list[float]:
+    def shares(self, what: str, count: int = -1) -> list[float]:
         """List a share of the channels in percent, of seeds that did not diverge.
 
         Args:
             what (str): ``dead`` or ``died``.
-            epoch (int): The epoch after which it was counted. Defaults to the
-                last one.
+            count (int): The number of the count. Defaults to the last one.
         """
         return [
-            100 * getattr(result, what)[epoch] / result.channels
+            100 * getattr(result, what)[count] / result.channels
             for result in self.results.values()
             if not result.diverged
         ]
@@ -53,8 +53,8 @@ class Fit(NamedTuple):
 
     network: str
     x: str
-    moment: str
-    epoch: int
+    count: int
+    """The number of the count of dead channels."""
     rows: list[Row]
     laws: list[Law]
     """The law of each seed whose trainings allow a fit."""
@@ -104,7 +104,7 @@ def _section(data: str, results: Rows, folder: Path) -> str:
     if any(fit.laws for fit in fits):
         parts += ["#### The paper's laws", law_table(fits)]
         alt = 'Channels that died under BN, and the fitted laws'
-        draw_law([fit for fit in fits if fit.epoch == epochs], figure('law', alt))
+        draw_law([fit for fit in fits if fit.count == -1], figure('law', alt))
     return '\n\n'.join(parts) + '\n'
 
 
@@ -189,26 +189,25 @@ def fit_all(rows: Sequence[Row], x: str) -> list[Fit]:
             for row in rows
             if row.settings.network == network and row.settings.alpha == BN
         ]
-        epochs = own[0].settings.epochs if own else 0
-        for moment, epoch in zip(MOMENTS, (max(1, round(epochs / 10)), epochs)):
+        for count in MOMENTS:
             rare = [
                 row
                 for row in own
-                if np.mean(row.shares('died', epoch) or 100) < 100 * RARE
+                if np.mean(row.shares('died', count) or 100) < 100 * RARE
             ]
             for some in [own, rare] if len(rare) < len(own) else [own]:
-                fits.append(Fit(network, x, moment, epoch, some, laws(some, x, epoch)))
+                fits.append(Fit(network, x, count, some, laws(some, x, count)))
     return fits
 
 
-def laws(rows: Sequence[Row], x: str, epoch: int) -> list[Law]:
+def laws(rows: Sequence[Row], x: str, count: int) -> list[Law]:
     """Fit the law to the trainings of each seed; diverged ones are left out."""
     points: dict[int, list] = {}
     for row in rows:
         for seed, result in row.results.items():
             if not result.diverged:
                 points.setdefault(seed, []).append(
-                    (getattr(row.settings, x), result.died[epoch], result.channels)
+                    (getattr(row.settings, x), result.died[count], result.channels)
                 )
     return [law for own in points.values() if (law := fit_law(own))]
 
@@ -230,12 +229,12 @@ def law_table(fits: Sequence[Fit]) -> str:
     lines = []
     for fit in fits:
         values = [getattr(row.settings, fit.x) for row in fit.rows]
-        shares = [np.mean(row.shares('died', fit.epoch) or np.nan) for row in fit.rows]
+        shares = [np.mean(row.shares('died', fit.count) or np.nan) for row in fit.rows]
         lines.append(
             [
                 fit.network,
                 fit.x,
-                fit.moment,
+                MOMENTS[fit.count],
                 f'{min(values):g} to {max(values):g}' if values else '-',
                 f'{min(shares):.1f} to {max(shares):.1f}' if values else '-',
                 format_exponent(fit),

@@ -22,7 +22,7 @@ from mmpsbn.analysis import ChannelWatch
 from mmpsbn.analysis.collapse import norm_layers
 from mmpsbn.layers import PSBatchNorm2d
 
-from .experiments import Result, Settings, start_of
+from .experiments import Result, Settings, epochs_of_counts, start_of
 
 DEPTHS = dict(digits=dict(conv=4, resnet=7), cifar10=dict(conv=4, resnet=19))
 HALVES = dict(all=None, first=0, second=1)
@@ -69,9 +69,10 @@ def _fit(settings: Settings, data: str, root: str | None, device: str) -> tuple:
     per_epoch = len(images.train_labels) // batch
     checks = Checks(net, images.train_images)
     checks.take()
+    due = {per_epoch * epoch for epoch in epochs_of_counts(settings.epochs)[1:]}
 
     def after_step(step: int) -> None:
-        if not step % per_epoch:
+        if step in due:
             checks.take()
 
     loss = fit(
