@@ -49,8 +49,7 @@ def draw_variants(rows, experiment: Experiment, out: Path) -> None:
             column[-1].set_xlabel(NAMES[x])
             (name,), (value,) = panels, values
             column[0].set_title(
-                f'{value} network' if name == 'network' else f'{NAMES[name]} {value:g}',
-                fontsize=9,
+                value if name == 'network' else f'{NAMES[name]} {value:g}', fontsize=9
             )
         axes[0, 0].set_ylabel('dead channels, %')
         axes[1, 0].set_ylabel('test accuracy, %')
@@ -71,7 +70,7 @@ def draw_law(fits, out: Path) -> None:
             _draw_fits(
                 axis, [fit for fit in fits if (fit.network, fit.x) == (network, x)]
             )
-            axis.set_title(f'{network} network, BN', fontsize=9)
+            axis.set_title(f'{network}, BN', fontsize=9)
             axis.set_xlabel(NAMES[x])
             axis.legend(frameon=False, fontsize=8)
         axes[0].set_ylabel('-ln(1 - share of channels that died)')

@@ -13,7 +13,8 @@ from .correlation import MEASURES
 STYLES = {
     'BN': dict(color=COLOR_OF['BN'], marker='o'),
     'none': dict(color=COLORS[6], marker='P'),
-    'weight mean': dict(color=COLORS[1], marker='v', ls='--'),
+    # In front, because it is equal to MimicNorm before training.
+    'weight mean': dict(color=COLORS[1], marker='', ls='--', zorder=3),
     'MimicNorm': dict(color=COLOR_OF['MimicNorm'], marker='s'),
 }
 NAMES = {'lr': 'learning rate'}

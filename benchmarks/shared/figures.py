@@ -39,7 +39,7 @@ def by_logarithm(axis, values: Sequence[float]) -> None:
     """Put a tick at each value of a logarithmic x-axis, with a label if it has room."""
     labels, last = [], 0.0
     for value in values:
-        room = value > 1.3 * last
+        room = value > 1.9 * last
         labels.append(f'{value:g}' if room else '')
         last = value if room else last
     axis.set_xscale('log')
