@@ -47,10 +47,7 @@ def test_trained_and_reported(tmp_path, monkeypatch, capsys):
 
     lines = (tmp_path / 'report.md').read_text().splitlines()
     cells = [line.strip('| ').split(' | ') for line in lines if line.startswith('| ')]
-    assert cells[2:6] == [
-        ['conv', '16', job.norm, accuracy_cell(found[job])] for job in jobs
-    ]
-    for job, own in zip(jobs, cells[-4:]):
+    for job, own in zip(jobs, cells[-4:], strict=True):
         assert own == [
             job.norm,
             *(
@@ -59,13 +56,9 @@ def test_trained_and_reported(tmp_path, monkeypatch, capsys):
                 for moment in ('before', 'after')
             ),
         ]
-    for name in ('ablation.png', 'correlation.png'):
-        assert (tmp_path / name).stat().st_size > 10000
-
-
-def accuracy_cell(result):
-    failed = ' (0 of 1)' if result.accuracy < 0.2 else ''
-    return f'{100 * result.accuracy:.2f}{failed}'
+    assert (tmp_path / 'correlation.png').stat().st_size > 10000
+    # The ablation has these trainings too, but misses others.
+    assert not (tmp_path / 'ablation.png').exists()
 
 
 def test_seeds_that_trained_are_counted():

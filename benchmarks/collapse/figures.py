@@ -66,17 +66,20 @@ def draw_law(fits, out: Path) -> None:
     kinds = list(dict.fromkeys((fit.network, fit.x) for fit in fits))
     with figure_file(str(out), 3.0 * len(kinds), 3.4) as figure:
         axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+        rates = []
         for axis, (network, x) in zip(axes, kinds):
-            _draw_fits(
+            rates += _draw_fits(
                 axis, [fit for fit in fits if (fit.network, fit.x) == (network, x)]
             )
             axis.set_title(f'{network}, BN', fontsize=9)
             axis.set_xlabel(NAMES[x])
             axis.legend(frameon=False, fontsize=8)
         axes[0].set_ylabel('-ln(1 - share of channels that died)')
+        axes[0].set(yscale='log', ylim=(min(rates) / 2, 2 * max(rates)))
 
 
-def _draw_fits(axis, fits) -> None:
+def _draw_fits(axis, fits) -> list[float]:
+    """Draw a panel, and return the heights of its points."""
     rows, x = fits[0].rows, fits[0].x
     at = np.array([getattr(row.settings, x) for row in rows])
     shares = [np.array(row.shares('died')) / 100 for row in rows]
@@ -110,10 +113,9 @@ def _draw_fits(axis, fits) -> None:
             color=COLORS[5],
             label=f"the paper's slope: {slope}",
         )
-        axis.set_ylim(rates.min() / 4, max(rates.max() * 2, 1))
-        axis.set_yscale('log')
     by_logarithm(axis, at)
     axis.grid(lw=0.4)
+    return rates.tolist()
 
 
 def draw_recovery(rows, out: Path) -> None:

@@ -19,7 +19,7 @@ from mmpsbn.compare.intervals import (
 )
 from mmpsbn.compare.tables import format_p, format_table
 
-from .experiments import BN, STUDY, Settings
+from .experiments import BN, STUDY
 from .figures import draw_law, draw_recovery, draw_variants
 from .fits import Law, fit_law
 
@@ -46,6 +46,17 @@ class Row(shared.Row):
             for result in self.results.values()
             if not result.diverged
         ]
+
+
+class Pair(NamedTuple):
+    """A variant with psBN and the same variant with BN."""
+
+    bn: Row
+    psbn: Row
+    paired: PairedDifference
+    """The difference of the accuracies in percent, paired by seed."""
+    p: float | None
+    """The p value, corrected over an experiment."""
 
 
 class Fit(NamedTuple):
@@ -89,10 +100,9 @@ def _section(data: str, results: Rows, folder: Path) -> str:
     fits = []
     for name, experiment in STUDY.experiments[data].items():
         rows = make_rows(experiment, results, Row)
-        if not any(row.settings.alpha for row in rows):
+        if not rows:
             continue
-        title = experiment.title
-        parts += [f'#### {title}', table(rows)]
+        parts += [f'#### {experiment.title}', table(compare(rows))]
         if name == 'recovery':
             alt = 'Dead channels over the epochs, mean and 95 % confidence interval'
             draw_recovery(rows, figure(name, alt))
@@ -108,31 +118,47 @@ def _section(data: str, results: Rows, folder: Path) -> str:
     return '\n\n'.join(parts) + '\n'
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Compare each variant with psBN with the same variant with BN."""
+def compare(rows: Sequence[Row]) -> list[Pair]:
+    """Compare each variant with psBN with the same variant with BN, by seed."""
+    bn = {row.settings: row for row in rows if not row.settings.alpha}
     pairs = [
-        (row, next((bn for bn in rows if bn.settings == _with_bn(row.settings)), None))
-        for row in rows
-        if row.settings.alpha
+        (bn[row.settings._replace(alpha=BN)], row) for row in rows if row.settings.alpha
     ]
-    told = varied([row for row, _ in pairs], ('seed', *HIDDEN))
-    differences = [difference(row, bn) for row, bn in pairs]
-    known = [own.p for own in differences if own.p is not None]
-    corrected = iter(correct_p_values(known))
+    found = []
+    for pair in pairs:
+        seeds = sorted(pair[0].results.keys() & pair[1].results.keys())
+        other, own = (
+            [100 * row.results[seed].accuracy for seed in seeds] for row in pair
+        )
+        found.append(compare_paired(own, other))
+    tested = iter(correct_p_values([own.p for own in found if own.p is not None]))
+    return [
+        Pair(*pair, own, None if own.p is None else next(tested))
+        for pair, own in zip(pairs, found)
+    ]
+
+
+def table(pairs: Sequence[Pair]) -> str:
+    """Format the dead channels and the accuracies of BN and psBN."""
+    told = varied([pair.psbn for pair in pairs], ('seed', *HIDDEN))
     lines = []
-    for (row, bn), found in zip(pairs, differences):
-        both = [bn, row]
-        line = [value_of(getattr(row.settings, name)) or 'random' for name in told]
-        for what in ('dead', 'died'):
-            line += [format_mean(own.shares(what), 1) if own else '-' for own in both]
-        line += [format_mean(own.accuracies, 2) if own else '-' for own in both]
-        line += [
-            '-' if found.mean is None else format_interval(found),
-            '-' if found.p is None else format_p(next(corrected)),
-        ]
-        diverged = [own.diverged if own else 0 for own in both]
-        line.append(' / '.join(map(str, diverged)) if any(diverged) else '')
-        lines.append(line)
+    for pair in pairs:
+        both = pair[:2]
+        diverged = [own.diverged for own in both]
+        lines.append(
+            [
+                *(value_of(getattr(pair.psbn.settings, n)) or 'random' for n in told),
+                *(
+                    format_mean(own.shares(what), 1)
+                    for what in ('dead', 'died')
+                    for own in both
+                ),
+                *(format_mean(own.accuracies, 2) for own in both),
+                format_difference(pair.paired),
+                '-' if pair.p is None else format_p(pair.p),
+                ' / '.join(map(str, diverged)) if any(diverged) else '',
+            ]
+        )
     return format_table(
         [
             *(COLUMNS.get(name, name) for name in told),
@@ -150,30 +176,10 @@ def table(rows: Sequence[Row]) -> str:
     )
 
 
-def _with_bn(settings: Settings) -> Settings:
-    return settings._replace(alpha=BN)
-
-
-def difference(row: Row, other: Row | None) -> PairedDifference:
-    """Compare the accuracies of two variants in percent, paired by seed."""
-    seeds = row.results.keys() & (other.results.keys() if other else ())
-    return (
-        compare_paired(
-            *(
-                [100 * own.results[seed].accuracy for seed in sorted(seeds)]
-                for own in (row, other)
-                if own
-            )
-        )
-        if seeds
-        else PairedDifference(0)
-    )
-
-
-def format_interval(found: PairedDifference) -> str:
+def format_difference(found: PairedDifference) -> str:
     """Format a difference of accuracies with its 95 % confidence interval."""
-    if found.low is None:
-        return f'{found.mean:+.2f}'
+    if found.mean is None or found.low is None:
+        return '-' if found.mean is None else f'{found.mean:+.2f}'
     return f'{found.mean:+.2f} ({found.low:.2f} to {found.high:.2f})'
 
 

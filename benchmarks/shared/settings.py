@@ -59,7 +59,7 @@ def grid(**axes: Sequence) -> list[dict]:
 
 
 def make_rows(experiment: Experiment, rows: Rows, row: Callable = Row) -> list[Row]:
-    """List the variants that have results, in their order.
+    """List the variants in their order; none if one of them has no result.
 
     Args:
         experiment (Experiment): The experiment.
@@ -74,7 +74,9 @@ def make_rows(experiment: Experiment, rows: Rows, row: Callable = Row) -> list[R
         for run in list(rows)[:1]
         for own in experiment.jobs(type(run), 1, run.epochs)
     ]
-    return [row(own, found[own]) for own in variants if own in found]
+    if not found.keys() >= {*variants}:
+        return []
+    return [row(own, found[own]) for own in variants]
 
 
 def varied(rows: Sequence[Row], without: Sequence[str]) -> list[str]:
