@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
-from benchmarks import collapse, real_images, rounds
+from benchmarks import collapse, mimicnorm, real_images, rounds
 from benchmarks.collapse import experiments as collapse_experiments
 from benchmarks.collapse import report as collapse_report
+from benchmarks.mimicnorm import experiments as mimicnorm_experiments
+from benchmarks.mimicnorm import report as mimicnorm_report
 from benchmarks.real_images.report import write_report as report_on_real_images
 from benchmarks.real_images.results import Results
 from benchmarks.real_images.studies import STUDIES
@@ -61,7 +63,7 @@ def cifar10():
 
 
 @pytest.mark.parametrize(
-    'package', [real_images, rounds, collapse], ids=lambda p: p.__name__
+    'package', [real_images, rounds, collapse, mimicnorm], ids=lambda p: p.__name__
 )
 def test_reports_are_those_of_the_csv_files(package, tmp_path):
     folder = folder_of(package)
@@ -69,6 +71,10 @@ def test_reports_are_those_of_the_csv_files(package, tmp_path):
     shutil.copy(folder / 'README.md', page)
     if package is collapse:
         collapse_report.write_report(collapse_experiments.STUDY.read(folder), tmp_path)
+    elif package is mimicnorm:
+        mimicnorm_report.write_report(
+            mimicnorm_experiments.STUDY.read(folder), tmp_path
+        )
     elif package is rounds:
         found = [RoundResults(folder, study) for study in ROUND_STUDIES]
         report_on_rounds(found, tmp_path)
@@ -109,10 +115,6 @@ class Trainings:
     def shares(self, **settings):
         """The shares of dead channels under BN and psBN."""
         return tuple(self.share(**settings, alpha=alpha) for alpha in (0.0, 0.1))
-
-    def accuracies(self, **settings):
-        """The accuracies of the seeds, in percent."""
-        return [100 * own.accuracy for own in self.of(**settings)]
 
 
 def full_schedule(rows):
@@ -286,3 +288,38 @@ def test_sentences_on_collapse():
             dict(start='first half', classes='second', lr=0.1),
         ):
             assert own.share('died', **settings, alpha=alpha) == '0.0'
+
+
+def sentences_on_mimicnorm(own):
+    """What the page says of correlations, with the numbers."""
+
+    def last(measure, moment, *norms):
+        """The means at the last ReLU."""
+        found = [
+            np.mean(
+                [
+                    getattr(result, f'{measure}_{moment}')[-1]
+                    for result in own.of(network='conv', depth=16, lr=0.05, norm=norm)
+                    if getattr(result, f'{measure}_{moment}')
+                ]
+            )
+            for norm in norms
+        ]
+        return [f'{value:.2f}' for value in found]
+
+    norms = ('MimicNorm', 'BN', 'none')
+    together = '{} with MimicNorm, {} with BN and {} with neither'
+    return [
+        together.format(*last('channels', 'before', *norms)),
+        '{}, {} and {}'.format(*last('images', 'before', *norms)),
+        'After training, the correlations are {}, {} and {}, and the cosines are '
+        '{}, {} and {}'.format(
+            *last('channels', 'after', *norms), *last('images', 'after', *norms)
+        ),
+    ]
+
+
+def test_sentences_on_mimicnorm():
+    own = Trainings(mimicnorm_experiments.STUDY)
+    text = words_of('benchmarks/mimicnorm/README.md')
+    assert [one for one in sentences_on_mimicnorm(own) if one not in text] == []

@@ -74,7 +74,7 @@ def draw_correlations(rows, out: Path) -> None:
         rows (list[Row]): The variants of one network.
         out (Path): The PNG to write.
     """
-    with figure_file(str(out), 7.5, 5.5) as figure:
+    with figure_file(str(out), 7.5, 6.2) as figure:
         axes = figure.subplots(len(MEASURES), len(MOMENTS), sharex=True, sharey='row')
         for line, (measure, label) in zip(axes, MEASURES.items()):
             for axis, moment in zip(line, MOMENTS):
