@@ -548,12 +548,6 @@ def write_voc(digits, out):
     return out
 
 
-def untimed(line):
-    """A line of results.jsonl without the time that it took."""
-    line['result'].pop('seconds')
-    return line
-
-
 def make_rows(text):
     """Cells of a report's rows that begin with a number."""
     return [

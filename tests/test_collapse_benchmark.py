@@ -1,6 +1,5 @@
 """benchmarks/collapse: trained, resumed, and reported."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,110 +7,81 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, make_rows, untimed, wait_for
+from helpers import ROOT, make_rows, wait_for
 
 from benchmarks.collapse import fits, report, training
 from benchmarks.collapse.__main__ import main
-from benchmarks.collapse.experiments import EXPERIMENTS, Settings, settings
+from benchmarks.collapse.experiments import (
+    EXPERIMENTS,
+    STUDY,
+    Result,
+    Settings,
+    start_of,
+)
 from benchmarks.shared import data
-from benchmarks.shared.pool import read_results
-from benchmarks.shared.settings import key_of, tree_of
+from benchmarks.shared.rows import Numbers, write_rows
+from benchmarks.shared.settings import Experiment
 from benchmarks.shared.training import flipped_and_cropped
 from mmpsbn.errors import InputError
 
 
-@pytest.mark.slow
-def test_trained_gone_on_with_and_reported(tmp_path, monkeypatch, capsys):
-    jobs = EXPERIMENTS['gamma'].jobs(settings, 1, epochs=1)
-    before = [
-        json.dumps(
-            dict(
-                settings=tree_of(job),
-                result=training.train(job, None, tmp_path, keep=False),
-            )
-        )
-        + '\n'
-        for job in jobs[:2]
-    ]
-    # The second training was killed while its line was written.
-    file = tmp_path / 'results.jsonl'
-    file.write_text(before[0] + before[1][:-100])
-    monkeypatch.setattr(
-        sys,
-        'argv',
-        [
-            'collapse',
-            '--experiments',
-            'gamma',
-            '--seeds',
-            '1',
-            '--epochs',
-            '1',
-            '--processes',
-            '1',
-            '--out',
-            str(tmp_path),
-        ],
-    )
+def run(monkeypatch, folder, *arguments):
+    arguments = ['collapse', *map(str, arguments), '--results', str(folder)]
+    monkeypatch.setattr(sys, 'argv', arguments)
     main()
-    assert f'{len(jobs) - 1} trainings' in capsys.readouterr().out
-    lines = file.read_text().splitlines(keepends=True)
-    assert lines[0] == before[0]
-    # The same training gives the same.
-    found = [json.loads(line) for line in lines]
-    assert untimed(found[1]) == untimed(json.loads(before[1]))
+
+
+ONE = ('--experiments', 'alpha', '--seeds', 1, '--epochs', 1, '--processes', 1)
+
+
+@pytest.mark.slow
+def test_trained_resumed_and_reported(tmp_path, monkeypatch, capsys):
+    jobs = EXPERIMENTS['alpha'].jobs(Settings, 1, epochs=1)
+    mine = {job: [training.train(job, 'digits')] for job in jobs[:2]}
+    # A row that is trained again would differ.
+    mine[jobs[0]] = [mine[jobs[0]][0]._replace(accuracy=0.5)]
+    file = tmp_path / 'digits.csv'
+    write_rows(file, {jobs[0]: mine[jobs[0]]}, Settings, Result)
+    run(monkeypatch, tmp_path, '--data', 'digits', *ONE)
+    assert f'{len(jobs) - 1} trainings are missing' in capsys.readouterr().out
+    found = STUDY.read(tmp_path)['digits']
+    assert list(found) == sorted(jobs)
+    assert found[jobs[0]] == mine[jobs[0]]
+    # The same training has the same result.
+    assert _untimed(found[jobs[1]]) == _untimed(mine[jobs[1]])
 
     written = (tmp_path / 'report.md').read_text()
     rows = make_rows(written)
-    assert [row[0] for row in rows] == ['0.125', '0.25', '0.5', '1', '2']
-    for row, line in zip(rows, found):
-        result = line['result']
-        assert row[1:6] == [
-            'BN',
-            f'{100 * result["accuracy"]:.2f}',
-            '0.00',
-            f'{100 * result["dead"][-1] / 128:.1f}',
-            '0.0',
-        ]
+    for row, job in zip(rows, [job for job in jobs if job.alpha], strict=True):
+        assert row[:2] == [f'{job.lr:g}', f'{job.alpha:g}']
+        own = [found[one][0] for one in (job._replace(alpha=0.0), job)]
+        assert row[2:4] == [f'{100 * one.dead[-1] / 128:.1f}' for one in own]
+        assert row[6:8] == [f'{100 * one.accuracy:.2f}' for one in own]
+    # Other experiments have some of these trainings, and are not shown.
+    assert '488 trainings are missing.' in written
 
-    figures = ('gamma.png', 'law.png')
-    for name in figures:
-        (tmp_path / name).unlink()
-    main()
-    assert 'Every training has its result.' in capsys.readouterr().out
-    assert file.read_text() == ''.join(lines)
+    (tmp_path / 'alpha.png').unlink()
+    before = file.read_bytes()
+    run(monkeypatch, tmp_path, '--data', 'digits', *ONE)
+    run(monkeypatch, tmp_path)
+    assert file.read_bytes() == before
     assert (tmp_path / 'report.md').read_text() == written
-    assert all((tmp_path / name).stat().st_size > 10000 for name in figures)
+    assert (tmp_path / 'alpha.png').stat().st_size > 10000
 
 
-def test_earlier_results_are_found(tmp_path):
-    """As the first version of this benchmark wrote them."""
-    start = dict(
-        data='digits',
-        network='conv',
-        epochs=30,
-        optimizer='SGD',
-        weight_decay=5e-4,
-        slope=0.0,
-        gamma=1.0,
-        seed=3,
-        half=0,
-        start=None,
-        lr=0.1,
-        norm_decay=1.0,
-        alpha=0.0,
-        checks=10,
-    )
-    line = dict(start, half=1, start=start, lr=0.04, alpha=0.1)
-    (tmp_path / 'results.jsonl').write_text(
-        json.dumps(dict(settings=line, result=dict(accuracy=0.5))) + '\n'
-    )
-    jobs = EXPERIMENTS['finetune'].jobs(settings, 5, data='digits', epochs=30)
-    assert [
-        key_of(job)
-        for job in jobs
-        if key_of(job) in read_results(tmp_path / 'results.jsonl')
-    ] == [json.dumps(line, sort_keys=True)]
+def _untimed(rows):
+    return rows[0]._replace(seconds=0)
+
+
+def test_trainings_of_another_length_are_not_mixed(tmp_path, monkeypatch, capsys):
+    file = tmp_path / 'digits.csv'
+    result = Result(0.5, 0, 4, Numbers((0, 1)), Numbers((0, 1)), 1.0)
+    write_rows(file, {Settings(0): [result]}, Settings, Result)
+    before = file.read_bytes()
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, tmp_path, '--data', 'digits', '--quick')
+    assert 'has trainings of 30 epochs, and these would have 5' in str(end.value.code)
+    assert file.read_bytes() == before
 
 
 TRAINING_WITHOUT_END = """
@@ -119,7 +89,7 @@ import os
 import time
 from pathlib import Path
 
-from benchmarks.shared.pool import train_all
+from benchmarks.shared.pool import in_processes
 
 HERE = Path(__file__).parent
 
@@ -131,7 +101,7 @@ def train(job):
 
 
 if __name__ == '__main__':
-    train_all([(train, [0])], {}, HERE / 'results.jsonl', 1, None)
+    list(in_processes([(train, [0])], 1))
 """
 
 
@@ -161,7 +131,7 @@ def has_ended(process):
         return True
 
 
-def test_tables_have_means_spreads_and_differences():
+def test_tables_have_means_intervals_and_differences():
     jobs = [
         Settings(seed, lr=lr, alpha=alpha)
         for seed in range(3)
@@ -171,60 +141,61 @@ def test_tables_have_means_spreads_and_differences():
 
     def result(job):
         more = (job.seed + 1) * (job.alpha > 0) / 100
-        accuracy = 0.5 + 0.1 * job.seed + more
-        return dict(
-            accuracy=accuracy,
-            channels=40,
-            sums=[0, 0],
-            small_gamma=job.seed,
-            dead=[0, 2 * job.seed],
-            died=[0, 6],
-            came_back=[0, 4],
-            diverged=(job.seed, job.lr, job.alpha) == (2, 1.0, 0.0),
+        return Result(
+            0.5 + 0.1 * job.seed + more,
+            int((job.seed, job.lr, job.alpha) == (2, 1.0, 0.0)),
+            40,
+            Numbers((0, 2 * job.seed)),
+            Numbers((0, 6)),
+            1.0,
         )
 
-    rows = report.make_rows(
-        jobs, {key_of(job): result(job) for job in jobs}, report.Row
-    )
-    bn, psbn, diverged, _ = make_rows(report.table(rows, reference=0.0))
+    experiment = Experiment('', [job._asdict() for job in jobs[:4]])
+    for variant in experiment.variants:
+        del variant['seed'], variant['epochs']
+    results = {job: [result(job)] for job in jobs}
+    rows = report.make_rows(experiment, results, report.Row)
+    first, second = make_rows(report.table(report.compare(rows)))
     # Seeds 50, 60 and 70 %; psBN has 1, 2 and 3 more; 0, 2 and 4 of 40 dead.
-    assert bn == [
+    # Student's interval of 1, 2, 3 is 2 +- 4.303 / sqrt(3).
+    assert first == [
         '0.1',
-        'BN',
-        '60.00',
-        '20.00',
+        *['5.0 ± 12.4'] * 2,
+        *['15.0 ± 0.0'] * 2,
+        '60.00 ± 24.84',
+        '62.00 ± 27.33',
+        '+2.00 (-0.48 to 4.48)',
+        '0.148',
         '',
-        '5.0',
-        '10.0',
-        '15.0',
-        '10.0',
-        '1.0',
-        '0',
     ]
-    assert psbn[:5] == ['0.1', 'psBN', '62.00', '22.00', '+2.00 (-0.48 to 4.48)']
-    # Its accuracy counts, its channels do not.
-    assert diverged[2] == '60.00' and diverged[5:7] == ['2.5', '5.0']
-    assert diverged[-1] == '1'
+    # The accuracy of a diverged training counts, its channels do not.
+    assert second[1] == '2.5 ± 31.8' and second[5] == '60.00 ± 24.84'
+    assert second[-1] == '1 / 0'
+    # Differences are those of the seeds that both have.
+    del results[jobs[0]]
+    rows = report.make_rows(experiment, results, report.Row)
+    assert (
+        make_rows(report.table(report.compare(rows)))[0][7] == '+2.50 (-3.85 to 8.85)'
+    )
 
 
-def test_bn_goes_on_as_psbn_from_where_it_ended(tmp_path):
-    first = Settings(0, epochs=1, half=0)
-    net = training.classifier(first, 1, 5)
-    for p in net.parameters():
-        torch.nn.init.uniform_(p, -1, 1)
-    ended = net.state_dict()
-    torch.save(ended, tmp_path / training.file_of(first))
-    other = first._replace(half=1, alpha=0.1, start=first, lr=0.0, checks=5)
-    result = training.train(other, None, tmp_path, keep=True)
-    kept = torch.load(tmp_path / training.file_of(other))
-    for index in (0, 2, 4, 6):
-        for key in (f'body.{index}.bn.weight', f'body.{index}.bn.bias'):
-            torch.testing.assert_close(kept[key], ended[key])
-    assert len(result['steps']) == len(result['dead']) == 1 + 5
+@pytest.mark.parametrize('start', ['first half', 'collapsed'])
+def test_bn_goes_on_as_psbn_from_where_it_ended(start):
+    own = Settings(0, epochs=1, start=start, alpha=0.1, lr=0.0)
+    if start == 'first half':
+        own = own._replace(classes='second')
+    ended = training._start(start_of(own), 'digits', None, 'cpu')
+    net, checks, *_ = training._fit(own, 'digits', None, 'cpu')
+    found = net.state_dict()
+    for key in found:
+        if 'running' not in key and 'tracked' not in key:
+            same = torch.allclose(found[key], ended[key])
+            assert same == (start == 'collapsed' or not key.startswith('fc')), key
+    assert len(checks.dead) == len(checks.died) == 1 + 1
 
 
 def test_channels_are_judged_as_in_training():
-    net = training.classifier(Settings(0), 1, 10)
+    net = training.classifier(Settings(0), dict(conv=4), 1, 10)
     norms = [net.body[index].bn for index in (0, 2, 4, 6)]
     with torch.no_grad():
         # Far from every image: in evaluation nothing would be above 0.
@@ -232,13 +203,12 @@ def test_channels_are_judged_as_in_training():
         norms[1].bias[:3] = -1e4
     before = {name: value.clone() for name, value in net.state_dict().items()}
     checks = training.Checks(net, torch.rand(600, 1, 8, 8))
-    checks.take(0)
+    checks.take()
     with torch.no_grad():
         norms[1].bias[0] = norms[2].bias[1] = 0
         norms[3].bias[31] = -1e4
-    checks.take(1)
-    found = {name: checks.found[name] for name in ('dead', 'died', 'came_back')}
-    assert found == dict(dead=[3, 3], died=[3, 4], came_back=[0, 1])
+    checks.take()
+    assert (checks.dead, checks.died, checks.channels) == ([3, 3], [3, 4], 128)
     assert all(
         value.equal(before[name])
         for name, value in net.state_dict().items()
@@ -248,7 +218,7 @@ def test_channels_are_judged_as_in_training():
 
 def test_decay_of_norm_parameters_alone_is_changed():
     job = Settings(0, alpha=0.1, norm_decay=0.0)
-    net = training.classifier(job, 1, 10)
+    net = training.classifier(job, dict(conv=4), 1, 10)
     groups = training._optimizer(net, job).param_groups
     assert [group['weight_decay'] for group in groups] == [5e-4, 0]
     names = {id(p): name for name, p in net.named_parameters()}
@@ -269,10 +239,9 @@ def test_the_law_of_dead_channels_is_found():
     assert law.exponent == pytest.approx(2, abs=1e-3)
     assert law.factor == pytest.approx(0.018, rel=1e-3)
     assert fits.fit_law(points[:1]) is None
-    # Student's interval of 1, 2, 3: 2 +- 4.303 / sqrt(3).
-    assert fits.estimate([1, 2, 3]) == pytest.approx(
-        (2, 2 - 2.4841, 2 + 2.4841), abs=1e-4
-    )
+    # The mean law is the mean line of the logarithms.
+    laws = [fits.Law(1.0, 0.1), fits.Law(3.0, 0.4)]
+    assert fits.mean_law(laws) == pytest.approx((2, 0.2))
 
 
 def test_cifar10_is_read_from_plain_bytes(tmp_path):

@@ -1,11 +1,10 @@
 """benchmarks/mimicnorm: trained, resumed, and reported."""
 
-import json
 import sys
 
 import pytest
 import torch
-from helpers import ROOT, make_rows, untimed
+from helpers import ROOT, make_rows
 from mmdet.models.backbones import ResNet
 from mmengine.config import Config
 from torch import nn
@@ -18,12 +17,13 @@ from benchmarks.mimicnorm.correlation import (
     between_images,
     correlations,
 )
-from benchmarks.mimicnorm.experiments import EXPERIMENTS, Settings, settings
+from benchmarks.mimicnorm.experiments import EXPERIMENTS, STUDY, Result, Settings
 from benchmarks.mimicnorm.norms import NORMS
 from benchmarks.shared.data import load
 from benchmarks.shared.memory import largest_batch
 from benchmarks.shared.networks import Classifier
-from benchmarks.shared.settings import Experiment, grid, key_of, tree_of
+from benchmarks.shared.rows import Numbers
+from benchmarks.shared.settings import Experiment, grid
 from mmpsbn.analysis import saved_bytes
 from mmpsbn.compare.placing import replace_norm
 from mmpsbn.layers import MimicConv
@@ -34,83 +34,34 @@ def convs_of(model):
 
 
 @pytest.mark.slow
-def test_trained_gone_on_with_and_reported(tmp_path, monkeypatch, capsys):
-    variants = grid(lr=(0.05, 0.2), norm=('BN', 'MimicNorm'))
-    monkeypatch.setitem(
-        EXPERIMENTS, 'ablation', Experiment('A', variants, 'lr', ('network', 'depth'))
-    )
-    monkeypatch.setitem(
-        EXPERIMENTS, 'correlation', Experiment('C', variants[:2], 'layer')
-    )
-    jobs = EXPERIMENTS['ablation'].jobs(settings, 1, epochs=1)
-    before = [
-        json.dumps(dict(settings=tree_of(job), result=training.train(job, None))) + '\n'
-        for job in jobs[:2]
-    ]
-    # The second training was killed while its line was written.
-    file = tmp_path / 'results.jsonl'
-    file.write_text(before[0] + before[1][:-100])
-    monkeypatch.setattr(
-        sys,
-        'argv',
-        [
-            'mimicnorm',
-            '--experiments',
-            'ablation',
-            'correlation',
-            '--seeds',
-            '1',
-            '--epochs',
-            '1',
-            '--processes',
-            '1',
-            '--out',
-            str(tmp_path),
-        ],
-    )
+def test_trained_and_reported(tmp_path, monkeypatch, capsys):
+    arguments = ['--data', 'digits', '--experiments', 'correlation', '--seeds', '1']
+    arguments += ['--epochs', '1', '--processes', '1', '--results', str(tmp_path)]
+    monkeypatch.setattr(sys, 'argv', ['mimicnorm', *arguments])
     main()
-    # The other experiment has no trainings of its own.
-    assert '3 trainings' in capsys.readouterr().out
-    lines = file.read_text().splitlines(keepends=True)
-    assert lines[0] == before[0]
-    # The same training gives the same.
-    found = [json.loads(line) for line in lines]
-    assert untimed(found[1]) == untimed(json.loads(before[1]))
+    assert '4 trainings are missing' in capsys.readouterr().out
+    jobs = EXPERIMENTS['correlation'].jobs(Settings, 1, epochs=1)
+    found = {job: own for job, (own,) in STUDY.read(tmp_path)['digits'].items()}
+    assert found.keys() == {*jobs}
+    assert all(len(own.images_after) == 16 for own in found.values())
 
-    written = (tmp_path / 'report.md').read_text()
-    rows = make_rows(written)
-    assert [row[:4] for row in rows[:4]] == [
-        [
-            f'{line["settings"]["lr"]:g}',
-            line['settings']['norm'],
-            f'{100 * line["result"]["accuracy"]:.2f}',
-            '0.00',
-        ]
-        for line in found
-    ]
-    # Four ReLUs, for each of the two measures.
-    for index, measure in enumerate(('channels', 'images')):
-        layers = rows[4 + 4 * index : 8 + 4 * index]
-        assert [[float(cell) for cell in row[1:]] for row in layers] == [
-            [
-                pytest.approx(line['result'][moment][measure][layer], abs=1e-3)
+    lines = (tmp_path / 'report.md').read_text().splitlines()
+    cells = [line.strip('| ').split(' | ') for line in lines if line.startswith('| ')]
+    for job, own in zip(jobs, cells[-4:], strict=True):
+        assert own == [
+            job.norm,
+            *(
+                f'{getattr(found[job], f"{measure}_{moment}")[-1]:.3f}'
+                for measure in ('channels', 'images')
                 for moment in ('before', 'after')
-                for line in found[:2]
-            ]
-            for layer in range(4)
+            ),
         ]
-
-    figures = ('ablation.png', 'correlation.png')
-    for name in figures:
-        (tmp_path / name).unlink()
-    main()
-    assert 'Every training has its result.' in capsys.readouterr().out
-    assert file.read_text() == ''.join(lines)
-    assert (tmp_path / 'report.md').read_text() == written
-    assert all((tmp_path / name).stat().st_size > 10000 for name in figures)
+    assert (tmp_path / 'correlation.png').stat().st_size > 10000
+    # The ablation has these trainings too, but misses others.
+    assert not (tmp_path / 'ablation.png').exists()
 
 
-def test_what_became_of_the_seeds_is_counted():
+def test_seeds_that_trained_are_counted():
     jobs = [
         Settings(seed, depth=depth, lr=lr, norm=norm)
         for seed in range(3)
@@ -121,23 +72,23 @@ def test_what_became_of_the_seeds_is_counted():
 
     def result(job):
         accuracy = 0.9 + 0.01 * job.seed + 0.02 * (job.lr < 0.1)
-        failed = job.norm == 'none' and job.lr > 0.1
-        return dict(
-            accuracy=0.19 if failed else accuracy,
-            chance=0.1,
-            diverged=failed and job.seed == 0,
+        failed = job.norm == 'none' and job.lr > 0.1 and job.seed < 2
+        return Result(
+            0.19 if failed and job.seed == 0 else accuracy,
+            int(failed and job.seed == 1),
+            *[Numbers(())] * 4,
+            1.0,
         )
 
-    rows = report.make_rows(
-        jobs, {key_of(job): result(job) for job in jobs}, report.Row
+    experiment = Experiment(
+        '', grid(depth=(4, 16), norm=('none', 'MimicNorm'), lr=(0.2, 0.01))
     )
-    assert make_rows(report.table(rows))[:2] == [
-        ['4', '0.2', 'none', '19.00', '0.00', '1', '2'],
-        ['4', '0.01', 'none', '93.00', '2.00', '0', '0'],
-    ]
-    summary = make_rows(report.summary(rows, 'lr', ['depth']))
-    assert summary[0] == ['4', 'none', '3', '0', '93.00', '2.00', '0.01']
-    assert summary[3] == ['16', 'MimicNorm', '3', '3', '93.00', '2.00', '0.01']
+    rows = report.make_rows(
+        experiment, {job: [result(job)] for job in jobs}, report.Row
+    )
+    found = make_rows(report.table(rows, 'lr', ['depth']))
+    assert found[0] == ['4', 'none', '**93.00 ± 2.48**', '67.33 ± 103.99 (1 of 3)']
+    assert found[3] == ['16', 'MimicNorm', '**93.00 ± 2.48**', '91.00 ± 2.48']
 
 
 def test_both_operations_are_where_the_package_places_them():
@@ -204,8 +155,8 @@ def test_lr_follows_the_batch_and_epochs_stay(monkeypatch):
 
     monkeypatch.setattr(training, 'fit', fit)
     for batch in (1, 8, 32):
-        result = training.train(Settings(0, batch=batch, lr=0.4, epochs=3), None)
-        assert result['diverged'] and result['after'] is None
+        result = training.train(Settings(0, batch=batch, lr=0.4, epochs=3), 'digits')
+        assert result.diverged and not result.channels_after
     assert found == {1: (0.0125, 3), 8: (0.1, 3), 32: (0.4, 3)}
 
 
@@ -238,8 +189,9 @@ def test_correlations_are_seen_at_every_relu_and_change_nothing():
     assert last['none'] > 0.75 and max(last['BN'], last['MimicNorm']) < 0.5
     block = Classifier('resnet', 13, 1, 10, NORMS['BN'])
     assert len(correlations(block, images)['channels']) == 13
-    assert correlations(block, images * float('nan')) == dict(
-        channels=[None] * 13, images=[None] * 13
+    found = correlations(block, images * float('nan'))
+    assert {measure: str(own) for measure, own in found.items()} == dict(
+        channels=' '.join(['nan'] * 13), images=' '.join(['nan'] * 13)
     )
 
 

@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
-from benchmarks import real_images, rounds
+from benchmarks import collapse, mimicnorm, real_images, rounds
+from benchmarks.collapse import experiments as collapse_experiments
+from benchmarks.collapse import report as collapse_report
+from benchmarks.mimicnorm import experiments as mimicnorm_experiments
+from benchmarks.mimicnorm import report as mimicnorm_report
 from benchmarks.real_images.report import write_report as report_on_real_images
 from benchmarks.real_images.results import Results
 from benchmarks.real_images.studies import STUDIES
@@ -62,18 +66,59 @@ def cifar10():
     return Series(results.rounds, (SCRATCH, *METHODS))
 
 
-@pytest.mark.parametrize('package', [real_images, rounds], ids=lambda p: p.__name__)
+@pytest.mark.parametrize(
+    'package', [real_images, rounds, collapse, mimicnorm], ids=lambda p: p.__name__
+)
 def test_reports_are_those_of_the_csv_files(package, tmp_path):
     folder = folder_of(package)
     page = tmp_path / 'README.md'
     shutil.copy(folder / 'README.md', page)
-    if package is rounds:
+    if package is collapse:
+        collapse_report.write_report(collapse_experiments.STUDY.read(folder), tmp_path)
+    elif package is mimicnorm:
+        mimicnorm_report.write_report(
+            mimicnorm_experiments.STUDY.read(folder), tmp_path
+        )
+    elif package is rounds:
         found = [RoundResults(folder, study) for study in ROUND_STUDIES]
         report_on_rounds(found, tmp_path)
     else:
         found = {name: Results(folder / f'{name}.csv') for name in STUDIES}
         report_on_real_images(found, page, tmp_path)
     assert page.read_text() == (folder / 'README.md').read_text()
+
+
+def words_of(page):
+    return ' '.join((ROOT / page).read_text().split())
+
+
+class Trainings:
+    """The results of a study on digits."""
+
+    def __init__(self, study):
+        self.results = study.read(study.folder)['digits']
+
+    def of(self, **settings):
+        """The results of a variant, in the order of the seeds."""
+        return [
+            own[0]
+            for run, own in sorted(self.results.items())
+            if run == type(run)(run.seed, epochs=run.epochs, **settings)
+        ]
+
+    def share(self, what='dead', **settings):
+        """The mean share of the channels at the end, in percent."""
+        found = [
+            100 * getattr(own, what)[-1] / own.channels
+            for own in self.of(**settings)
+            if not own.diverged
+        ]
+        assert found
+        return f'{np.mean(found):.1f}'
+
+    def shares(self, **settings):
+        """The shares of dead channels under BN and psBN."""
+        return tuple(self.share(**settings, alpha=alpha) for alpha in (0.0, 0.1))
 
 
 def differences(rows, length=1, baseline='BN'):
@@ -181,3 +226,132 @@ def test_sentences_on_retraining(cifar10):
     front = ' '.join((ROOT / 'README.md').read_text().split())
     assert f'with BN, {dead[0]:.0f} % of the channels are dead' in front
     assert f'with psBN {dead[1]:.0f} %' in front
+
+
+def sentences_on_collapse(own):
+    """What the pages say of the classifiers of digits, with the numbers."""
+
+    def both(**settings):
+        """The shares of dead channels under BN and psBN."""
+        return '{} and {}'.format(
+            *(own.share(**settings, alpha=alpha) for alpha in (0.0, 0.1))
+        )
+
+    def networks(what, alpha):
+        return '{} and {} %'.format(
+            *(
+                own.share(what, network=network, lr=1.6, alpha=alpha)
+                for network in ('conv', 'resnet')
+            )
+        )
+
+    rows = {
+        name: collapse_report.make_rows(one, own.results, collapse_report.Row)
+        for name, one in collapse_experiments.EXPERIMENTS.items()
+    }
+    pairs = {name: collapse_report.compare(found) for name, found in rows.items()}
+    low = [abs(one.paired.mean) for one in pairs['lr'] if one.psbn.settings.lr <= 1.6]
+    (last,) = (one for found in pairs.values() for one in found if one.p < 0.05)
+    assert (last.psbn.settings.network, last.psbn.settings.lr) == ('resnet', 4)
+    exponents = [
+        [law.exponent for law in fit.laws]
+        for fit in collapse_report.fit_all(rows['lr'], 'lr')
+    ]
+    means = [np.mean(found) for found in exponents]
+    outside = sum(
+        abs(mean - 2) > confidence_margin(found)
+        for mean, found in zip(means, exponents)
+    )
+    adaptive = ', '.join(
+        f'{both(optimizer=name, lr=0.1, **more)} % with {name}'
+        for name, more in (
+            ('RMSprop', {}),
+            ('Adam', {}),
+            ('AdamW', dict(weight_decay=0.05)),
+        )
+    )
+    finetuned = dict(start='first half', classes='second')
+    alphas = ', '.join(
+        f'{own.share(lr=1.6, alpha=alpha)} % with {alpha:g}'
+        for alpha in (0.01, 0.03, 0.1, 0.2, 0.5)
+    )
+    collapsed = dict(start='collapsed', lr=1.6)
+    return [
+        f'{networks("dead", 0.0)} of the channels of the two networks are dead with '
+        f'BN, and {networks("dead", 0.1)} with psBN',
+        f'{networks("died", 0.0)} die with BN, and {networks("died", 0.1)} with psBN',
+        f'differs by {max(low):.2f} points at most',
+        f'one of the {sum(map(len, pairs.values()))} differences in the tables',
+        f'({np.mean(last.bn.accuracies):.1f} %) and psBN has '
+        f'{np.mean(last.psbn.accuracies):.1f} %',
+        f'from {min(means):.2f} to {max(means):.2f}',
+        f'{outside} of the {len(means)} intervals exclude 2',
+        adaptive,
+        *(f'{both(lr=lr, **finetuned)} % at lr {lr:g}' for lr in (0.4, 1.6, 4.0)),
+        *(
+            f'{both(lr=1.6, slope=slope)} % with slope {slope:g}'
+            for slope in (0.01, 0.1)
+        ),
+        f'{both(lr=1.6, norm_decay=0.0)} % without decay',
+        f'{both(lr=1.6)} % with the usual decay',
+        f'{both(lr=1.6, norm_decay=4.0)} % with four times as much',
+        alphas,
+        f'{both(**collapsed)} % with decay',
+        f'{both(**collapsed, norm_decay=0.0)} % without it',
+    ]
+
+
+def test_sentences_on_collapse():
+    own = Trainings(collapse_experiments.STUDY)
+    found = sentences_on_collapse(own)
+    text = words_of('benchmarks/collapse/README.md')
+    assert [one for one in found if one not in text] == []
+    assert found[0] in words_of('docs/choosing.md')
+    gamma = collapse_report.make_rows(
+        collapse_experiments.EXPERIMENTS['gamma'], own.results, collapse_report.Row
+    )
+    for fit in collapse_report.fit_all(gamma, 'gamma'):
+        assert np.mean([law.exponent for law in fit.laws]) > -1.5
+    for alpha in (0.0, 0.1):
+        for settings in (
+            dict(optimizer='Adam', lr=0.01),
+            dict(optimizer='RMSprop', lr=0.01),
+            dict(optimizer='AdamW', lr=0.01, weight_decay=0.05),
+            dict(start='first half', classes='second', lr=0.1),
+        ):
+            assert own.share('died', **settings, alpha=alpha) == '0.0'
+
+
+def sentences_on_mimicnorm(own):
+    """What the page says of correlations, with the numbers."""
+
+    def last(measure, moment, *norms):
+        """The means at the last ReLU."""
+        found = [
+            np.mean(
+                [
+                    getattr(result, f'{measure}_{moment}')[-1]
+                    for result in own.of(network='conv', depth=16, lr=0.05, norm=norm)
+                    if getattr(result, f'{measure}_{moment}')
+                ]
+            )
+            for norm in norms
+        ]
+        return [f'{value:.2f}' for value in found]
+
+    norms = ('MimicNorm', 'BN', 'none')
+    together = '{} with MimicNorm, {} with BN and {} with neither'
+    return [
+        together.format(*last('channels', 'before', *norms)),
+        '{}, {} and {}'.format(*last('images', 'before', *norms)),
+        'After training, the correlations are {}, {} and {}, and the cosines are '
+        '{}, {} and {}'.format(
+            *last('channels', 'after', *norms), *last('images', 'after', *norms)
+        ),
+    ]
+
+
+def test_sentences_on_mimicnorm():
+    own = Trainings(mimicnorm_experiments.STUDY)
+    text = words_of('benchmarks/mimicnorm/README.md')
+    assert [one for one in sentences_on_mimicnorm(own) if one not in text] == []

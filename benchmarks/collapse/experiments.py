@@ -3,9 +3,11 @@
 Variants that several experiments share are trained once.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, Optional
+from pathlib import Path
+from typing import NamedTuple
 
+from benchmarks.shared.command import Study
+from benchmarks.shared.rows import Numbers
 from benchmarks.shared.settings import Experiment, grid
 
 
@@ -13,52 +15,70 @@ class Settings(NamedTuple):
     """One training; the defaults are the base recipe."""
 
     seed: int
-    data: str = 'digits'
     network: str = 'conv'
     epochs: int = 30
     optimizer: str = 'SGD'
     weight_decay: float = 5e-4
     slope: float = 0.0
-    """Of the rectifier's negative side."""
+    """The negative slope of the rectifier."""
     gamma: float = 1.0
-    """Where it starts."""
-    half: int | None = None
-    """Of the classes."""
-    start: Optional['Settings'] = None
-    """The training whose weights this one starts from."""
+    """The initial value of gamma."""
+    classes: str = 'all'
+    """``all``, or the ``first`` or ``second`` half of them."""
+    start: str = ''
+    """One of STARTS, the training that this one continues from; empty for
+    random weights."""
     lr: float = 0.4
-    """After an epoch of warm-up, and then to 0 by a cosine."""
+    """The highest learning rate."""
     norm_decay: float = 1.0
-    """By which the weight decay is multiplied for gamma and beta."""
+    """The factor of the weight decay for gamma and beta."""
     alpha: float = 0.0
-    """Of psBN; 0 is BN."""
-    checks: int = 10
-    """How often the channels are counted after the start, at equal distances."""
+    """The alpha of psBN; 0 is BN."""
 
     @property
     def norm(self) -> str:
         return 'psBN' if self.alpha else 'BN'
 
 
-def settings(seed: int, base: dict, variant: dict) -> Settings:
-    start = variant.get('start')
-    if start is not None:
-        start = settings(seed, base, start)
-    return Settings(seed, **{**base, **variant, 'start': start})
+class Result(NamedTuple):
+    """What a training is reported with."""
+
+    accuracy: float
+    """On the test images."""
+    diverged: int
+    """1 if the loss was not finite, which ends the training."""
+    channels: int
+    """The number of channels whose norm layer a ReLU follows."""
+    dead: Numbers
+    """The number of dead channels at the start and after every tenth of the
+    epochs."""
+    died: Numbers
+    """The number of channels that have been dead at one of these times so far."""
+    seconds: float
+    """The CPU time."""
 
 
-def with_starts(jobs: Sequence[Settings]) -> list[Settings]:
-    """Every training once, first those that others start from."""
-    return list(dict.fromkeys([*(job.start for job in jobs if job.start), *jobs]))
+STARTS = {
+    # Few channels collapse at this learning rate.
+    'first half': dict(classes='first', lr=0.1),
+    'collapsed': dict(lr=1.6),
+}
+
+
+def start_of(settings: Settings) -> Settings:
+    """Return the settings of the training that another one continues from."""
+    return Settings(settings.seed, epochs=settings.epochs, **STARTS[settings.start])
+
+
+def epochs_of_counts(epochs: int) -> range:
+    """List the epochs after which dead channels are counted."""
+    return range(0, epochs + 1, max(1, epochs // 10))
 
 
 BN, PSBN = 0.0, 0.1
 ALPHAS = (BN, PSBN)
 LRS = (0.04, 0.2, 0.4, 0.6, 0.8, 1.2, 1.6, 2.4, 4.0)
 HIGH = (0.4, 1.6)
-# The first five classes, learned at a rate at which little collapses.
-PRETRAINED = dict(half=0, lr=0.1)
-COLLAPSED = dict(lr=1.6, checks=40)
 
 EXPERIMENTS: dict[str, Experiment] = {
     'lr': Experiment(
@@ -68,56 +88,42 @@ EXPERIMENTS: dict[str, Experiment] = {
         ('network',),
     ),
     'gamma': Experiment(
-        'Where gamma starts',
-        grid(gamma=(0.125, 0.25, 0.5, 1.0, 2.0), alpha=(BN,)),
-        'gamma',
+        'Initial gamma', grid(gamma=(0.125, 0.25, 0.5, 1.0, 2.0), alpha=ALPHAS)
     ),
     'optimizer': Experiment(
-        'Optimizers with adaptive rates',
+        'Adaptive optimizers',
         grid(optimizer=('Adam', 'RMSprop'), lr=(0.01, 0.03, 0.1), alpha=ALPHAS)
         +
-        # Its decay is not divided by the gradient's size.
+        # Its decay is not divided by the size of the gradient.
         grid(
             optimizer=('AdamW',),
             weight_decay=(0.05,),
             lr=(0.01, 0.03, 0.1),
             alpha=ALPHAS,
         ),
-        'lr',
-        ('optimizer',),
     ),
     'finetune': Experiment(
-        'Finetuning a BN network on the other five classes',
+        'Finetuning',
         grid(
-            start=(PRETRAINED,), half=(1,), lr=(0.04, 0.1, 0.4, 1.6, 4.0), alpha=ALPHAS
+            start=('first half',),
+            classes=('second',),
+            lr=(0.04, 0.1, 0.4, 1.6, 4.0),
+            alpha=ALPHAS,
         ),
-        'lr',
     ),
-    'leaky': Experiment(
-        'Leaky ReLU', grid(slope=(0.01, 0.1), lr=HIGH, alpha=ALPHAS), 'lr', ('slope',)
-    ),
+    'leaky': Experiment('Leaky ReLU', grid(slope=(0.01, 0.1), lr=HIGH, alpha=ALPHAS)),
     'decay': Experiment(
         'Weight decay of gamma and beta',
         grid(lr=HIGH, norm_decay=(0.0, 1.0, 4.0), alpha=ALPHAS),
-        'norm_decay',
-        ('lr',),
     ),
     'alpha': Experiment(
-        'alpha (0 is BN)',
-        grid(lr=HIGH, alpha=(BN, 0.01, 0.03, PSBN, 0.2, 0.5)),
-        'alpha',
-        ('lr',),
+        'alpha', grid(lr=HIGH, alpha=(BN, 0.01, 0.03, PSBN, 0.2, 0.5)), 'alpha', ('lr',)
     ),
     'recovery': Experiment(
-        'From scratch, and on from the collapsed BN network',
-        [
-            COLLAPSED,
-            dict(COLLAPSED, alpha=PSBN),
-            dict(COLLAPSED, start=COLLAPSED),
-            dict(COLLAPSED, start=COLLAPSED, alpha=PSBN),
-            dict(COLLAPSED, start=COLLAPSED, alpha=PSBN, norm_decay=0.0),
-        ],
-        'step',
+        'Recovery of a collapsed network',
+        grid(lr=(1.6,), alpha=ALPHAS)
+        + grid(lr=(1.6,), start=('collapsed',), norm_decay=(1.0, 0.0), alpha=ALPHAS),
+        'epoch',
     ),
 }
 # Sized for two cores, and shown like the experiments of the same names.
@@ -128,3 +134,11 @@ CIFAR10: dict[str, Experiment] = {
         )
     )
 }
+
+STUDY = Study(
+    Path(__file__).resolve().parent,
+    dict(digits=EXPERIMENTS, cifar10=CIFAR10),
+    dict(digits=30, cifar10=20),
+    Settings,
+    Result,
+)

@@ -1,151 +1,152 @@
 """Figures, as PNG files: variants, laws, and recovery."""
 
-from collections.abc import Sequence
+from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
-from benchmarks.shared.figures import by_logarithm, draw_variants
-from mmpsbn.analysis.style import COLOR_OF, COLORS, STYLE, figure_file
-from mmpsbn.compare.intervals import confidence_margin
+from benchmarks.shared.figures import by_logarithm, draw_series
+from benchmarks.shared.settings import Experiment, panel_of
+from mmpsbn.analysis.style import COLOR_OF, COLORS, figure_file
 
-LINES = {'BN': (COLOR_OF['BN'], 'o'), 'psBN': (COLOR_OF['psBN'], 's')}
-NAMES = {
-    'lr': 'learning rate',
-    'gamma': 'gamma at the start',
-    'alpha': 'alpha',
-    'norm_decay': 'decay of gamma and beta, as a multiple',
-}
+from .experiments import epochs_of_counts
+from .fits import mean_law
+
+MARKERS = {'BN': 'o', 'psBN': 's'}
+NAMES = {'lr': 'learning rate', 'gamma': 'initial gamma', 'alpha': 'alpha of psBN'}
+SHARE = (0, 100)
 
 
-def draw_accuracy_and_dead(rows, x: str, panels: Sequence[str], out: str) -> None:
-    """Dead channels and accuracy over a setting.
+def draw_variants(rows, experiment: Experiment, out: Path) -> None:
+    """Draw dead channels and accuracy over a setting.
 
     Args:
-        rows (list[Row]): Of an experiment.
-        x (str): The setting to the right.
-        panels (list[str]): Settings with a panel for each value.
-        out (str): The PNG to write.
+        rows (list[Row]): The variants.
+        experiment (Experiment): Their experiment, which has panels.
+        out (Path): The PNG to write.
     """
-    # Along alpha BN is the first value, not a line of its own.
-    along = x == 'alpha'
-    draw_variants(
-        rows,
-        x,
-        panels,
-        {
-            'dead channels, %': lambda row: row.shares('dead'),
-            'test accuracy, %': lambda row: row.accuracies,
-        },
-        lambda row: 'psBN' if along else row.settings.norm,
-        LINES,
-        NAMES,
-        out,
-        lambda value: 'BN' if along and not value else f'{value:g}',
-    )
+    x, panels = experiment.x, experiment.panels
+    columns = list(dict.fromkeys(panel_of(row.settings, panels) for row in rows))
+    with figure_file(str(out), 3.6 * len(columns), 4.6) as figure:
+        axes = figure.subplots(
+            2, len(columns), sharex='col', sharey='row', squeeze=False
+        )
+        for column, values in zip(axes.T, columns):
+            own = [row for row in rows if panel_of(row.settings, panels) == values]
+            places = sorted({getattr(row.settings, x) for row in own} - {0})
+            for norm, marker in MARKERS.items():
+                line = [row for row in own if row.settings.norm == norm]
+                style = dict(color=COLOR_OF[norm], marker=marker, ms=3.5, label=norm)
+                for axis, measure in zip(
+                    column, (lambda row: row.shares('dead'), lambda row: row.accuracies)
+                ):
+                    points = [(getattr(row.settings, x), measure(row)) for row in line]
+                    # BN has no alpha: its line is constant.
+                    if x == 'alpha' and norm == 'BN':
+                        points = [(at, points[0][1]) for at in places]
+                        style.update(marker='', ls='--')
+                    draw_series(axis, points, SHARE, **style)
+            by_logarithm(column[-1], places)
+            column[-1].set_xlabel(NAMES[x])
+            (name,), (value,) = panels, values
+            column[0].set_title(
+                value if name == 'network' else f'{NAMES[name]} {value:g}', fontsize=9
+            )
+        axes[0, 0].set_ylabel('dead channels, %')
+        axes[1, 0].set_ylabel('test accuracy, %')
+        axes[0, 0].legend(frameon=False)
 
 
-def draw_law(fits, out: str) -> None:
-    """Shares that died, by logarithms, with fits and the paper's slope.
+def draw_law(fits, out: Path) -> None:
+    """Draw the shares that died, with the fitted laws and the paper's slope.
 
     Args:
-        fits (list[Fitted]): Of one moment.
-        out (str): The PNG to write.
+        fits (list[Fit]): The fits of one moment.
+        out (Path): The PNG to write.
     """
     kinds = list(dict.fromkeys((fit.network, fit.x) for fit in fits))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(max(4.5, 3.2 * len(kinds)), 3.6), layout='constrained')
+    with figure_file(str(out), 3.0 * len(kinds), 3.4) as figure:
         axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-        for axis, kind in zip(axes, kinds):
-            own = [fit for fit in fits if (fit.network, fit.x) == kind]
-            _draw_fits(axis, own, kind[1])
-            axis.set(title=kind[0], xlabel=NAMES[kind[1]])
-            axis.legend(frameon=False, fontsize=7)
-        axes[0].set_ylabel('-ln(1 - share that died)')
-        figure.savefig(out, dpi=150)
+        rates = []
+        for axis, (network, x) in zip(axes, kinds):
+            rates += _draw_fits(
+                axis, [fit for fit in fits if (fit.network, fit.x) == (network, x)]
+            )
+            axis.set_title(f'{network}, BN', fontsize=9)
+            axis.set_xlabel(NAMES[x])
+            axis.legend(frameon=False, fontsize=8)
+        axes[0].set_ylabel('-ln(1 - share of channels that died)')
+        axes[0].set(yscale='log', ylim=(min(rates) / 2, 2 * max(rates)))
 
 
-def _draw_fits(axis, fits, x) -> None:
-    rows = fits[0].rows
+def _draw_fits(axis, fits) -> list[float]:
+    """Draw a panel, and return the heights of its points."""
+    rows, x = fits[0].rows, fits[0].x
     at = np.array([getattr(row.settings, x) for row in rows])
     shares = [np.array(row.shares('died')) / 100 for row in rows]
-    for place, own in zip(at, shares):
-        own = own[(own > 0) & (own < 1)]
+    # Shares of 0 and 1 have no place on this axis.
+    inside = [own[(own > 0) & (own < 1)] for own in shares]
+    for place, own in zip(at, inside):
         axis.plot(
-            [place] * len(own),
-            -np.log1p(-own),
-            'o',
-            ms=3,
-            mew=0,
-            color=COLORS[0],
-            alpha=0.5,
+            [place] * len(own), -np.log1p(-own), 'o', ms=4, mew=0, color=COLOR_OF['BN']
         )
-    means = np.array([own.mean() if len(own) else np.nan for own in shares])
-    shown = (means > 0) & (means < 1)
-    rates = -np.log1p(-means[shown])
-    axis.plot(at[shown], rates, 'D', ms=5, color=COLORS[0], label='all seeds')
-    for fit, color, style, which in zip(
-        fits, COLORS[4:], ('-', '-.'), ('all', 'few died')
-    ):
-        if fit.law:
+    rates = -np.log1p(-np.concatenate(inside))
+    for fit, style, which in zip(fits, ('-', '--'), ('all', 'few died')):
+        if fit.laws:
+            law = mean_law(fit.laws)
             values = [getattr(row.settings, x) for row in fit.rows]
             line = np.geomspace(min(values), max(values))
             axis.plot(
                 line,
-                fit.law.factor * line**fit.law.exponent,
+                law.factor * line**law.exponent,
                 style,
-                color=color,
-                label=f'fit, {which}: {fit.law.exponent:.2f}',
+                color=COLORS[7],
+                label=f'fit, {which}: {law.exponent:.2f}',
             )
-    if shown.any():
+    if len(rates):
         slope = 2 if x == 'lr' else -2
-        middle = len(rates) // 2
+        middle = [(place, own.mean()) for place, own in zip(at, inside) if len(own)]
+        place, rate = middle[len(middle) // 2]
         axis.plot(
             at,
-            rates[middle] * (at / at[shown][middle]) ** slope,
+            -np.log1p(-rate) * (at / place) ** slope,
             ':',
-            color='#000000',
-            lw=1,
-            label=f'slope {slope}',
+            color=COLORS[5],
+            label=f"the paper's slope: {slope}",
         )
-        axis.set_ylim(rates.min() / 4, max(rates.max() * 2, 1))
-        axis.set_yscale('log')
     by_logarithm(axis, at)
     axis.grid(lw=0.4)
+    return rates.tolist()
 
 
-def draw_recovery(rows, out: str) -> None:
-    """Dead channels over the steps: mean of the seeds with 95 % intervals.
+def draw_recovery(rows, out: Path) -> None:
+    """Draw the dead channels over the epochs.
 
     Args:
-        rows (list[Row]): Of the experiment on recovery.
-        out (str): The PNG to write.
+        rows (list[Row]): The variants of the experiment on recovery.
+        out (Path): The PNG to write.
     """
-    with figure_file(out, 6.5, 3.2) as figure:
-        axis, lines = figure.subplots(), []
+    with figure_file(str(out), 6.5, 3.2) as figure:
+        axis = figure.subplots()
         for row in rows:
-            runs = [r for r in row.results if not r['diverged']]
-            if not runs:
-                continue
             settings = row.settings
-            color, style = COLOR_OF[settings.norm], '-' if settings.start else '--'
-            style = style if settings.norm_decay else ':'
-            dead = np.array([100 * np.array(r['dead']) / r['channels'] for r in runs])
-            steps, mean = runs[0]['steps'], dead.mean(0)
-            lines += axis.plot(steps, mean, style, color=color, label=_title(settings))
-            if len(runs) > 1:
-                margin = [confidence_margin(own) for own in dead.T]
-                axis.fill_between(
-                    steps, mean - margin, mean + margin, lw=0, color=color, alpha=0.15
-                )
-        axis.set(xlabel='training step', ylabel='dead channels, %', ylim=(0, None))
-        axis.grid(lw=0.4)
-        lines.sort(key=lambda line: -line.get_ydata()[-1])
+            style = '-' if settings.start else '--'
+            draw_series(
+                axis,
+                [
+                    (epoch, row.shares('dead', count))
+                    for count, epoch in enumerate(epochs_of_counts(settings.epochs))
+                ],
+                SHARE,
+                color=COLOR_OF[settings.norm],
+                ls=style if settings.norm_decay else ':',
+                label=_title(settings),
+            )
+        axis.set(xlabel='epoch', ylabel='dead channels, %', ylim=(0, None))
+        lines = sorted(axis.get_lines(), key=lambda line: -line.get_ydata()[-1])
         figure.legend(handles=lines, loc='outside right center', frameon=False)
 
 
 def _title(settings) -> str:
     decay = '' if settings.norm_decay else ' without decay'
-    source = 'from collapsed BN: ' if settings.start else 'from scratch: '
+    source = 'from collapsed BN: ' if settings.start else 'from random weights: '
     return f'{source}{settings.norm}{decay}'

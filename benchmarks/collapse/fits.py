@@ -4,17 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
-
-CONFIDENCE = 0.95
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds with Student's interval; NaN for a single seed."""
-
-    mean: float
-    low: float
-    high: float
+from scipy import optimize
 
 
 class Law(NamedTuple):
@@ -24,34 +14,20 @@ class Law(NamedTuple):
     factor: float
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and 95 % interval of independent values."""
-    mean, count = float(np.mean(values)), len(values)
-    if count < 2:
-        return Estimate(mean, np.nan, np.nan)
-    half = (
-        stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
-        * np.std(values, ddof=1)
-        / count**0.5
-    )
-    return Estimate(mean, mean - half, mean + half)
-
-
 def fit_law(points: Sequence[tuple[float, int, int]]) -> Law | None:
-    r"""The law of the greatest likelihood.
+    r"""Fit the law by maximum likelihood.
 
     .. math::
         p = 1 - \exp(-c x^k), \quad dead \sim Binomial(channels, p)
 
-    For few channels p is c x^k, the law itself; for many it saturates at 1,
-    as a share has to. Values of x without a dead channel count too, which a
-    line through logarithms could not take.
+    For small p, this is p = c x^k, the law itself; p saturates at 1. Values of x
+    without a dead channel count too, which a line through logarithms could not use.
 
     Args:
-        points (list[tuple]): For every training x, dead and all channels.
+        points (list[tuple]): x, dead channels and all channels of each training.
 
     Returns:
-        Law: None if less than two values of x have dead channels.
+        Law: None if fewer than two values of x have dead channels.
     """
     x, dead, channels = np.array(points, float).reshape(-1, 3).T
     if len(set(x[dead > 0])) < 2:
@@ -74,7 +50,7 @@ def fit_law(points: Sequence[tuple[float, int, int]]) -> Law | None:
     return Law(exponent, float(np.exp(level - exponent * center)))
 
 
-def exponents(by_seed: Sequence[list[tuple]]) -> list[float]:
-    """Of each seed's own fit; seeds that allow none are left out."""
-    laws = [fit_law(points) for points in by_seed if points]
-    return [law.exponent for law in laws if law]
+def mean_law(laws: Sequence[Law]) -> Law:
+    """Average laws: the arithmetic mean of exponents, the geometric of factors."""
+    exponents, factors = np.array(laws).T
+    return Law(float(exponents.mean()), float(np.exp(np.log(factors).mean())))

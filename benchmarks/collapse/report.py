@@ -1,6 +1,5 @@
-"""Tables of what was found, beside their figures."""
+"""Tables and figures, from the CSV files alone."""
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,177 +7,186 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.shared import settings as shared
+from benchmarks.shared.command import SEEDS
+from benchmarks.shared.rows import Rows
 from benchmarks.shared.settings import make_rows, varied
-from benchmarks.shared.tables import format_mean_and_spread, heading, value_of
-from mmpsbn.compare.tables import format_table
-from mmpsbn.files import write_atomically
+from benchmarks.shared.tables import TITLES, format_mean, heading, value_of, write_page
+from mmpsbn.compare.intervals import (
+    PairedDifference,
+    compare_paired,
+    confidence_margin,
+    correct_p_values,
+)
+from mmpsbn.compare.tables import format_p, format_table
 
-from .experiments import BN, EXPERIMENTS, PSBN, Settings, with_starts
-from .figures import draw_accuracy_and_dead, draw_law, draw_recovery
-from .fits import Law, estimate, exponents, fit_law
+from .experiments import BN, STUDY
+from .figures import draw_law, draw_recovery, draw_variants
+from .fits import Law, fit_law
 
-RARE = 0.25  # A share of channels, up to which a law of few may hold.
-# Of the checks of a training: where, and in words.
+RARE = 0.25  # The share of dead channels up to which the paper's law may hold.
+# Of the counts of dead channels: which one, and in words.
 MOMENTS = {1: 'after a tenth', -1: 'at the end'}
-# Said in words, or the same in all that is compared.
-UNTOLD = ('seed', 'start', 'half', 'checks', 'data', 'epochs', 'alpha', 'weight_decay')
+# Settings that a table does not show, because others imply them.
+HIDDEN = ('classes', 'weight_decay')
+COLUMNS = {'norm_decay': 'factor of the decay', 'start': 'weights'}
 
 
 class Row(shared.Row):
-    """With the shares of its channels."""
+    """A variant with the shares of its channels."""
 
-    def shares(self, what: str, check: int = -1) -> list[float]:
-        """Per cent of channels, of the seeds that have not diverged."""
+    def shares(self, what: str, count: int = -1) -> list[float]:
+        """List a share of the channels in percent, of seeds that did not diverge.
+
+        Args:
+            what (str): ``dead`` or ``died``.
+            count (int): The number of the count. Defaults to the last one.
+        """
         return [
-            100 * result[what][check] / result['channels']
-            for result in self.results
-            if not result['diverged']
+            100 * getattr(result, what)[count] / result.channels
+            for result in self.results.values()
+            if not result.diverged
         ]
 
 
-class Fitted(NamedTuple):
-    """A law of the paper, tried on the trainings of one network."""
+class Pair(NamedTuple):
+    """A variant with psBN and the same variant with BN."""
+
+    bn: Row
+    psbn: Row
+    paired: PairedDifference
+    """The difference of the accuracies in percent, paired by seed."""
+    p: float | None
+    """The p value, corrected over an experiment."""
+
+
+class Fit(NamedTuple):
+    """A law of the paper, fitted to the BN trainings of one network."""
 
     network: str
     x: str
-    check: int
+    count: int
+    """The number of the count of dead channels."""
     rows: list[Row]
-    law: Law | None
-    """Of all seeds together."""
-    exponents: list[float]
-    """Of each seed."""
+    laws: list[Law]
+    """The law of each seed whose trainings allow a fit."""
 
 
-def write_report(
-    jobs: dict[str, list[Settings]], results: dict[str, dict], out: Path, versions: str
-) -> Path:
-    """Write ``report.md`` and figures.
+def write_report(results: dict[str, Rows], folder: Path) -> Path:
+    """Write the figures, and the tables between the marks of a page.
 
     Args:
-        jobs (dict): The trainings of each experiment.
-        results (dict): By the key of the settings.
-        out (Path): The folder.
-        versions (str): What it was run with.
+        results (dict): The results on each data set.
+        folder (Path): The folder of the figures. If it has a README.md with
+            the two marks, the tables are written there, otherwise to
+            report.md.
 
     Returns:
-        Path: Of the report.
+        Path: The page.
     """
-    every = with_starts([job for own in jobs.values() for job in own])
-    parts = [heading('Filter collapse', every, results, versions)]
-    for name, own in jobs.items():
-        experiment, rows = EXPERIMENTS[name], make_rows(own, results, Row)
-        parts += [f'## {experiment.title}', table(rows, _reference(name))]
+    parts = [_section(data, rows, folder) for data, rows in results.items() if rows]
+    return write_page(folder, '\n'.join(parts) or 'There are no results yet.\n')
+
+
+def _section(data: str, results: Rows, folder: Path) -> str:
+    epochs = next(iter(results)).epochs
+    missing = set(STUDY.jobs(data, SEEDS, epochs)) - set(results)
+    parts = [heading(TITLES[data], results, len(missing))]
+    prefix = '' if data == 'digits' else f'{data}-'
+
+    def figure(name: str, alt: str) -> Path:
+        parts.append(f'![{alt}]({prefix}{name}.png)')
+        return folder / f'{prefix}{name}.png'
+
+    fits = []
+    for name, experiment in STUDY.experiments[data].items():
+        rows = make_rows(experiment, results, Row)
+        if not rows:
+            continue
+        parts += [f'#### {experiment.title}', table(compare(rows))]
         if name == 'recovery':
-            draw_recovery(rows, str(out / 'recovery.png'))
-        else:
-            draw_accuracy_and_dead(
-                rows, experiment.x, experiment.panels, str(out / f'{name}.png')
-            )
-        parts.append(f'![{experiment.title}]({name}.png)')
-    fits = [
-        fitted
-        for name, x in (('lr', 'lr'), ('gamma', 'gamma'))
-        if name in jobs
-        for fitted in fit_all(make_rows(jobs[name], results, Row), x)
+            alt = 'Dead channels over the epochs, mean and 95 % confidence interval'
+            draw_recovery(rows, figure(name, alt))
+        elif experiment.x:
+            alt = 'Dead channels and accuracy, mean and 95 % confidence interval'
+            draw_variants(rows, experiment, figure(name, alt))
+        if name in ('lr', 'gamma'):
+            fits += fit_all(rows, name)
+    if any(fit.laws for fit in fits):
+        parts += ["#### The paper's laws", law_table(fits)]
+        alt = 'Channels that died under BN, and the fitted laws'
+        draw_law([fit for fit in fits if fit.count == -1], figure('law', alt))
+    return '\n\n'.join(parts) + '\n'
+
+
+def compare(rows: Sequence[Row]) -> list[Pair]:
+    """Compare each variant with psBN with the same variant with BN, by seed."""
+    bn = {row.settings: row for row in rows if not row.settings.alpha}
+    pairs = [
+        (bn[row.settings._replace(alpha=BN)], row) for row in rows if row.settings.alpha
     ]
-    if fits:
-        draw_law([f for f in fits if f.check == -1], str(out / 'law.png'))
-        parts += ["## The paper's laws", law_table(fits), '![Laws](law.png)']
-    text = '\n\n'.join(parts) + '\n'
-    write_atomically(out / 'report.md', text.encode())
-    return out / 'report.md'
-
-
-def _reference(name: str) -> float:
-    """The alpha that others are compared with."""
-    return PSBN if name == 'alpha' else BN
-
-
-def table(rows: Sequence[Row], reference: float) -> str:
-    """Accuracy and dead channels of every variant.
-
-    Args:
-        rows (list[Row]): Of an experiment.
-        reference (float): The alpha of the variants that the others are
-            compared with, seed by seed.
-    """
-    told = varied(rows, UNTOLD)
-    started = any(row.settings.start for row in rows)
-    summed = any(row.results[0]['sums'][1] for row in rows)
-    against = f'psBN {reference}' if reference else 'BN'
-    head = [
-        *(['start'] if len({row.settings.start for row in rows}) > 1 else []),
-        *told,
-        'norm',
-        'accuracy, %',
-        'spread',
-        f'minus {against}',
-        *(['dead before, %'] if started else []),
-        'dead, %',
-        'spread',
-        'died, %',
-        'came back, %',
-        *(['dead sums, %'] if summed else []),
-        'gamma < 1e-3',
-        'diverged',
-    ]
-    many = len({row.settings.alpha for row in rows}) > 2
-    lines = []
-    for row in rows:
-        settings = row.settings
-        line = []
-        if head[0] == 'start':
-            line.append('BN, collapsed' if settings.start else 'scratch')
-        line += [value_of(getattr(settings, name)) for name in told]
-        line.append(
-            f'psBN {settings.alpha:g}' if many and settings.alpha else settings.norm
+    found = []
+    for pair in pairs:
+        seeds = sorted(pair[0].results.keys() & pair[1].results.keys())
+        other, own = (
+            [100 * row.results[seed].accuracy for seed in seeds] for row in pair
         )
-        line += [
-            *format_mean_and_spread(row.accuracies, 2),
-            _difference(row, rows, reference),
-        ]
-        if started:
-            line.append(format_mean_and_spread(row.shares('dead', 0), 1)[0])
-        line += format_mean_and_spread(row.shares('dead'), 1)
-        line += [
-            format_mean_and_spread(row.shares(what), 1)[0]
-            for what in ('died', 'came_back')
-        ]
-        if summed:
-            line.append(_sums(row))
-        line += [
-            f'{statistics.mean(r["small_gamma"] for r in row.results):.1f}',
-            str(row.diverged),
-        ]
-        lines.append(line)
-    return format_table(head, lines)
+        found.append(compare_paired(own, other))
+    tested = iter(correct_p_values([own.p for own in found if own.p is not None]))
+    return [
+        Pair(*pair, own, None if own.p is None else next(tested))
+        for pair, own in zip(pairs, found)
+    ]
 
 
-def _difference(row: Row, rows: Sequence[Row], reference: float) -> str:
-    """Of accuracies, from the variant that differs in alpha alone."""
-    other = row.settings._replace(alpha=reference)
-    if other == row.settings:
-        return ''
-    for candidate in rows:
-        if candidate.settings == other:
-            found = estimate(
-                [mine - its for mine, its in zip(row.accuracies, candidate.accuracies)]
-            )
-            return _interval(found, 2, sign='+')
-    return ''
+def table(pairs: Sequence[Pair]) -> str:
+    """Format the dead channels and the accuracies of BN and psBN."""
+    told = varied([pair.psbn for pair in pairs], ('seed', *HIDDEN))
+    lines = []
+    for pair in pairs:
+        both = pair[:2]
+        diverged = [own.diverged for own in both]
+        lines.append(
+            [
+                *(value_of(getattr(pair.psbn.settings, n)) or 'random' for n in told),
+                *(
+                    format_mean(own.shares(what), 1)
+                    for what in ('dead', 'died')
+                    for own in both
+                ),
+                *(format_mean(own.accuracies, 2) for own in both),
+                format_difference(pair.paired),
+                '-' if pair.p is None else format_p(pair.p),
+                ' / '.join(map(str, diverged)) if any(diverged) else '',
+            ]
+        )
+    return format_table(
+        [
+            *(COLUMNS.get(name, name) for name in told),
+            'dead, %: BN',
+            'psBN',
+            'died, %: BN',
+            'psBN',
+            'accuracy, %: BN',
+            'psBN',
+            'psBN minus BN (95 % CI)',
+            'p (Holm)',
+            'diverged: BN / psBN',
+        ],
+        lines,
+    )
 
 
-def _sums(row: Row) -> str:
-    sums = [r['sums'] for r in row.results if not r['diverged']]
-    return format_mean_and_spread(
-        [100 * dead / channels for dead, channels in sums if channels], 1
-    )[0]
+def format_difference(found: PairedDifference) -> str:
+    """Format a difference of accuracies with its 95 % confidence interval."""
+    if found.mean is None or found.low is None:
+        return '-' if found.mean is None else f'{found.mean:+.2f}'
+    return f'{found.mean:+.2f} ({found.low:.2f} to {found.high:.2f})'
 
 
-def fit_all(rows: Sequence[Row], x: str) -> list[Fitted]:
-    """The law of every network's BN trainings, at each moment.
+def fit_all(rows: Sequence[Row], x: str) -> list[Fit]:
+    """Fit the law to the BN trainings of every network, at two moments.
 
-    On all values of x, and on those where few channels have died.
+    The fits are of all values of x, and of those at which few channels died.
     """
     fits = []
     for network in dict.fromkeys(row.settings.network for row in rows):
@@ -187,51 +195,56 @@ def fit_all(rows: Sequence[Row], x: str) -> list[Fitted]:
             for row in rows
             if row.settings.network == network and row.settings.alpha == BN
         ]
-        for check in MOMENTS:
+        for count in MOMENTS:
             rare = [
                 row
                 for row in own
-                if np.mean(row.shares('died', check) or 100) < 100 * RARE
+                if np.mean(row.shares('died', count) or 100) < 100 * RARE
             ]
             for some in [own, rare] if len(rare) < len(own) else [own]:
-                points = [points_of(row, x, check) for row in some]
-                # Seeds as rows; None where a training diverged.
-                by_seed = [[point for point in seed if point] for seed in zip(*points)]
-                together = [point for seed in by_seed for point in seed]
-                fits.append(
-                    Fitted(
-                        network, x, check, some, fit_law(together), exponents(by_seed)
-                    )
-                )
+                fits.append(Fit(network, x, count, some, laws(some, x, count)))
     return fits
 
 
-def points_of(row: Row, x: str, check: int) -> list[tuple | None]:
-    """For each seed x, channels that have died, and all."""
-    return [
-        None
-        if result['diverged']
-        else (getattr(row.settings, x), result['died'][check], result['channels'])
-        for result in row.results
-    ]
+def laws(rows: Sequence[Row], x: str, count: int) -> list[Law]:
+    """Fit the law to the trainings of each seed; diverged ones are left out."""
+    points: dict[int, list] = {}
+    for row in rows:
+        for seed, result in row.results.items():
+            if not result.diverged:
+                points.setdefault(seed, []).append(
+                    (getattr(row.settings, x), result.died[count], result.channels)
+                )
+    return [law for own in points.values() if (law := fit_law(own))]
 
 
-def law_table(fits: Sequence[Fitted]) -> str:
-    """Exponents with their intervals over the seeds."""
+def format_exponent(fit: Fit) -> str:
+    """Format the mean of the seeds' exponents with its 95 % interval."""
+    exponents = [law.exponent for law in fit.laws]
+    if not exponents:
+        return '-'
+    mean = np.mean(exponents)
+    if len(exponents) < 2:
+        return f'{mean:.2f}'
+    margin = confidence_margin(exponents)
+    return f'{mean:.2f} ({mean - margin:.2f} to {mean + margin:.2f})'
+
+
+def law_table(fits: Sequence[Fit]) -> str:
+    """List the exponents with their intervals over the seeds."""
     lines = []
     for fit in fits:
         values = [getattr(row.settings, fit.x) for row in fit.rows]
-        shares = [np.mean(row.shares('died', fit.check) or np.nan) for row in fit.rows]
+        shares = [np.mean(row.shares('died', fit.count) or np.nan) for row in fit.rows]
         lines.append(
             [
                 fit.network,
                 fit.x,
-                MOMENTS[fit.check],
+                MOMENTS[fit.count],
                 f'{min(values):g} to {max(values):g}' if values else '-',
                 f'{min(shares):.1f} to {max(shares):.1f}' if values else '-',
-                f'{fit.law.exponent:.2f}' if fit.law else '-',
-                _interval(estimate(fit.exponents), 2) if fit.exponents else '-',
-                str(len(fit.exponents)),
+                format_exponent(fit),
+                str(len(fit.laws)),
                 '2' if fit.x == 'lr' else '-2',
             ]
         )
@@ -240,19 +253,11 @@ def law_table(fits: Sequence[Fitted]) -> str:
             'network',
             'against',
             'moment',
-            'fitted',
+            'fitted values',
             'died, %',
-            'exponent, all seeds',
-            'mean of seeds',
+            'exponent (95 % CI)',
             'seeds',
             'paper',
         ],
         lines,
     )
-
-
-def _interval(found, digits: int, sign: str = '') -> str:
-    text = f'{found.mean:{sign}.{digits}f}'
-    if np.isnan(found.low):
-        return text
-    return f'{text} ({found.low:.{digits}f} to {found.high:.{digits}f})'

@@ -1,17 +1,15 @@
 """One training, from its settings to its result."""
 
 import copy
-import hashlib
 import time
-from functools import partial
-from pathlib import Path
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.shared.data import load
 from benchmarks.shared.networks import Classifier, Layers
-from benchmarks.shared.settings import key_of
+from benchmarks.shared.rows import Numbers
 from benchmarks.shared.training import (
     AUGMENTED,
     BATCHES,
@@ -21,77 +19,84 @@ from benchmarks.shared.training import (
     fit,
 )
 from mmpsbn.analysis import ChannelWatch
-from mmpsbn.analysis.collapse import LEAST_GAMMA, gamma_and_shift, norm_layers
+from mmpsbn.analysis.collapse import norm_layers
 from mmpsbn.layers import PSBatchNorm2d
 
-from .experiments import Settings
+from .experiments import Result, Settings, epochs_of_counts, start_of
 
 DEPTHS = dict(digits=dict(conv=4, resnet=7), cifar10=dict(conv=4, resnet=19))
+HALVES = dict(all=None, first=0, second=1)
 
 
 def train(
-    settings: Settings, root: str | None, weights: Path, keep: bool, device: str = 'cpu'
-) -> dict:
+    settings: Settings, data: str, root: str | None = None, device: str = 'cpu'
+) -> Result:
     """Train a classifier on one thread.
 
     Equal settings give equal results on one machine's CPU.
 
     Args:
-        settings (Settings): Of the training.
+        settings (Settings): The settings of the training.
+        data (str): The data set.
         root (str, optional): The folder of CIFAR-10.
-        weights (Path): The folder of weights that others start from.
-        keep (bool): Whether these are kept there.
-        device (str): To train on. Defaults to ``'cpu'``.
-
-    Returns:
-        dict: ``accuracy`` on the test images, ``loss`` of the last batch,
-        ``diverged``, ``seconds`` of CPU time, and of every check ``steps``,
-        ``dead``, ``died`` and ``came_back``: the numbers of channels that are
-        0 behind their ReLU on all training images, that have ever been at a
-        check, and that have been and are not. ``channels`` is the number of
-        those judged; ``sums`` has dead channels and all that are judged by a
-        residual sum, at the end; ``small_gamma`` the channels with a gamma
-        below 1e-3 in size, of all norm layers.
+        device (str): The device. Defaults to ``'cpu'``.
     """
+    begin = time.process_time()
+    net, checks, images, loss = _fit(settings, data, root, device)
+    return Result(
+        round(accuracy(net, images), 5),
+        int(loss is None),
+        checks.channels,
+        Numbers(checks.dead),
+        Numbers(checks.died),
+        round(time.process_time() - begin, 1),
+    )
+
+
+def _fit(settings: Settings, data: str, root: str | None, device: str) -> tuple:
     torch.set_num_threads(1)
+    start = _start(start_of(settings), data, root, device) if settings.start else None
     torch.manual_seed(settings.seed)
-    start = time.process_time()
-    data = load(settings.data, root, settings.half).to(device)
-    net = classifier(settings, data.train_images.shape[1], data.classes).to(device)
-    if settings.start:
-        _load(net, settings, weights)
-    batch = BATCHES[settings.data]
-    steps = settings.epochs * (len(data.train_labels) // batch)
-    times = settings.checks
-    due = {round(steps * index / times) for index in range(1, times + 1)}
-    checks = Checks(net, data.train_images)
-    checks.take(0)
+    images = load(data, root, HALVES[settings.classes]).to(device)
+    net = classifier(
+        settings, DEPTHS[data], images.train_images.shape[1], images.classes
+    ).to(device)
+    if start:
+        if settings.classes != start_of(settings).classes:
+            start = {**start, **net.fc.state_dict(prefix='fc.')}
+        net.load_state_dict(start)
+    batch = BATCHES[data]
+    per_epoch = len(images.train_labels) // batch
+    checks = Checks(net, images.train_images)
+    checks.take()
+    due = {per_epoch * epoch for epoch in epochs_of_counts(settings.epochs)[1:]}
+
+    def after_step(step: int) -> None:
+        if step in due:
+            checks.take()
+
     loss = fit(
         net,
-        data,
+        images,
         _optimizer(net, settings),
         settings.epochs,
         batch,
-        settings.data in AUGMENTED,
-        lambda step: step in due and checks.take(step),
+        data in AUGMENTED,
+        after_step,
     )
-    if keep:
-        torch.save(net.state_dict(), weights / file_of(settings))
-    return dict(
-        accuracy=accuracy(net, data),
-        loss=loss,
-        diverged=loss is None,
-        seconds=round(time.process_time() - start, 2),
-        small_gamma=sum(
-            int((gamma_and_shift(layer)[0].abs() < LEAST_GAMMA).sum())
-            for _, layer in norm_layers(net)
-        ),
-        **checks.found,
-    )
+    return net, checks, images, loss
 
 
-def classifier(settings: Settings, channels: int, classes: int) -> Classifier:
-    """The network of a training, as it starts from nothing."""
+# Several trainings of a seed continue from the same one.
+@lru_cache(maxsize=2)
+def _start(settings: Settings, data: str, root: str | None, device: str) -> dict:
+    return _fit(settings, data, root, device)[0].state_dict()
+
+
+def classifier(
+    settings: Settings, depths: dict[str, int], channels: int, classes: int
+) -> Classifier:
+    """Build the network of a training, with random weights."""
     layers = Layers(
         partial(PSBatchNorm2d, alpha=settings.alpha)
         if settings.alpha
@@ -99,7 +104,7 @@ def classifier(settings: Settings, channels: int, classes: int) -> Classifier:
     )
     net = Classifier(
         settings.network,
-        DEPTHS[settings.data][settings.network],
+        depths[settings.network],
         channels,
         classes,
         layers,
@@ -111,52 +116,33 @@ def classifier(settings: Settings, channels: int, classes: int) -> Classifier:
 
 
 class Checks:
-    """The channels of a network, looked at during its training."""
+    """The dead channels of a network, counted several times in its training.
+
+    Channels that meet a residual sum before their ReLU are left out.
+    """
 
     def __init__(self, net: nn.Module, images: Tensor) -> None:
-        self.net, self.images = net, images
-        self.found: dict[str, object] = dict(steps=[], dead=[], died=[], came_back=[])
+        self._net, self._images = net, images
         self._ever: Tensor | None = None
+        self.dead: list[int] = []
+        self.died: list[int] = []
+        self.channels = 0
 
-    def take(self, step: int) -> None:
+    def take(self) -> None:
         # Normalized by these images, as in training: running statistics lag
-        # behind the weights, and are not to be moved by looking.
-        net = copy.deepcopy(self.net).train()
+        # behind the weights. The copy keeps those of the network unchanged.
+        net = copy.deepcopy(self._net).train()
         watch = ChannelWatch(net)
         with torch.no_grad(), watch:
-            for images in self.images.split(EVALUATED):
+            for images in self._images.split(EVALUATED):
                 net(images)
-        single, sums = [], []
-        for output in watch.outputs.values():
-            (sums if output.after_sum else single).append(output.dead)
-        dead = torch.cat(single)
-        ever = dead if self._ever is None else self._ever | dead
-        self._ever = ever
-        for name, value in dict(
-            steps=step,
-            dead=int(dead.sum()),
-            died=int(ever.sum()),
-            came_back=int((ever & ~dead).sum()),
-        ).items():
-            self.found[name].append(value)
-        self.found['channels'] = len(dead)
-        self.found['sums'] = [
-            sum(int(channels.sum()) for channels in sums),
-            sum(map(len, sums)),
-        ]
-
-
-def file_of(settings: Settings) -> str:
-    """Name of the file with a training's weights."""
-    return hashlib.sha256(key_of(settings).encode()).hexdigest()[:16] + '.pth'
-
-
-def _load(net: nn.Module, settings: Settings, weights: Path) -> None:
-    """Start from another training, except for a classifier of others."""
-    state = torch.load(weights / file_of(settings.start), weights_only=True)
-    if settings.half != settings.start.half:
-        state.update(net.fc.state_dict(prefix='fc.'))
-    net.load_state_dict(state)
+        dead = torch.cat(
+            [own.dead for own in watch.outputs.values() if not own.after_sum]
+        )
+        self._ever = dead if self._ever is None else self._ever | dead
+        self.dead.append(int(dead.sum()))
+        self.died.append(int(self._ever.sum()))
+        self.channels = len(dead)
 
 
 def _optimizer(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:

@@ -150,10 +150,11 @@ def study_command(study: str, args) -> list[str]:
     command = [sys.executable, '-m', f'benchmarks.{study}', '--data', 'cifar10']
     command += ['--data-root', args.data_root, '--device', args.device]
     folder = args.out / study
+    command += ['--results', str(folder)]
     if study == 'rounds':
         folder.mkdir(parents=True, exist_ok=True)
-        return [*command, '--results', str(folder), '--work-dir', f'{folder}/work']
-    return [*command, '--out', str(folder)]
+        command += ['--work-dir', f'{folder}/work']
+    return command
 
 
 def train_studies(page: Page, args) -> None:

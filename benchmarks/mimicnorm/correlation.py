@@ -1,33 +1,37 @@
-"""How alike activations are, at every ReLU of a network.
+"""How similar activations are, at every ReLU of a network.
 
-arXiv:2010.09278 has it that centered filters whiten the activations, and keep
-those of different images apart, as BN does.
+According to arXiv:2010.09278, centered filters decorrelate channels and keep the
+activations of different images apart, as BN does.
 """
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.shared.rows import Numbers
+
 MEASURES = {
-    'channels': 'mean |correlation| of two channels',
+    'channels': 'mean absolute correlation of two channels',
     'images': 'mean cosine of two images',
 }
 
 
 @torch.no_grad()
-def correlations(net: nn.Module, images: Tensor) -> dict[str, list[float | None]]:
-    """Of what enters each ReLU, normalized by these images as in training.
+def correlations(net: nn.Module, images: Tensor) -> dict[str, Numbers]:
+    """Measure the input of each ReLU, normalized by these images as in training.
 
     Args:
-        net (nn.Module): With modules of ``nn.ReLU``; it stays as it is.
-        images (Tensor): ``(N, C, H, W)``.
+        net (nn.Module): A network with modules of ``nn.ReLU``; it is not changed.
+        images (Tensor): Images of shape ``(N, C, H, W)``.
 
     Returns:
         dict: For each measure its value at each call of a ReLU, in their
-        order; None where it is not finite.
+        order; NaN where it is not finite.
     """
-    net, found = copy.deepcopy(net).train(), {name: [] for name in MEASURES}
+    net = copy.deepcopy(net).train()
+    found: dict[str, list[float]] = {name: [] for name in MEASURES}
 
     def look(module, inputs):
         x = inputs[0].double()
@@ -36,13 +40,13 @@ def correlations(net: nn.Module, images: Tensor) -> dict[str, list[float | None]
             ('images', between_images),
         ):
             value = measure(x) if x.isfinite().all() else None
-            found[name].append(None if value is None else round(value.item(), 5))
+            found[name].append(math.nan if value is None else round(value.item(), 5))
 
     for module in net.modules():
         if isinstance(module, nn.ReLU):
             module.register_forward_pre_hook(look)
     net(images)
-    return found
+    return {name: Numbers(values) for name, values in found.items()}
 
 
 def between_channels(x: Tensor) -> Tensor | None:

@@ -3,8 +3,11 @@
 Variants that several experiments share are trained once.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.shared.command import Study
+from benchmarks.shared.rows import Numbers
 from benchmarks.shared.settings import Experiment, grid
 from benchmarks.shared.training import BATCHES
 
@@ -13,18 +16,36 @@ class Settings(NamedTuple):
     """One training; the defaults are the base recipe."""
 
     seed: int
-    data: str = 'digits'
     network: str = 'conv'
     depth: int = 4
     norm: str = 'BN'
     epochs: int = 12
     batch: int = BATCHES['digits']
     lr: float = 0.2
-    """For the usual batch of the data set, and in proportion to it."""
+    """The highest one for the usual batch size of the data set. Other batch sizes
+    have a learning rate in proportion."""
 
 
-def settings(seed: int, base: dict, variant: dict) -> Settings:
-    return Settings(seed, **{**base, **variant})
+class Result(NamedTuple):
+    """What a training is reported with.
+
+    The correlations of each ReLU, before and after training, are empty unless
+    the experiment on them has the training. Those after training are also empty
+    if it diverged. A value that is not finite is NaN.
+    """
+
+    accuracy: float
+    """On the test images."""
+    diverged: int
+    """1 if the loss was not finite, which ends the training."""
+    channels_before: Numbers
+    """The mean absolute correlation of two channels."""
+    channels_after: Numbers
+    images_before: Numbers
+    """The mean cosine of two images."""
+    images_after: Numbers
+    seconds: float
+    """The CPU time."""
 
 
 ABLATION = ('BN', 'none', 'weight mean', 'last BN', 'MimicNorm')
@@ -32,16 +53,14 @@ LRS = (0.01, 0.05, 0.2, 0.8)
 
 EXPERIMENTS: dict[str, Experiment] = {
     'ablation': Experiment(
-        'Which of the two operations trains what',
+        'Ablation',
         grid(network=('conv',), depth=(4, 16, 32), lr=LRS, norm=ABLATION)
         + grid(network=('resnet',), depth=(7, 19), lr=LRS, norm=ABLATION),
         'lr',
         ('network', 'depth'),
     ),
     'micro-batch': Experiment(
-        'Micro-batches',
-        grid(batch=(1, 2, 4, 8, 32), norm=('BN', 'GN', 'MimicNorm')),
-        'batch',
+        'Small batches', grid(batch=(1, 2, 4, 8, 32), norm=('BN', 'GN', 'MimicNorm'))
     ),
     'correlation': Experiment(
         'Correlation through depth',
@@ -51,7 +70,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             lr=(0.05,),
             norm=('BN', 'none', 'weight mean', 'MimicNorm'),
         ),
-        'layer',
+        'ReLU',
     ),
 }
 # Sized for two cores, and shown like the experiments of the same names.
@@ -67,3 +86,19 @@ CIFAR10: dict[str, Experiment] = {
         ]
     )
 }
+
+STUDY = Study(
+    Path(__file__).resolve().parent,
+    dict(digits=EXPERIMENTS, cifar10=CIFAR10),
+    dict(digits=12, cifar10=20),
+    Settings,
+    Result,
+)
+
+
+def is_correlated(settings: Settings) -> bool:
+    """Return whether the experiment on correlations has a training."""
+    return any(
+        settings._asdict().items() >= variant.items()
+        for variant in EXPERIMENTS['correlation'].variants
+    )

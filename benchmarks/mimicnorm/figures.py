@@ -1,71 +1,47 @@
-"""Figures, as PNG files: accuracy by setting, correlation over depth."""
+"""Figures, as PNG files: accuracy as heat maps, and correlation over depth."""
 
-from collections.abc import Sequence
+from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
-from benchmarks.shared.figures import draw_series, draw_variants
-from benchmarks.shared.settings import panel_of
-from mmpsbn.analysis.style import COLOR_OF, COLORS, STYLE, figure_file
+from benchmarks.shared.figures import draw_series
+from benchmarks.shared.settings import Experiment, panel_of
+from mmpsbn.analysis.style import COLOR_OF, COLORS, figure_file
 
 from .correlation import MEASURES
 
 STYLES = {
-    'BN': (COLOR_OF['BN'], 'o'),
-    'GN': (COLOR_OF['GN'], '^'),
-    'none': (COLORS[6], 'P'),
-    'weight mean': (COLORS[1], 'v'),
-    'last BN': (COLORS[5], 'D'),
-    'MimicNorm': (COLOR_OF['MimicNorm'], 's'),
+    'BN': dict(color=COLOR_OF['BN'], marker='o'),
+    'none': dict(color=COLORS[6], marker='P'),
+    # In front, because it is equal to MimicNorm before training.
+    'weight mean': dict(color=COLORS[1], marker='', ls='--', zorder=3),
+    'MimicNorm': dict(color=COLOR_OF['MimicNorm'], marker='s'),
 }
-NAMES = {'lr': 'learning rate', 'batch': 'images of a batch'}
-MOMENTS = {'before': 'at the start', 'after': 'after training'}
+NAMES = {'lr': 'learning rate'}
+MOMENTS = {'before': 'before training', 'after': 'after training'}
 
 
-def draw_accuracies(rows, x: str, panels: Sequence[str], out: str) -> None:
-    """Accuracy of every normalization.
-
-    Args:
-        rows (list[Row]): Of an experiment.
-        x (str): The setting to the right.
-        panels (list[str]): Settings with a panel for each value.
-        out (str): The PNG to write.
-    """
-    draw_variants(
-        rows,
-        x,
-        panels,
-        {'test accuracy, %': lambda row: row.accuracies},
-        lambda row: row.settings.norm,
-        STYLES,
-        NAMES,
-        out,
-    )
-
-
-def draw_heat_maps(rows, x: str, panels: Sequence[str], out: str) -> None:
-    """Mean accuracy by normalization and setting, one map for each panel.
+def draw_heat_maps(rows, experiment: Experiment, out: Path) -> None:
+    """Draw mean accuracy by normalization and setting, one map for each panel.
 
     Args:
-        rows (list[Row]): Of an experiment.
-        x (str): The setting of the columns.
-        panels (list[str]): Settings with a map for each value.
-        out (str): The PNG to write.
+        rows (list[Row]): The variants.
+        experiment (Experiment): Their experiment, which has panels.
+        out (Path): The PNG to write.
     """
+    x, panels = experiment.x, experiment.panels
     maps = list(dict.fromkeys(panel_of(row.settings, panels) for row in rows))
     norms = list(dict.fromkeys(row.settings.norm for row in rows))
     values = sorted({getattr(row.settings, x) for row in rows})
     columns = min(3, len(maps))
     lines = -(-len(maps) // columns)
     width, height = 1.2 + 2.1 * columns, 0.4 + (0.5 + 0.26 * len(norms)) * lines
-    with figure_file(out, width, height) as figure:
+    with figure_file(str(out), width, height) as figure:
         axes = [*figure.subplots(lines, columns, squeeze=False).flat]
         for axis, own in zip(axes, maps):
             means = np.full((len(norms), len(values)), np.nan)
             for row in rows:
-                if panel_of(row.settings, panels) == own and row.accuracies:
+                if panel_of(row.settings, panels) == own:
                     place = norms.index(row.settings.norm)
                     column = values.index(getattr(row.settings, x))
                     means[place, column] = np.mean(row.accuracies)
@@ -85,42 +61,42 @@ def draw_heat_maps(rows, x: str, panels: Sequence[str], out: str) -> None:
             axis.set_yticks(range(len(norms)), norms)
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)
-            axis.set_xlabel(NAMES.get(x, x))
+            axis.set_xlabel(NAMES[x])
         for axis in axes[len(maps) :]:
             axis.set_axis_off()
         figure.suptitle('Mean test accuracy, %', fontsize=9)
 
 
-def draw_correlations(rows, out: str) -> None:
-    """Every measure over the layers: seeds as points, mean and range.
+def draw_correlations(rows, out: Path) -> None:
+    """Draw every measure over the layers, before and after training.
 
     Args:
-        rows (list[Row]): Of one network.
-        out (str): The PNG to write.
+        rows (list[Row]): The variants of one network.
+        out (Path): The PNG to write.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.5, 5.5), layout='constrained')
+    with figure_file(str(out), 7.5, 6.2) as figure:
         axes = figure.subplots(len(MEASURES), len(MOMENTS), sharex=True, sharey='row')
         for line, (measure, label) in zip(axes, MEASURES.items()):
             for axis, moment in zip(line, MOMENTS):
                 for row in rows:
-                    layers = by_layer(row, moment, measure)
-                    norm = row.settings.norm
-                    draw_series(axis, list(enumerate(layers, 1)), norm, *STYLES[norm])
+                    layers = zip(*row.layers(measure, moment))
+                    draw_series(
+                        axis,
+                        [(number, list(own)) for number, own in enumerate(layers, 1)],
+                        (0, 1),
+                        label=row.settings.norm,
+                        ms=3.5,
+                        **STYLES[row.settings.norm],
+                    )
             line[0].set_ylabel(label)
             line[0].set_ylim(0, 1)
         for axis, title in zip(axes[0], MOMENTS.values()):
             axis.set_title(title, fontsize=9)
         for axis in axes[-1]:
-            axis.set_xlabel('ReLU, from the first')
-        handles, labels = axes[0, 0].get_legend_handles_labels()
+            axis.set_xlabel('number of the ReLU')
         figure.legend(
-            handles, labels, loc='outside upper right', ncols=len(labels), frameon=False
+            *axes[0, 0].get_legend_handles_labels(),
+            loc='outside upper right',
+            ncols=len(rows),
+            frameon=False,
         )
-        figure.savefig(out, dpi=150)
-
-
-def by_layer(row, moment: str, measure: str) -> list:
-    """For every ReLU the values of the seeds; diverged ones have none."""
-    found = [result[moment][measure] for result in row.results if result[moment]]
-    return [[value for value in values if value is not None] for values in zip(*found)]

@@ -1,155 +1,131 @@
-"""Tables of what was found, beside their figures."""
+"""Tables and figures, from the CSV files alone."""
 
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.shared import settings as shared
-from benchmarks.shared.settings import make_rows, panel_of, varied
-from benchmarks.shared.tables import format_mean_and_spread, heading, value_of
+from benchmarks.shared.command import SEEDS
+from benchmarks.shared.data import CLASSES
+from benchmarks.shared.rows import Rows
+from benchmarks.shared.settings import make_rows, panel_of
+from benchmarks.shared.tables import TITLES, format_mean, heading, value_of, write_page
 from mmpsbn.compare.tables import format_table
-from mmpsbn.files import write_atomically
 
 from .correlation import MEASURES
-from .experiments import EXPERIMENTS, Settings
-from .figures import (
-    MOMENTS,
-    by_layer,
-    draw_accuracies,
-    draw_correlations,
-    draw_heat_maps,
-)
+from .experiments import STUDY
+from .figures import MOMENTS, draw_correlations, draw_heat_maps
 
 # A training has learned something above this multiple of a guess's accuracy.
 LEARNED = 2
 
 
 class Row(shared.Row):
-    """With what became of the seeds."""
-
-    @property
-    def at_chance(self) -> int:
-        """Seeds that learned nothing, and have not diverged."""
-        return sum(
-            not result['diverged'] and result['accuracy'] < LEARNED * result['chance']
-            for result in self.results
-        )
+    """A variant with the number of seeds that trained."""
 
     @property
     def trained(self) -> int:
-        return len(self.results) - self.diverged - self.at_chance
+        """The number of seeds that did not diverge and are above chance."""
+        return sum(
+            not result.diverged and result.accuracy >= LEARNED / CLASSES
+            for result in self.results.values()
+        )
+
+    def last(self, measure: str, moment: str) -> list[float]:
+        """List a measure of correlation at the last ReLU."""
+        return [values[-1] for values in self.layers(measure, moment)]
+
+    def layers(self, measure: str, moment: str) -> list[Sequence[float]]:
+        """List a measure of correlation at each ReLU, for the seeds that have it."""
+        found = [getattr(own, f'{measure}_{moment}') for own in self.results.values()]
+        return [values for values in found if values]
 
 
-def write_report(
-    jobs: dict[str, list[Settings]], results: dict[str, dict], out: Path, versions: str
-) -> Path:
-    """Write ``report.md`` and figures.
+def write_report(results: dict[str, Rows], folder: Path) -> Path:
+    """Write the figures, and the tables between the marks of a page.
 
     Args:
-        jobs (dict): The trainings of each experiment.
-        results (dict): By the key of the settings.
-        out (Path): The folder.
-        versions (str): What it was run with.
+        results (dict): The results on each data set.
+        folder (Path): The folder of the figures. If it has a README.md with
+            the two marks, the tables are written there, otherwise to
+            report.md.
 
     Returns:
-        Path: Of the report.
+        Path: The page.
     """
-    every = list(dict.fromkeys(job for own in jobs.values() for job in own))
-    parts = [heading('MimicNorm', every, results, versions)]
-    for name, own in jobs.items():
-        experiment, rows = EXPERIMENTS[name], make_rows(own, results, Row)
-        figure = str(out / f'{name}.png')
-        parts.append(f'## {experiment.title}')
-        if experiment.x == 'layer':
-            parts += correlation_tables(rows)
-            draw_correlations(rows, figure)
-        else:
-            draw = draw_accuracies
-            if experiment.panels:
-                parts.append(summary(rows, experiment.x, experiment.panels))
-                draw = draw_heat_maps
-            parts.append(table(rows))
-            draw(rows, experiment.x, experiment.panels, figure)
-        parts.append(f'![{experiment.title}]({name}.png)')
-    text = '\n\n'.join(parts) + '\n'
-    write_atomically(out / 'report.md', text.encode())
-    return out / 'report.md'
+    parts = [_section(data, rows, folder) for data, rows in results.items() if rows]
+    return write_page(folder, '\n'.join(parts) or 'There are no results yet.\n')
 
 
-def summary(rows: Sequence[Row], x: str, panels: Sequence[str]) -> str:
-    """How many seeds trained at each value of ``x``, and the best of them."""
+def _section(data: str, results: Rows, folder: Path) -> str:
+    epochs = next(iter(results)).epochs
+    missing = set(STUDY.jobs(data, SEEDS, epochs)) - set(results)
+    parts = [heading(TITLES[data], results, len(missing))]
+    for name, experiment in STUDY.experiments[data].items():
+        rows = make_rows(experiment, results, Row)
+        if not rows:
+            continue
+        parts.append(f'#### {experiment.title}')
+        file = f'{name}.png' if data == 'digits' else f'{data}-{name}.png'
+        if name == 'correlation':
+            parts += [correlation_table(rows), f'![{experiment.title}]({file})']
+            draw_correlations(rows, folder / file)
+            continue
+        parts.append(table(rows, experiment.x, experiment.panels))
+        if experiment.panels:
+            parts.append(f'![Mean test accuracy in percent]({file})')
+            draw_heat_maps(rows, experiment, folder / file)
+    return '\n\n'.join(parts) + '\n'
+
+
+def table(rows: Sequence[Row], x: str, panels: Sequence[str]) -> str:
+    """Format the accuracy of each normalization at each value of a setting."""
     values = sorted({getattr(row.settings, x) for row in rows})
-    lines: dict[tuple, list[Row]] = {}
+    lines: dict[tuple, dict] = {}
     for row in rows:
         key = (*panel_of(row.settings, panels), row.settings.norm)
-        lines.setdefault(key, []).append(row)
+        lines.setdefault(key, {})[getattr(row.settings, x)] = row
     cells = []
     for key, own in lines.items():
-        best = max(own, key=lambda row: statistics.mean(row.accuracies))
-        trained = {getattr(row.settings, x): row.trained for row in own}
-        cells.append(
-            [
-                *map(value_of, key),
-                *(str(trained[value]) for value in values),
-                *format_mean_and_spread(best.accuracies, 2),
-                value_of(getattr(best.settings, x)),
-            ]
-        )
+        best = max(statistics.mean(row.accuracies) for row in own.values())
+        line = [*map(value_of, key)]
+        for value in values:
+            if value not in own:
+                line.append('-')
+                continue
+            row, count = own[value], len(own[value].results)
+            cell = format_mean(row.accuracies, 2)
+            if len(own) > 1 and statistics.mean(row.accuracies) == best:
+                cell = f'**{cell}**'
+            if row.trained < count:
+                cell += f' ({row.trained} of {count})'
+            line.append(cell)
+        cells.append(line)
     return format_table(
-        [
-            *panels,
-            'norm',
-            *(f'trained, {x} {value:g}' for value in values),
-            'best, %',
-            'spread',
-            f'at {x}',
-        ],
-        cells,
+        [*panels, 'norm', *(f'{x} {value:g}' for value in values)], cells
     )
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Accuracy and what became of the seeds of every variant."""
-    told = varied(rows, ('seed', 'norm'))
+def correlation_table(rows: Sequence[Row]) -> str:
+    """Format every measure at the last ReLU, before and after training."""
     return format_table(
-        [*told, 'norm', 'accuracy, %', 'spread', 'diverged', 'at chance'],
+        [
+            'norm',
+            *(
+                f'{label}, {words}'
+                for label in MEASURES.values()
+                for words in MOMENTS.values()
+            ),
+        ],
         [
             [
-                *(value_of(getattr(row.settings, name)) for name in told),
                 row.settings.norm,
-                *format_mean_and_spread(row.accuracies, 2),
-                str(row.diverged),
-                str(row.at_chance),
+                *(
+                    format_mean(row.last(measure, moment), 3)
+                    for measure in MEASURES
+                    for moment in MOMENTS
+                ),
             ]
             for row in rows
         ],
     )
-
-
-def correlation_tables(rows: Sequence[Row]) -> list[str]:
-    """For every measure its means over the seeds, layer by layer."""
-    first, parts = rows[0].settings, []
-    parts.append(f'{first.network} of depth {first.depth}, lr {first.lr:g}:')
-    for measure, label in MEASURES.items():
-        columns = [by_layer(row, moment, measure) for moment in MOMENTS for row in rows]
-        head = [
-            'ReLU',
-            *(
-                f'{row.settings.norm}, {words}'
-                for words in MOMENTS.values()
-                for row in rows
-            ),
-        ]
-        layers = max(map(len, columns))
-        lines = [
-            [
-                str(layer + 1),
-                *(
-                    format_mean_and_spread(column[layer] if column else [], 3)[0]
-                    for column in columns
-                ),
-            ]
-            for layer in range(layers)
-        ]
-        parts += [f'{label[0].upper()}{label[1:]}:', format_table(head, lines)]
-    return parts

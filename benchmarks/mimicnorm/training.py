@@ -6,6 +6,7 @@ import torch
 
 from benchmarks.shared.data import Data, load
 from benchmarks.shared.networks import Classifier
+from benchmarks.shared.rows import Numbers
 from benchmarks.shared.training import (
     AUGMENTED,
     BATCHES,
@@ -16,64 +17,59 @@ from benchmarks.shared.training import (
 )
 
 from .correlation import correlations
-from .experiments import Settings
+from .experiments import Result, Settings, is_correlated
 from .norms import NORMS
 
-WEIGHT_DECAY = 5e-4  # On CIFAR the paper's.
+WEIGHT_DECAY = 5e-4  # The paper's value for CIFAR.
+NOTHING = dict(channels=Numbers(()), images=Numbers(()))
 
 
-def train(settings: Settings, root: str | None, device: str = 'cpu') -> dict:
+def train(
+    settings: Settings, data: str, root: str | None = None, device: str = 'cpu'
+) -> Result:
     """Train a classifier on one thread.
 
     Equal settings give equal results on one machine's CPU.
 
     Args:
-        settings (Settings): Of the training.
+        settings (Settings): The settings of the training.
+        data (str): The data set.
         root (str, optional): The folder of CIFAR-10.
-        device (str): To train on. Defaults to ``'cpu'``.
-
-    Returns:
-        dict: ``accuracy`` on the test images, ``chance`` for that of a guess,
-        ``loss`` of the last batch, ``diverged``, ``seconds`` of CPU time, and
-        what :func:`correlations` finds on training images, ``before`` and
-        ``after``; None if diverged.
+        device (str): The device. Defaults to ``'cpu'``.
     """
     torch.set_num_threads(1)
     torch.manual_seed(settings.seed)
-    start = time.process_time()
-    data = load(settings.data, root, None).to(device)
-    net = classifier(settings, data).to(device)
-    images = data.train_images[:EVALUATED]
-    before = correlations(net, images)
+    begin = time.process_time()
+    images = load(data, root, None).to(device)
+    net = classifier(settings, images).to(device)
+    watched = images.train_images[:EVALUATED]
+    measured = is_correlated(settings)
+    before = correlations(net, watched) if measured else NOTHING
     optimizer = torch.optim.SGD(
         net.parameters(),
-        settings.lr * settings.batch / BATCHES[settings.data],
+        settings.lr * settings.batch / BATCHES[data],
         momentum=MOMENTUM,
         weight_decay=WEIGHT_DECAY,
     )
     # The same batches for every norm.
     torch.manual_seed(settings.seed)
     loss = fit(
-        net,
-        data,
-        optimizer,
-        settings.epochs,
-        settings.batch,
-        settings.data in AUGMENTED,
+        net, images, optimizer, settings.epochs, settings.batch, data in AUGMENTED
     )
-    return dict(
-        accuracy=accuracy(net, data),
-        chance=1 / data.classes,
-        loss=loss,
-        diverged=loss is None,
-        before=before,
-        after=None if loss is None else correlations(net, images),
-        seconds=round(time.process_time() - start, 2),
+    after = correlations(net, watched) if measured and loss is not None else NOTHING
+    return Result(
+        round(accuracy(net, images), 5),
+        int(loss is None),
+        before['channels'],
+        after['channels'],
+        before['images'],
+        after['images'],
+        round(time.process_time() - begin, 1),
     )
 
 
 def classifier(settings: Settings, data: Data) -> Classifier:
-    """The network of a training, as it starts."""
+    """Build the network of a training, with random weights."""
     return Classifier(
         settings.network,
         settings.depth,

@@ -1,68 +1,130 @@
-"""The command line of a benchmark: train what is missing, then report."""
+"""The command line of a study of classifiers: train what is missing, then report."""
 
 import argparse
 import os
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-
-import torch
+from typing import NamedTuple
 
 from mmpsbn.errors import InputError
 
 from .data import DATA, load
-from .pool import RESULTS, read_results
-from .settings import Experiment
+from .pool import in_processes
+from .rows import Rows, read_rows, write_rows
+from .settings import Experiment, describe
 
+SEEDS = 5
 QUICK = dict(seeds=2, epochs=5)
 
 
-def run(
-    name: str,
-    about: str,
-    experiments: dict[str, dict[str, Experiment]],
-    make: Callable,
-    epochs: dict[str, int],
-    train: Callable,
-    report: Callable,
-) -> None:
-    """The one command.
+class Study(NamedTuple):
+    """The trainings of a benchmark, and the CSV files with their results."""
+
+    folder: Path
+    """The benchmark's own folder, with the committed results."""
+    experiments: dict[str, dict[str, Experiment]]
+    """The experiments on each data set, by their names."""
+    epochs: dict[str, int]
+    """The length of a training on each data set."""
+    settings: type[NamedTuple]
+    result: type[NamedTuple]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def jobs(
+        self, data: str, seeds: int, epochs: int, names: Sequence[str] = ()
+    ) -> list[NamedTuple]:
+        """List every training once, although experiments can share trainings.
+
+        Args:
+            data (str): The data set.
+            seeds (int): The number of seeds.
+            epochs (int): The length of a training.
+            names (list[str]): The experiments. Defaults to all of them.
+        """
+        own = self.experiments[data]
+        jobs = [
+            job
+            for name in names or own
+            for job in own[name].jobs(self.settings, seeds, epochs)
+        ]
+        return list(dict.fromkeys(jobs))
+
+    def read(self, folder: Path) -> dict[str, Rows]:
+        """Read the results on each data set.
+
+        Raises:
+            InputError: If a file is damaged.
+        """
+        return {
+            data: read_rows(folder / f'{data}.csv', self.settings, self.result)
+            for data in DATA
+        }
+
+
+def run(study: Study, about: str, train: Callable, report: Callable) -> None:
+    """Run the command.
 
     Args:
-        name (str): Of the benchmark, and of its folder in work_dirs.
-        about (str): What ``--help`` begins with.
-        experiments (dict): For each data set, by their names.
-        make (callable): See :meth:`Experiment.jobs`.
-        epochs (dict): Of a training, for each data set.
-        train (callable): Trains what has no result yet; of jobs, results,
-            the folder, ``--data-root``, ``--processes`` and ``--device``.
-        report (callable): Writes the report; of the jobs of each experiment,
-            results, the folder and versions. It gives its path.
+        study (Study): The study.
+        about (str): The beginning of ``--help``.
+        train (callable): Returns the result of settings, a data set, its
+            folder and a device.
+        report (callable): Writes the report and returns its path; of the
+            results on each data set, and the folder.
     """
-    args = _parse(name, about, experiments, epochs)
+    args = _parse(study, about)
     try:
-        load(args.data, args.data_root, None)
+        rows = study.read(args.results)
+        if args.data:
+            train_missing(study, rows[args.data], train, args)
+        try:
+            print(f'Report: {report(rows, args.results)}')
+        except ImportError as error:
+            sys.exit(missing_for_report(args.results, error))
     except InputError as error:
-        raise SystemExit(str(error)) from None
-    jobs = {
-        name: experiments[args.data][name].jobs(
-            make, args.seeds, data=args.data, epochs=args.epochs
+        sys.exit(f'error: {error}')
+    except OSError as error:
+        sys.exit(f'error: {error.filename} cannot be read or written: {error.strerror}')
+    except KeyboardInterrupt:
+        print('Interrupted. The same command resumes.', file=sys.stderr)
+        sys.exit(130)
+
+
+def train_missing(study: Study, rows: Rows, train: Callable, args) -> None:
+    """Run the trainings that have no row yet, and add their rows."""
+    load(args.data, args.data_root, None)  # Raises if missing.
+    file = args.results / f'{args.data}.csv'
+    others = {run.epochs for run in rows} - {args.epochs}
+    if others:
+        raise InputError(
+            f'{file} has trainings of {min(others)} epochs, and these would have '
+            f'{args.epochs}. Choose another folder with --results.'
         )
-        for name in args.experiments
-    }
-    args.out.mkdir(parents=True, exist_ok=True)
-    results = read_results(args.out / RESULTS)
-    train(
-        [job for own in jobs.values() for job in own],
-        results,
-        args.out,
-        args.data_root,
-        args.processes,
-        args.device,
-    )
-    try:
-        print(report(jobs, results, args.out, f'torch {torch.__version__}'))
-    except ImportError as error:
-        raise SystemExit(missing_for_report(args.out, error)) from None
+    jobs = [
+        job
+        for job in study.jobs(args.data, args.seeds, args.epochs, args.experiments)
+        if job not in rows
+    ]
+    print(f'{len(jobs)} trainings are missing, {args.processes} in parallel')
+    function = partial(train, data=args.data, root=args.data_root, device=args.device)
+    begin = time.monotonic()
+    for done, (job, result) in enumerate(
+        in_processes([(function, jobs)], args.processes), 1
+    ):
+        rows[job] = [result]
+        write_rows(file, rows, study.settings, study.result)
+        left = (time.monotonic() - begin) * (len(jobs) / done - 1)
+        print(
+            f'{done}/{len(jobs)}: {describe(job)}: accuracy {result.accuracy:.3f}, '
+            f'{result.seconds:.0f} s; {left / 60:.1f} min left',
+            flush=True,
+        )
 
 
 def missing_for_report(out: Path, error: ImportError) -> str:
@@ -73,51 +135,52 @@ def missing_for_report(out: Path, error: ImportError) -> str:
     )
 
 
-def _parse(name, about, experiments, epochs) -> argparse.Namespace:
+def _parse(study: Study, about: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog=f'python -m benchmarks.{name}',
+        prog=f'python -m benchmarks.{study.name}',
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument('--data', choices=DATA, help='without it, nothing is trained')
+    parser.add_argument('--data-root', help="folder of CIFAR-10's binary version")
     parser.add_argument(
         '--experiments',
         nargs='+',
+        default=[],
         metavar='NAME',
         help='; '.join(
-            f'of {data}: {", ".join(own)}' for data, own in experiments.items()
+            f'of {data}: {", ".join(own)}' for data, own in study.experiments.items()
         ),
     )
-    parser.add_argument('--seeds', type=int, default=5, help='how many')
+    parser.add_argument('--seeds', type=int, default=SEEDS, help='how many')
     parser.add_argument('--epochs', type=int)
+    quick = Path('work_dirs') / f'{study.name}-quick'
     parser.add_argument(
         '--quick',
         action='store_true',
-        help='{seeds} seeds and {epochs} epochs'.format(**QUICK),
+        help=f'{QUICK["seeds"]} seeds and {QUICK["epochs"]} epochs, in {quick}',
     )
-    parser.add_argument('--data', choices=DATA, default='digits')
-    parser.add_argument('--data-root', help="folder of CIFAR-10's binary version")
     parser.add_argument('--device', default='cpu')
-    parser.add_argument('--processes', type=int, default=os.cpu_count())
     parser.add_argument(
-        '--out',
-        type=Path,
-        help=f'by default work_dirs/{name}, and work_dirs/{name}-quick with --quick',
+        '--processes', type=int, default=len(os.sched_getaffinity(0)), help='how many'
+    )
+    parser.add_argument(
+        '--results', type=Path, help='folder of the CSV files and the figures'
     )
     args = parser.parse_args()
     if args.quick:
         vars(args).update(QUICK)
-    if args.epochs is None:
-        args.epochs = epochs[args.data]
-    if args.experiments is None:
-        args.experiments = list(experiments[args.data])
-    unknown = set(args.experiments) - set(experiments[args.data])
-    if unknown:
-        parser.error(
-            f'--experiments {", ".join(sorted(unknown))}: there is no such '
-            f'experiment on {args.data}. Choose from '
-            f'{", ".join(experiments[args.data])}.'
-        )
-    if min(args.seeds, args.epochs, args.processes) < 1:
-        parser.error('--seeds, --epochs and --processes are at least 1.')
-    args.out = args.out or Path('work_dirs') / (f'{name}-quick' if args.quick else name)
+    args.results = args.results or (quick if args.quick else study.folder)
+    if args.data:
+        if args.epochs is None:
+            args.epochs = study.epochs[args.data]
+        unknown = set(args.experiments) - set(study.experiments[args.data])
+        if unknown:
+            parser.error(
+                f'--experiments {", ".join(sorted(unknown))}: there is no such '
+                f'experiment on {args.data}. Choose from '
+                f'{", ".join(study.experiments[args.data])}.'
+            )
+        if min(args.seeds, args.epochs, args.processes) < 1:
+            parser.error('--seeds, --epochs and --processes must be at least 1')
     return args

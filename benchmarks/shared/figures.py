@@ -1,134 +1,47 @@
-"""Figures of variants over a setting, as PNG files."""
+"""Lines with intervals, and axes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
-from mmpsbn.analysis.style import STYLE
-
-from .settings import Row, panel_of
-
-
-def draw_variants(
-    rows: Sequence[Row],
-    x: str,
-    panels: Sequence[str],
-    measures: dict[str, Callable[[Row], list[float]]],
-    series_of: Callable[[Row], str],
-    styles: dict[str, tuple[str, str]],
-    names: dict[str, str],
-    out: str,
-    tick: Callable[[float], str] = '{:g}'.format,
-) -> None:
-    """Measures over a setting: seeds as points, their mean and range.
-
-    Args:
-        rows (list[Row]): Of an experiment.
-        x (str): The setting to the right.
-        panels (list[str]): Settings with a column of panels for each value.
-        measures (dict): For each row of panels its label, and the values of
-            a variant's seeds.
-        series_of (callable): The name of the line that a variant is on.
-        styles (dict): For each line its color and marker.
-        names (dict): Of settings, in words.
-        out (str): The PNG to write.
-        tick (callable): What is written at a value of ``x``.
-    """
-    columns = list(dict.fromkeys(panel_of(row.settings, panels) for row in rows))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(
-            figsize=(max(4.5, 3.2 * len(columns)), 2.5 * len(measures)),
-            layout='constrained',
-        )
-        axes = figure.subplots(
-            len(measures), len(columns), sharex='col', sharey='row', squeeze=False
-        )
-        for column, values in enumerate(columns):
-            own = [row for row in rows if panel_of(row.settings, panels) == values]
-            for axis, of in zip(axes[:, column], measures.values()):
-                places = _places(axis, own, x, tick)
-                for name in dict.fromkeys(map(series_of, own)):
-                    draw_series(
-                        axis,
-                        [
-                            (places[getattr(row.settings, x)], of(row))
-                            for row in own
-                            if series_of(row) == name
-                        ],
-                        name,
-                        *styles[name],
-                    )
-            axes[0, column].set_title(
-                ', '.join(
-                    value
-                    if isinstance(value, str)
-                    else f'{names.get(name, name)} {value:g}'
-                    for name, value in zip(panels, values)
-                ),
-                fontsize=9,
-            )
-            axes[-1, column].set_xlabel(names.get(x, x))
-        for axis, label in zip(axes[:, 0], measures):
-            axis.set_ylabel(label)
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        if len(labels) > 1:
-            figure.legend(
-                handles,
-                labels,
-                loc='outside upper right',
-                ncols=len(labels),
-                frameon=False,
-            )
-        figure.savefig(out, dpi=150)
+from mmpsbn.compare.intervals import confidence_margin
 
 
 def draw_series(
-    axis,
-    points: Sequence[tuple[float, list[float]]],
-    label: str,
-    color: str,
-    marker: str,
+    axis, points: Sequence[tuple[float, list[float]]], bounds: tuple, **style
 ) -> None:
-    """A line of means with the range and the values of the seeds."""
-    points = [(place, values) for place, values in points if values]
-    at = [place for place, _ in points]
-    axis.plot(at, [np.mean(values) for _, values in points], color=color, label=label)
-    axis.fill_between(
-        at,
-        [min(values) for _, values in points],
-        [max(values) for _, values in points],
-        color=color,
-        alpha=0.15,
-        lw=0,
-    )
-    for place, values in points:
-        axis.plot(
-            [place] * len(values), values, marker, color=color, ms=3, alpha=0.6, mew=0
+    """Draw a line of means with their 95 % confidence intervals.
+
+    Args:
+        axis (matplotlib.axes.Axes): The axes.
+        points (list[tuple]): For each x the values of the seeds.
+        bounds (tuple): The least and the largest possible value.
+        style: Arguments of ``axis.plot``.
+    """
+    points = [(x, values) for x, values in points if values]
+    at = [x for x, _ in points]
+    means = np.array([np.mean(values) for _, values in points])
+    (line,) = axis.plot(at, means, **style)
+    if all(len(values) > 1 for _, values in points):
+        margins = np.array([confidence_margin(values) for _, values in points])
+        axis.fill_between(
+            at,
+            np.clip(means - margins, *bounds),
+            np.clip(means + margins, *bounds),
+            color=line.get_color(),
+            alpha=0.15,
+            lw=0,
         )
     axis.grid(lw=0.4)
 
 
-def by_logarithm(
-    axis, values: Sequence[float], tick: Callable[[float], str] = '{:g}'.format
-) -> None:
-    """A tick at each value, written where there is room for it."""
-    labels, last = [], 0
+def by_logarithm(axis, values: Sequence[float]) -> None:
+    """Put a tick at each value of a logarithmic x-axis, with a label if it has room."""
+    labels, last = [], 0.0
     for value in values:
-        room = value > 1.4 * last
-        labels.append(tick(value) if room else '')
+        room = value > 1.9 * last
+        labels.append(f'{value:g}' if room else '')
         last = value if room else last
     axis.set_xscale('log')
     axis.set_xticks(values, labels)
     axis.minorticks_off()
-
-
-def _places(axis, rows, x, tick) -> dict:
-    """Where values are drawn: by logarithm, or in turn if 0 is among them."""
-    values = sorted({getattr(row.settings, x) for row in rows})
-    if values[0] > 0:
-        by_logarithm(axis, values, tick)
-        return {value: value for value in values}
-    axis.set_xticks(range(len(values)), [tick(value) for value in values])
-    return {value: place for place, value in enumerate(values)}

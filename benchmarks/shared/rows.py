@@ -12,6 +12,22 @@ from mmpsbn.files import write_atomically
 Rows = dict[NamedTuple, list[NamedTuple]]
 
 
+class Numbers(tuple):
+    """A column with several numbers.
+
+    Args:
+        values (str | Iterable[float]): The numbers, or their text.
+    """
+
+    def __new__(cls, values):
+        if isinstance(values, str):
+            values = map(float, values.split())
+        return super().__new__(cls, values)
+
+    def __str__(self) -> str:
+        return ' '.join(f'{value:g}' for value in self)
+
+
 def write_rows(
     file: Path, rows: Rows, run: type[NamedTuple], row: type[NamedTuple]
 ) -> None:

@@ -1,95 +1,86 @@
-"""Trainings by their settings, which are named tuples with a seed.
+"""Experiments, and the trainings that they consist of, by their settings.
 
-The tuple may have another under ``start``: the training that its weights come
-from.
+Settings are named tuples whose first field is the seed.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import NamedTuple
 
+from .rows import Rows
+
 
 class Experiment(NamedTuple):
-    """Some variants, and how they are shown."""
+    """Variants of a recipe, and how they are shown."""
 
     title: str
     variants: Sequence[dict]
     """What differs from the base recipe."""
-    x: str
-    """The setting that a figure has to the right."""
+    x: str = ''
+    """The setting on the x-axis of its figure; empty if it has none."""
     panels: Sequence[str] = ()
     """Settings with a panel for each value."""
 
-    def jobs(self, make: Callable, seeds: int, **base) -> list[NamedTuple]:
-        """Every variant with every seed, seed by seed.
+    def jobs(self, settings: Callable, seeds: int, epochs: int) -> list[NamedTuple]:
+        """List every variant with every seed, seed by seed.
 
         Args:
-            make (callable): Settings of a seed, a base recipe and a variant.
-            seeds (int): How many.
-            base: Settings of all variants that have no others.
+            settings (type): The class of the settings.
+            seeds (int): The number of seeds.
+            epochs (int): The length of a training.
         """
         return [
-            make(seed, base, variant)
+            settings(seed, epochs=epochs, **variant)
             for seed in range(seeds)
             for variant in self.variants
         ]
 
 
 class Row(NamedTuple):
-    """A variant with its results, one for each seed."""
+    """A variant with its results."""
 
     settings: NamedTuple
-    """Of the first seed."""
-    results: list[dict]
+    """Those of seed 0."""
+    results: dict[int, NamedTuple]
+    """The result of each seed."""
 
     @property
     def accuracies(self) -> list[float]:
-        return [100 * result['accuracy'] for result in self.results]
+        return [100 * result.accuracy for result in self.results.values()]
 
     @property
     def diverged(self) -> int:
-        return sum(result['diverged'] for result in self.results)
+        return sum(result.diverged for result in self.results.values())
 
 
 def grid(**axes: Sequence) -> list[dict]:
-    """Every combination of the values."""
+    """List every combination of the values."""
     return [dict(zip(axes, values)) for values in product(*axes.values())]
 
 
-def tree_of(settings: NamedTuple) -> dict:
-    """Settings as JSON has them."""
-    return {
-        name: tree_of(value) if hasattr(value, '_asdict') else value
-        for name, value in settings._asdict().items()
-    }
+def make_rows(experiment: Experiment, rows: Rows, row: Callable = Row) -> list[Row]:
+    """List the variants in their order; none if one of them has no result.
 
-
-def key_of(settings: NamedTuple) -> str:
-    """What the result of a training is found by."""
-    return json.dumps(tree_of(settings), sort_keys=True)
-
-
-def make_rows(
-    jobs: Sequence[NamedTuple], results: dict[str, dict], row: Callable = Row
-) -> list[Row]:
-    """Variants in their order, with the results of all seeds."""
-    rows: dict[str, Row] = {}
-    for job in jobs:
-        variant = _of_first_seed(job)
-        own = rows.setdefault(key_of(variant), row(variant, []))
-        own.results.append(results[key_of(job)])
-    return list(rows.values())
-
-
-def _of_first_seed(settings: NamedTuple) -> NamedTuple:
-    start = getattr(settings, 'start', None)
-    more = dict(start=_of_first_seed(start)) if start else {}
-    return settings._replace(seed=0, **more)
+    Args:
+        experiment (Experiment): The experiment.
+        rows (dict): The result of each training; all have the same epochs.
+        row (type): The class of the rows.
+    """
+    found: dict[NamedTuple, dict[int, NamedTuple]] = {}
+    for run in sorted(rows):
+        found.setdefault(run._replace(seed=0), {})[run.seed] = rows[run][0]
+    variants = [
+        own
+        for run in list(rows)[:1]
+        for own in experiment.jobs(type(run), 1, run.epochs)
+    ]
+    if not found.keys() >= {*variants}:
+        return []
+    return [row(own, found[own]) for own in variants]
 
 
 def varied(rows: Sequence[Row], without: Sequence[str]) -> list[str]:
-    """Names of the settings that differ between the rows."""
+    """List the names of the settings that differ between the rows."""
     return [
         name
         for name in rows[0].settings._fields
@@ -98,12 +89,12 @@ def varied(rows: Sequence[Row], without: Sequence[str]) -> list[str]:
     ]
 
 
-def format_duration(settings: NamedTuple, without: Sequence[str] = ()) -> str:
-    """The settings that are not the defaults."""
+def describe(settings: NamedTuple) -> str:
+    """Describe the settings that are not the defaults."""
     return ', '.join(
         f'{name} {value}'
         for name, value in settings._asdict().items()
-        if name not in without and value != settings._field_defaults.get(name)
+        if value != settings._field_defaults.get(name)
     )
 
 

@@ -1,14 +1,15 @@
-"""Values and headings of a report."""
+"""Values and headings of a report, and the page that it is written to."""
 
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from mmpsbn.compare.intervals import confidence_margin
 from mmpsbn.files import write_atomically
 
-from .settings import key_of
+from .rows import Rows
 
+TITLES = dict(digits='Digits', cifar10='CIFAR-10')
 BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
 
 
@@ -38,18 +39,25 @@ def value_of(value) -> str:
     return f'{value:g}' if isinstance(value, float) else str(value)
 
 
-def heading(
-    title: str, jobs: Sequence[NamedTuple], results: dict[str, dict], versions: str
-) -> str:
-    """What was trained, and how long it took."""
-    first = jobs[0]
-    seconds = sum(results[key_of(job)]['seconds'] for job in jobs)
+def heading(title: str, rows: Rows, missing: int) -> str:
+    """Say what was trained on a data set, and how long it took."""
+    seconds = sum(result.seconds for (result,) in rows.values())
     return (
-        f'# {title} on {first.data}\n\n'
-        f'{len(jobs)} trainings of {first.epochs} epochs, '
-        f'{len({job.seed for job in jobs})} seeds, {seconds / 60:.0f} '
-        f'minutes of one core; {versions}.'
+        f'### {title}\n\n'
+        f'{len(rows)} trainings of {next(iter(rows)).epochs} epochs with '
+        f'{len({run.seed for run in rows})} seeds took {seconds / 60:.0f} minutes of '
+        'CPU time.' + f' {missing} trainings are missing.' * bool(missing)
     )
+
+
+def format_mean(values: Sequence[float], digits: int) -> str:
+    """Format the mean with half of its 95 % confidence interval."""
+    if not values:
+        return '-'
+    text = f'{statistics.mean(values):.{digits}f}'
+    if len(values) > 1:
+        text += f' ± {confidence_margin(values):.{digits}f}'
+    return text
 
 
 def format_mean_and_spread(values: Sequence[float], digits: int = 3) -> list[str]:
