@@ -106,6 +106,10 @@ class Trainings:
             if run == type(run)(run.seed, epochs=run.epochs, **settings)
         ]
 
+    def accuracy(self, **settings):
+        """The mean accuracy of the seeds, in percent."""
+        return 100 * np.mean([one.accuracy for one in self.of(**settings)])
+
     def share(self, what='dead', **settings):
         """The mean share of the channels at the end, in percent."""
         found = [
@@ -322,8 +326,30 @@ def test_sentences_on_collapse():
             assert own.share('died', **settings, alpha=alpha) == '0.0'
 
 
+BATCH_NORMS = ('BN', 'GN', 'MimicNorm')
+
+
 def sentences_on_mimicnorm(own):
-    """What the page says of correlations, with the numbers."""
+    """What the page says of each experiment, with the numbers."""
+
+    def small(batch):
+        """The mean accuracies with a number of images."""
+        found = [own.accuracy(norm=norm, batch=batch) for norm in BATCH_NORMS]
+        return 'BN has {:.1f} %, GN {:.1f} % and MimicNorm {:.1f} %'.format(*found)
+
+    def best(**settings):
+        """The best mean accuracies of the ablation, over the learning rates."""
+        found = [
+            max(
+                own.accuracy(norm=norm, lr=lr, **settings)
+                for lr in mimicnorm_experiments.LRS
+            )
+            for norm in ('BN', 'MimicNorm', 'weight mean', 'last BN', 'none')
+        ]
+        return (
+            '{:.1f} % with BN, {:.1f} % with MimicNorm, {:.1f} % with weight mean, '
+            '{:.1f} % with last BN and {:.1f} % with neither'.format(*found)
+        )
 
     def last(measure, moment, *norms):
         """The means at the last ReLU."""
@@ -342,6 +368,10 @@ def sentences_on_mimicnorm(own):
     norms = ('MimicNorm', 'BN', 'none')
     together = '{} with MimicNorm, {} with BN and {} with neither'
     return [
+        f'The best mean accuracy is {best(depth=32)} in the plain network of depth 32',
+        f'and {best(network="resnet", depth=19)} in the ResNet of depth 19',
+        f'With one image at a time, {small(1)}; with two, {small(2)}; with four, '
+        f'{small(4)}',
         together.format(*last('channels', 'before', *norms)),
         '{}, {} and {}'.format(*last('images', 'before', *norms)),
         'After training, the correlations are {}, {} and {}, and the cosines are '

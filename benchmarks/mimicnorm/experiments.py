@@ -60,7 +60,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         ('network', 'depth'),
     ),
     'micro-batch': Experiment(
-        'Small batches', grid(batch=(1, 2, 4, 8, 32), norm=('BN', 'GN', 'MimicNorm'))
+        'Small batches',
+        grid(batch=(1, 2, 4, 8, 32), norm=('BN', 'GN', 'MimicNorm')),
+        'batch',
     ),
     'correlation': Experiment(
         'Correlation through depth',
