@@ -155,7 +155,7 @@ def test_neu_det(neu_det, page):
 
 
 def test_sentences_on_neu_det(neu_det):
-    text = ' '.join((ROOT / 'docs' / 'choosing.md').read_text().split())
+    text = words_of('docs/choosing.md')
     full = {name: differences(rows) for name, rows in neu_det.items()}
     finetuned = ('faster-rcnn', 'retinanet')
     gains = [
@@ -213,7 +213,7 @@ def test_table_on_retraining(cifar10):
 
 
 def test_sentences_on_retraining(cifar10):
-    text = ' '.join((ROOT / 'docs' / 'retraining.md').read_text().split())
+    text = words_of('docs/retraining.md')
     compared = cifar10.compare(PLAIN.methods, 'accuracy', AT)
     found = {(one.setting, one.end): one for one in compared}
     late, last = found[FULL, 100], found[FULL, 150]
@@ -227,7 +227,7 @@ def test_sentences_on_retraining(cifar10):
     assert f"{half[0]:.0f} % of BN's channels and {half[1]:.0f} % of psBN's" in text
     assert found[HALF, 150].p > 0.05
     dead = [dead_share(cifar10, FULL, own, 150) for own in ('BN', 'psBN')]
-    front = ' '.join((ROOT / 'README.md').read_text().split())
+    front = words_of('README.md')
     assert f'with BN, {dead[0]:.0f} % of the channels are dead' in front
     assert f'with psBN {dead[1]:.0f} %' in front
 

@@ -24,7 +24,7 @@ from .figures import draw_law, draw_recovery, draw_variants
 from .fits import Law, fit_law
 
 RARE = 0.25  # The share of dead channels up to which the paper's law may hold.
-# Of the counts of dead channels: which one, and in words.
+# The counts of dead channels that the laws are fitted to, and how the tables name them.
 MOMENTS = {1: 'after a tenth', -1: 'at the end'}
 # Settings that a table does not show, because others imply them.
 HIDDEN = ('classes', 'weight_decay')
