@@ -7,10 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.shared import settings as shared
-from benchmarks.shared.command import SEEDS
 from benchmarks.shared.rows import Rows
 from benchmarks.shared.settings import make_rows, varied
-from benchmarks.shared.tables import TITLES, format_mean, heading, value_of, write_page
+from benchmarks.shared.tables import format_mean, heading, value_of, write_page
 from mmpsbn.compare.intervals import (
     PairedDifference,
     compare_paired,
@@ -88,9 +87,7 @@ def write_report(results: dict[str, Rows], folder: Path) -> Path:
 
 
 def _section(data: str, results: Rows, folder: Path) -> str:
-    epochs = next(iter(results)).epochs
-    missing = set(STUDY.jobs(data, SEEDS, epochs)) - set(results)
-    parts = [heading(TITLES[data], results, len(missing))]
+    parts = [heading(STUDY, data, results)]
     prefix = '' if data == 'digits' else f'{data}-'
 
     def figure(name: str, alt: str) -> Path:

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.shared import settings as shared
-from benchmarks.shared.command import SEEDS
 from benchmarks.shared.data import CLASSES
 from benchmarks.shared.rows import Rows
 from benchmarks.shared.settings import make_rows, panel_of
-from benchmarks.shared.tables import TITLES, format_mean, heading, value_of, write_page
+from benchmarks.shared.tables import format_mean, heading, value_of, write_page
 from mmpsbn.compare.tables import format_table
 
 from .correlation import MEASURES
@@ -58,9 +57,7 @@ def write_report(results: dict[str, Rows], folder: Path) -> Path:
 
 
 def _section(data: str, results: Rows, folder: Path) -> str:
-    epochs = next(iter(results)).epochs
-    missing = set(STUDY.jobs(data, SEEDS, epochs)) - set(results)
-    parts = [heading(TITLES[data], results, len(missing))]
+    parts = [heading(STUDY, data, results)]
     for name, experiment in STUDY.experiments[data].items():
         rows = make_rows(experiment, results, Row)
         if not rows:

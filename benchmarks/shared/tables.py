@@ -7,6 +7,7 @@ from pathlib import Path
 from mmpsbn.compare.intervals import confidence_margin
 from mmpsbn.files import write_atomically
 
+from .command import SEEDS, Study
 from .rows import Rows
 
 TITLES = dict(digits='Digits', cifar10='CIFAR-10')
@@ -39,12 +40,14 @@ def value_of(value) -> str:
     return f'{value:g}' if isinstance(value, float) else str(value)
 
 
-def heading(title: str, rows: Rows, missing: int) -> str:
-    """Say what was trained on a data set, and how long it took."""
+def heading(study: Study, data: str, rows: Rows) -> str:
+    """Say what was trained on a data set, what is missing, and how long it took."""
     seconds = sum(result.seconds for (result,) in rows.values())
+    epochs = next(iter(rows)).epochs
+    missing = len(set(study.jobs(data, SEEDS, epochs)) - set(rows))
     return (
-        f'### {title}\n\n'
-        f'{len(rows)} trainings of {next(iter(rows)).epochs} epochs with '
+        f'### {TITLES[data]}\n\n'
+        f'{len(rows)} trainings of {epochs} epochs with '
         f'{len({run.seed for run in rows})} seeds took {seconds / 60:.0f} minutes of '
         'CPU time.' + f' {missing} trainings are missing.' * bool(missing)
     )
