@@ -18,7 +18,7 @@ from mmengine.logging import MMLogger
 from mmpsbn.analysis import ChannelWatch, ratios
 from mmpsbn.hooks import FilterCollapseHook
 
-from .demo_norms import CONFIGS
+from .detector_rounds.detectors import CONFIGS
 from .memory import Detector, side_by_side
 
 

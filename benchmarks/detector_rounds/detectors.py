@@ -2,14 +2,13 @@
 
 import copy
 from functools import cache
+from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from torch import nn
 
-from benchmarks.demo_norms import CONFIGS
-from benchmarks.finetuning import EVERYWHERE
 from mmpsbn.analysis.collapse import norm_layers
 from mmpsbn.compare import replace_norm
 from mmpsbn.config.reading import read_config
@@ -17,6 +16,11 @@ from mmpsbn.detectors import build_model
 
 from .tasks import CLASSES
 
+DEMO = Path(__file__).resolve().parents[2] / 'configs' / 'demo'
+CONFIGS = {
+    name: str(DEMO / f'{name}_r18-half_fpn_psbn_digits.py')
+    for name in ('faster-rcnn', 'retinanet')
+}
 WIDTH = 32  # The channels of FPN and heads.
 SMALL = {
     'model.backbone.base_channels': 16,
@@ -46,10 +50,21 @@ OPTIONS = {
         'model.bbox_head.num_classes': CLASSES,
     },
 }
-# The head that EVERYWHERE gives to Faster R-CNN has another setting for its width.
-WIDTH_EVERYWHERE = {
-    'faster-rcnn': {'model.roi_head.bbox_head.conv_out_channels': WIDTH},
-    'retinanet': {},
+BN = dict(type='BN')
+# Norm layers in FPN and heads, too.
+EVERYWHERE = {
+    'faster-rcnn': {
+        'model.neck.norm_cfg': BN,
+        'model.roi_head.bbox_head.type': 'Shared4Conv1FCBBoxHead',
+        'model.roi_head.bbox_head.conv_out_channels': WIDTH,
+        'model.roi_head.bbox_head.norm_cfg': BN,
+    },
+    'retinanet': {
+        'model.neck.norm_cfg': BN,
+        'model.bbox_head.type': 'RetinaSepBNHead',
+        'model.bbox_head.num_ins': 4,
+        'model.bbox_head.norm_cfg': BN,
+    },
 }
 CLASS_LAYERS = {
     'faster-rcnn': ('roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg'),
@@ -70,7 +85,7 @@ def config_of(detector: str, placement: str, method: str) -> Config:
     MMLogger.get_instance('mmengine', log_level='ERROR')
     options = dict(OPTIONS[detector])
     if placement == 'everywhere':
-        options |= EVERYWHERE[detector] | WIDTH_EVERYWHERE[detector]
+        options |= EVERYWHERE[detector]
     cfg = copy.deepcopy(_demo_config(detector))
     cfg.merge_from_dict(options)
     return replace_norm(cfg, 'psBN' if method == 'psBN' else 'BN')

@@ -61,11 +61,3 @@ def format_mean(values: Sequence[float], digits: int) -> str:
     if len(values) > 1:
         text += f' ± {confidence_margin(values):.{digits}f}'
     return text
-
-
-def format_mean_and_spread(values: Sequence[float], digits: int = 3) -> list[str]:
-    """Format the mean, and the difference of largest and smallest value."""
-    if not values:
-        return ['-', '-']
-    spread = max(values) - min(values)
-    return [f'{statistics.mean(values):.{digits}f}', f'{spread:.{digits}f}']
