@@ -7,13 +7,15 @@ tools/export_onnx.py and compared on images there. Then one image goes through
 it as trained, through the stock model that tools/convert.py --to bn gives,
 with BN folded into its convs, and through ONNX Runtime, all with their
 post-processing, in turns within each round, on the same number of threads.
-Printed are the median time and the median over rounds of the ratios.
+Printed are the median time and the median over rounds of the ratios. Each
+detector is a row of inference.csv in the folder of --results.
 """
 
 import argparse
 import statistics
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -23,7 +25,9 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
+from benchmarks.shared.costs import Costs, add_results_argument, name_of
 from mmpsbn.analysis import ratios, time_alternately
+from mmpsbn.cli.errors import exit_with_message
 from mmpsbn.detectors.build import build_model
 from mmpsbn.export import export_onnx
 from mmpsbn.export.onnx_file import folded_stock, prepare_image
@@ -33,6 +37,29 @@ CONFIGS = [
     for detector in ('faster-rcnn', 'retinanet')
     for norm in ('psbn', 'mimicnorm')
 ]
+
+
+class Measured(NamedTuple):
+    """What is measured."""
+
+    device: str
+    config: str
+    height: int
+    width: int
+
+
+class Cost(NamedTuple):
+    """The time of an image."""
+
+    torch: str
+    onnxruntime: str
+    rounds: int
+    trained: float
+    """As trained, in ms."""
+    folded: float
+    """The stock model with BN folded, relative to as trained."""
+    onnx: float
+    """ONNX Runtime, relative to as trained."""
 
 
 def predictor(model, data):
@@ -82,14 +109,16 @@ def main():
     parser.add_argument('configs', nargs='*', default=CONFIGS)
     parser.add_argument('--shape', type=int, nargs=2, default=[480, 800])
     parser.add_argument('--rounds', type=int, default=10)
+    add_results_argument(parser)
     args = parser.parse_args()
     register_all_modules()
     MMLogger.get_instance('mmengine', log_level='ERROR')
+    costs = Costs(args.results / 'inference.csv', Measured, Cost)
     height, width = args.shape
+    versions = torch.__version__, onnxruntime.__version__
     print(
-        f'torch {torch.__version__}, ONNX Runtime '
-        f'{onnxruntime.__version__}, {torch.get_num_threads()} threads, '
-        f'one image of {height} x {width}\n\n'
+        'torch {}, ONNX Runtime {}, '.format(*versions)
+        + f'{name_of("cpu")}, one image of {height} x {width}\n\n'
         '| Config | as trained, ms | stock, folded | ONNX Runtime |\n'
         '|---|---|---|---|'
     )
@@ -100,13 +129,19 @@ def main():
             ways = contenders(cfg, tuple(args.shape), Path(folder))
         seconds = time_alternately(ways, args.rounds)
         _, folded, onnx = ratios(seconds).values()
-        print(
-            f'| {Path(path).stem} '
-            f'| {statistics.median(seconds["trained"]) * 1e3:.0f} '
-            f'| {folded:.2f} | {onnx:.2f} |',
-            flush=True,
+        trained = statistics.median(seconds['trained']) * 1e3
+        config = Path(path).stem
+        costs.add(
+            Measured(name_of('cpu'), config, height, width),
+            Cost(
+                *versions,
+                args.rounds,
+                *(round(trained, 1), round(folded, 3), round(onnx, 3)),
+            ),
         )
+        print(f'| {config} | {trained:.0f} | {folded:.2f} | {onnx:.2f} |', flush=True)
 
 
 if __name__ == '__main__':
-    main()
+    with exit_with_message('the measurements so far are in inference.csv'):
+        main()

@@ -22,12 +22,16 @@ name after it, --backbones or --detectors leaves all of them out.
 - Filled, on a GPU and with --fill: the largest batch that a training step at
   full size finds memory for, to a sixteenth, and how many of its images are
   trained on in a second.
+
+Each measurement is a row of memory.csv in the folder of --results.
 """
 
 import argparse
+import math
 import statistics
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from mmdet.models.backbones import MobileNetV2, ResNet
@@ -37,9 +41,42 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
+from benchmarks.shared.costs import Costs, add_results_argument, name_of
 from benchmarks.shared.memory import PublishedMimicConv, largest_batch
 from mmpsbn.analysis import ratios, saved_bytes, time_alternately
+from mmpsbn.cli.errors import exit_with_message
 from mmpsbn.registry import MODELS
+
+
+class Measured(NamedTuple):
+    """What is measured."""
+
+    device: str
+    network: str
+    norm: str
+    height: int
+    width: int
+
+
+class Cost(NamedTuple):
+    """What it costs; NaN if it was not measured."""
+
+    torch: str
+    rounds: int
+    saved: float
+    """In MiB."""
+    peak: float
+    """In MiB."""
+    batch: float
+    """The largest one that the GPU has memory for."""
+    speed: float
+    """The images of this batch in a second."""
+    step: float
+    """The time of a training step, relative to BN."""
+    step_of_none: float
+    """The same relative to the network with nothing in place of its norms."""
+    inference: float
+    """The time of inference, relative to BN."""
 
 
 class NoNorm(torch.nn.Identity):
@@ -220,7 +257,7 @@ def side_by_side(models, size, rounds, training, batch=2):
     )
 
 
-def report(title, builders, size, args):
+def report(title, builders, size, args, costs):
     print(
         f'| {title} | saved, MiB | of BN | peak, MiB | filled, images '
         '(images / s) | step, of BN | of none | inference, of BN |\n'
@@ -232,13 +269,30 @@ def report(title, builders, size, args):
     of_none = ratios({'none': steps['none'], **steps}) if 'none' in steps else {}
     steps, inference = ratios(steps), ratios(inference)
     for name in builders:
-        at_most = f'{peak[name]:.0f}' if peak else '-'
-        full = '{} ({:.1f})'.format(*filled[name]) if filled else '-'
-        limit = f'{of_none[name]:.3f}' if of_none else '-'
+        batch, speed = filled.get(name, (math.nan, math.nan))
+        cost = Cost(
+            torch.__version__,
+            args.rounds,
+            round(saved[name], 1),
+            round(peak.get(name, math.nan), 1),
+            batch,
+            round(speed, 1),
+            *(round(own.get(name, math.nan), 3) for own in (steps, of_none, inference)),
+        )
+        costs.add(Measured(name_of(args.device), title, name, *size), cost)
+        cells = [
+            f'{cost.saved:.0f}',
+            f'{saved[name] / saved["BN"]:.3f}',
+            f'{cost.peak:.0f}',
+            f'{cost.batch} ({cost.speed})',
+            f'{cost.step:.3f}',
+            f'{cost.step_of_none:.3f}',
+            f'{cost.inference:.3f}',
+        ]
         print(
-            f'| {name} | {saved[name]:.0f} | '
-            f'{saved[name] / saved["BN"]:.3f} | {at_most} | {full} | '
-            f'{steps[name]:.3f} | {limit} | {inference[name]:.3f} |'
+            f'| {name} | {" | ".join(cells)} |'.replace('nan (nan)', '-').replace(
+                'nan', '-'
+            )
         )
     print(flush=True)
 
@@ -266,6 +320,7 @@ def main():
     parser.add_argument(
         '--fill', action='store_true', help='on a GPU, also find the largest batch'
     )
+    add_results_argument(parser)
     args = parser.parse_args()
     if min(args.rounds, *args.size) < 1:
         parser.error('--rounds and --size are at least 1')
@@ -273,12 +328,8 @@ def main():
         parser.error('--device cuda: torch sees no GPU here')
     register_all_modules()
     MMLogger.get_instance('mmengine', log_level='ERROR')
-    where = (
-        torch.cuda.get_device_name()
-        if args.device == 'cuda'
-        else f'CPU, {torch.get_num_threads()} threads'
-    )
-    print(f'torch {torch.__version__}, {where}\n')
+    costs = Costs(args.results / 'memory.csv', Measured, Cost)
+    print(f'torch {torch.__version__}, {name_of(args.device)}\n')
     norms = [norm for norm in SETTINGS if norm in ('BN', *args.norms)]
     for name in args.backbones:
         report(
@@ -286,6 +337,7 @@ def main():
             {norm: partial(Backbone, name, norm) for norm in norms},
             args.size,
             args,
+            costs,
         )
     size = args.size if args.device == 'cuda' else [480, 800]
     for name in args.detectors:
@@ -298,8 +350,10 @@ def main():
             },
             size,
             args,
+            costs,
         )
 
 
 if __name__ == '__main__':
-    main()
+    with exit_with_message('the measurements so far are in memory.csv'):
+        main()

@@ -8,20 +8,43 @@ MimicNorm centers its weights there. This is measured with SGD with momentum
 for MMDetection's ResNet-50. The first column is the median time of a step over
 the rounds, in which all take turns. The others are the median of what a step
 takes more than that of BN in the same round, for the whole step and for what
-mmpsbn does around the arithmetic, timed alone.
+mmpsbn does around the arithmetic, timed alone. Each measurement is a row of
+optimizer_step.csv in the folder of --results.
 """
 
 import argparse
 import statistics
+from typing import NamedTuple
 
 import torch
 from mmdet.models.backbones import ResNet
 from mmengine.logging import MMLogger
 
+from benchmarks.shared.costs import Costs, add_results_argument, name_of
 from mmpsbn.analysis import time_alternately
+from mmpsbn.cli.errors import exit_with_message
 from mmpsbn.layers import optimizer_step
 
 from .memory import SETTINGS, TRAINED
+
+
+class Measured(NamedTuple):
+    """What is measured."""
+
+    device: str
+    norm: str
+
+
+class Cost(NamedTuple):
+    """Times in ms."""
+
+    torch: str
+    rounds: int
+    step: float
+    more: float
+    """Than a step takes with BN."""
+    around: float
+    """Around the arithmetic."""
 
 
 def network(norm, device):
@@ -48,17 +71,15 @@ def main():
     parser.add_argument(
         '--device', default='cuda' if torch.cuda.is_available() else 'cpu'
     )
+    add_results_argument(parser)
     args = parser.parse_args()
     if min(args.rounds, args.threads) < 1:
         parser.error('--rounds and --threads are at least 1')
     torch.set_num_threads(args.threads)
     MMLogger.get_instance('mmengine', log_level='ERROR')
-    where = (
-        torch.cuda.get_device_name()
-        if args.device == 'cuda'
-        else f'CPU, {args.threads} threads'
-    )
-    print(f'torch {torch.__version__}, {where}, {args.rounds} rounds\n')
+    costs = Costs(args.results / 'optimizer_step.csv', Measured, Cost)
+    device = name_of(args.device)
+    print(f'torch {torch.__version__}, {device}, {args.rounds} rounds\n')
     nets = {norm: network(norm, args.device) for norm in ('BN', 'psBN', 'MimicNorm')}
     optimizers = {
         norm: torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
@@ -78,13 +99,15 @@ def main():
         '| ResNet-50 | step, ms | more than BN, ms | around it, ms |\n|---|---|---|---|'
     )
     for norm, own in steps.items():
-        more = statistics.median(a - b for a, b in zip(own, steps['BN']))
-        print(
-            f'| {norm} | {1e3 * statistics.median(own):.2f} | '
-            f'{1e3 * more:.2f} | {1e3 * statistics.median(alone[norm]):.3f} '
-            '|'
+        more = [a - b for a, b in zip(own, steps['BN'])]
+        times = [1e3 * statistics.median(one) for one in (own, more, alone[norm])]
+        costs.add(
+            Measured(device, norm),
+            Cost(torch.__version__, args.rounds, *(round(time, 3) for time in times)),
         )
+        print('| {} | {:.2f} | {:.2f} | {:.3f} |'.format(norm, *times))
 
 
 if __name__ == '__main__':
-    main()
+    with exit_with_message('the measurements so far are in optimizer_step.csv'):
+        main()

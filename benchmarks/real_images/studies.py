@@ -20,6 +20,7 @@ FINETUNED = {
     1: ('BN', 'FrozenBN', 'psBN', 'GN', 'MimicNorm', 'BN+LastBN'),
     0.5: ('BN', 'psBN', 'MimicNorm'),
 }
+SCRATCH = ('BN', 'psBN', 'MimicNorm')
 HELD_OUT = 0.2
 SEEDS = 5
 
@@ -34,8 +35,14 @@ class Study(NamedTuple):
     norms: dict[float, tuple[str, ...]] = FINETUNED
     """The normalizations for each length, as a multiple of the config's
     schedule. The first one is the baseline."""
+    longer: dict[float, tuple[float, ...]] = {}
+    """The learning rates for lengths that have been added later: those
+    around the best ones of the first length."""
     settings: dict = {}
     """Settings of the config to override."""
+
+    def lrs_of(self, length: float) -> tuple[float, ...]:
+        return self.longer.get(length, self.lrs)
 
 
 STUDIES = {
@@ -48,12 +55,15 @@ STUDIES = {
         'RetinaNet on EfficientNet-Lite0 from ImageNet',
         'retinanet_efficientnet-lite0_fpn_bn_neu-det.py',
         (0.004, 0.01, 0.02, 0.04),
+        {**FINETUNED, 1.5: ('BN', 'FrozenBN', 'psBN', 'MimicNorm')},
+        {1.5: (0.0016, 0.004, 0.01)},
     ),
     'scratch': Study(
         'Faster R-CNN on a half-width ResNet-18 from random weights',
         'faster-rcnn_r18-half_fpn_bn_neu-det.py',
         (0.01, 0.025, 0.06, 0.15),
-        {1: ('BN', 'psBN', 'MimicNorm')},
+        {1: SCRATCH, 2: SCRATCH},
+        {2: (0.025, 0.06, 0.15)},
         {'train_cfg.max_epochs': 6, 'param_scheduler.1.T_max': 6},
     ),
 }
@@ -131,7 +141,7 @@ def comparisons(
             results,
             cfg,
             {norm: replace_norm(cfg, norm) for norm in norms},
-            study.lrs,
+            study.lrs_of(length),
             range(seeds),
             work_dir / f'x{length:g}',
             lengths=[length],
@@ -157,4 +167,7 @@ def study_config(study: Study, data: str, cfg_options: dict | None = None) -> Co
 
 def number_of_runs(study: Study, seeds: int = SEEDS) -> int:
     """Count the runs of a study, tuning runs and final ones."""
-    return sum(len(norms) * (len(study.lrs) + seeds) for norms in study.norms.values())
+    return sum(
+        len(norms) * (len(study.lrs_of(length)) + seeds)
+        for length, norms in study.norms.items()
+    )

@@ -237,6 +237,9 @@ class EfficientNetLite(BaseModule):
         self._freeze_stages()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.training and x.device.type == 'cpu':
+            # In this memory format a training step takes less time.
+            x = x.contiguous(memory_format=torch.channels_last)
         outs = []
         for number, name in enumerate(self.layers):
             x = getattr(self, name)(x)
