@@ -9,7 +9,6 @@ from mmdet.models.backbones import ResNet
 from mmengine.config import Config
 from torch import nn
 
-from benchmarks import memory
 from benchmarks.mimicnorm import report, training
 from benchmarks.mimicnorm.__main__ import main
 from benchmarks.mimicnorm.correlation import (
@@ -20,11 +19,9 @@ from benchmarks.mimicnorm.correlation import (
 from benchmarks.mimicnorm.experiments import EXPERIMENTS, STUDY, Result, Settings
 from benchmarks.mimicnorm.norms import NORMS
 from benchmarks.shared.data import load
-from benchmarks.shared.memory import largest_batch
 from benchmarks.shared.networks import Classifier
 from benchmarks.shared.rows import Numbers
 from benchmarks.shared.settings import Experiment, grid
-from mmpsbn.analysis import saved_bytes
 from mmpsbn.compare.placing import replace_norm
 from mmpsbn.layers import MimicConv
 
@@ -193,48 +190,3 @@ def test_correlations_are_seen_at_every_relu_and_change_nothing():
     assert {measure: str(own) for measure, own in found.items()} == dict(
         channels=' '.join(['nan'] * 13), images=' '.join(['nan'] * 13)
     )
-
-
-def test_memory_of_other_backbones():
-    saved = {}
-    for norm in ('BN', 'GN', 'MimicNorm', memory.PUBLISHED):
-        model = memory.Backbone('MobileNetV2', norm).train()
-        inputs = model.inputs((128, 128))
-        saved[norm] = saved_bytes(lambda: model.loss(inputs), model.parameters())
-    assert saved['GN'] == pytest.approx(saved['BN'], rel=0.01)
-    assert saved['MimicNorm'] < 0.75 * saved['BN']
-    assert saved[memory.PUBLISHED] < saved['BN']
-    assert isinstance(memory.Backbone('ResNet-18', 'BN').net, ResNet)
-
-
-def test_batches_that_fill_a_memory():
-    largest = {}
-    for norm in ('BN', 'MimicNorm'):
-        model = memory.Backbone('MobileNetV2', norm).train()
-
-        def saved(batch):
-            inputs = model.inputs((96, 96), batch)
-            return saved_bytes(lambda: model.loss(inputs), model.parameters())
-
-        largest[norm] = largest_batch(lambda batch: saved(batch) <= 120 * 2**20)
-        assert saved(largest[norm]) <= 120 * 2**20 < saved(largest[norm] + 1)
-    assert largest['MimicNorm'] > 1.25 * largest['BN']
-    assert largest_batch(lambda batch: False) == 0
-    assert 940 < largest_batch(lambda batch: batch <= 1000) <= 1000
-
-
-def test_a_gpu_is_filled():
-    """As far as that can be seen without one: by an error of its kind."""
-    model = memory.Backbone('ResNet-18', 'BN').train()
-
-    def full(net, inputs):
-        if len(inputs[0]) > 5:
-            raise torch.cuda.OutOfMemoryError('full')
-
-    hook = model.net.register_forward_pre_hook(full)
-    batch, speed = memory.fill(model, (32, 32))
-    assert batch == 5 and speed > 0
-    assert all(p.grad is None for p in model.parameters())
-    hook.remove()
-    model.net.register_forward_pre_hook(lambda net, _: full(net, [range(9)]))
-    assert memory.fill(model, (32, 32)) == (0, 0)
