@@ -27,6 +27,7 @@ from mmengine.logging import MMLogger
 
 from benchmarks.shared.costs import Costs, add_results_argument, name_of
 from mmpsbn.analysis import ratios, time_alternately
+from mmpsbn.checkpoints.reading import Checkpoint
 from mmpsbn.cli.errors import exit_with_message
 from mmpsbn.detectors.build import build_model
 from mmpsbn.export import export_onnx
@@ -80,13 +81,10 @@ def contenders(cfg, shape, folder):
     model.init_weights()
     export_onnx(
         cfg,
-        dict(state_dict=model.state_dict()),
-        'random',
+        Checkpoint('random.pth', dict(state_dict=model.state_dict())),
         [image],
         str(file),
-        shape,
-        dynamic=False,
-        raw=False,
+        shape=shape,
     )
     data = prepare_image(cfg, image, model, shape)
     options = onnxruntime.SessionOptions()

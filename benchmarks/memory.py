@@ -273,8 +273,8 @@ def report(title, builders, size, args, costs):
         cost = Cost(
             torch.__version__,
             args.rounds,
-            round(saved[name], 1),
-            round(peak.get(name, math.nan), 1),
+            round(saved[name], 2),
+            round(peak.get(name, math.nan), 2),
             batch,
             round(speed, 1),
             *(round(own.get(name, math.nan), 3) for own in (steps, of_none, inference)),

@@ -2,12 +2,14 @@
 
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from helpers import RETINA, needs_onnx
 from mmdet.models.backbones import ResNet
 
-from benchmarks import memory, optimizer_step
+from benchmarks import collapse_watch, inference, memory, optimizer_step
 from benchmarks.shared.costs import Costs
 from benchmarks.shared.memory import largest_batch
 from mmpsbn.analysis import saved_bytes
@@ -86,7 +88,8 @@ def test_measurements_are_rows_of_a_file(monkeypatch, tmp_path):
     run(monkeypatch, memory, tmp_path, *options[:-2], 'none', '--size', '32', '32')
     again = run(monkeypatch, memory, tmp_path, *options[:-1], *size)
     assert len(again) == 5
-    assert again[memory.Measured(*where, 'MimicNorm', 64, 64)] == mimic
+    kept = again[memory.Measured(*where, 'MimicNorm', 64, 64)]
+    assert (kept.saved, kept.step) == (mimic.saved, mimic.step)
 
 
 @pytest.mark.slow
@@ -94,6 +97,22 @@ def test_the_steps_of_optimizers(monkeypatch, tmp_path):
     found = run(monkeypatch, optimizer_step, tmp_path, '--device', 'cpu')
     bn, psbn, mimic = found.values()
     assert bn.more == 0 and bn.step > 0 and psbn.around > 0 and mimic.around > 0
+
+
+@needs_onnx
+@pytest.mark.slow
+def test_three_ways_to_detect(monkeypatch, tmp_path):
+    found = run(monkeypatch, inference, tmp_path, RETINA, '--shape', '64', '64')
+    ((measured, cost),) = found.items()
+    assert measured[1:] == (Path(RETINA).stem, 64, 64)
+    assert min(cost.trained, cost.folded, cost.onnx) > 0
+
+
+@pytest.mark.slow
+def test_watched_steps(monkeypatch, tmp_path):
+    found = run(monkeypatch, collapse_watch, tmp_path)
+    for one in found.values():
+        assert one.training - 1 == pytest.approx((one.step - 1) * 4 / 500, abs=1e-4)
 
 
 def test_a_file_of_other_measurements(monkeypatch, tmp_path):

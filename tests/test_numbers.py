@@ -1,13 +1,25 @@
 """The documentation has the numbers of the studies' CSV files."""
 
+import csv
+import inspect
 import re
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
 from helpers import ROOT
 
-from benchmarks import collapse, mimicnorm, real_images, rounds
+from benchmarks import (
+    collapse,
+    collapse_watch,
+    inference,
+    memory,
+    mimicnorm,
+    optimizer_step,
+    real_images,
+    rounds,
+)
 from benchmarks.collapse import experiments as collapse_experiments
 from benchmarks.collapse import report as collapse_report
 from benchmarks.mimicnorm import experiments as mimicnorm_experiments
@@ -20,10 +32,12 @@ from benchmarks.rounds.report import write_report as report_on_rounds
 from benchmarks.rounds.results import Results as RoundResults
 from benchmarks.rounds.studies import METHODS, SCRATCH, Setting
 from benchmarks.rounds.studies import STUDIES as ROUND_STUDIES
+from benchmarks.shared.costs import Costs
 from benchmarks.shared.series import Series
 from mmpsbn.compare.intervals import confidence_margin
 from mmpsbn.compare.report import compare_with_baseline
 from mmpsbn.compare.tables import format_interval, format_lr, format_mean
+from mmpsbn.hooks import FilterCollapseHook
 
 NAMES = {'frozen BN': 'FrozenBN'}
 HALF = Setting(0.4, 5e-4)
@@ -387,3 +401,148 @@ def test_sentences_on_mimicnorm():
     text = words_of('benchmarks/mimicnorm/README.md')
     assert [one for one in found if one not in text] == []
     assert found[2].partition('; with four')[0] in words_of('docs/choosing.md')
+
+
+PAGE = 'benchmarks/README.md'
+CPU, H200 = 'CPU, 2 threads', 'NVIDIA H200'
+ROWS = {'nothing': 'none', memory.PUBLISHED: memory.PUBLISHED}
+DETECTORS = {'Faster R-CNN R50-FPN': 'Faster R-CNN', 'RetinaNet R50-FPN': 'RetinaNet'}
+
+
+def costs_of(benchmark):
+    """What a benchmark of costs has measured, by what was measured."""
+    name = benchmark.__name__.rpartition('.')[2]
+    file = ROOT / 'benchmarks' / f'{name}.csv'
+    return Costs(file, benchmark.Measured, benchmark.Cost).all()
+
+
+@pytest.fixture(scope='module')
+def costs():
+    """The cost of each norm by device and network, at full size."""
+    found = {}
+    for one, cost in costs_of(memory).items():
+        found.setdefault((one.device, one.network), {})[one.norm] = cost
+    return found
+
+
+def stored(own, name):
+    """A cell of a table of stored activations."""
+    norm = ROWS.get(name) or re.match(r'\w+', name)[0]
+    saved, of_bn = own[norm].saved, own[norm].saved / own['BN'].saved
+    return f'{saved:.0f}' if norm == 'BN' else f'{saved:.0f} ({of_bn:.2f})'
+
+
+@pytest.mark.parametrize('page', [PAGE, 'docs/choosing.md'])
+def test_stored_activations(costs, page):
+    networks = list(memory.BACKBONES)
+    table = table_with(page, '', *networks)
+    for name, *cells in table[: 3 if page == PAGE else 2]:
+        for network, cell in zip(networks, cells, strict=True):
+            own = costs[CPU, network]
+            assert cell == stored(own, name), (name, network)
+            for norm in ('psBN', 'GN', 'BN, frozen'):
+                assert abs(own[norm].saved - own['BN'].saved) <= 1
+
+
+def test_times_of_backbones(costs):
+    networks = list(memory.BACKBONES)
+    for name, *cells in table_with(PAGE, 'step, inference', *networks):
+        for network, cell in zip(networks, cells, strict=True):
+            own = costs[CPU, network][ROWS.get(name, name)]
+            assert cell == f'{own.step:.2f}, {own.inference:.2f}', (name, network)
+    limits = [f'{costs[CPU, one]["MimicNorm"].step_of_none:.2f}' for one in networks]
+    text = words_of(PAGE)
+    assert limits[0] == limits[2]
+    assert f'takes {limits[0]} (ResNet-18, ResNet-101), {limits[1]} (ResNet-50)' in text
+    assert f'and {limits[3]} (MobileNetV2) times' in text
+
+
+def test_costs_of_detectors(costs):
+    bn, mimic, psbn, time = table_with(PAGE, '', 'Faster R-CNN', 'RetinaNet')
+    for column, network in enumerate(('Faster R-CNN', 'RetinaNet'), 1):
+        own = costs[CPU, network]
+        assert bn[column] == stored(own, 'BN')
+        for norm in ('psBN', 'GN', 'BN, frozen'):
+            assert abs(own[norm].saved - own['BN'].saved) <= 1
+        assert mimic[column] == stored(own, 'MimicNorm')
+        assert psbn[column] == f'{own["psBN"].step:.2f}'
+        assert time[column] == f'{own["MimicNorm"].step:.2f}'
+
+
+def test_costs_on_a_gpu(costs):
+    network = None
+    for name, *cells in table_with(PAGE, '', 'stored, MiB', 'peak, MiB'):
+        *head, name = name.split(': ')
+        network = DETECTORS.get(head[0], head[0]) if head else network
+        own = costs[H200, network]
+        cost = own[ROWS.get(name, name)]
+        ratios = cost.peak / own['BN'].peak, cost.step, cost.inference
+        expected = [
+            f'{cost.saved:.0f}',
+            f'{cost.peak:.0f}',
+            *map('{:.2f}'.format, ratios),
+        ]
+        assert cells == expected, (network, name)
+    for name, *cells in table_with('docs/choosing.md', '', 'peak memory')[1:]:
+        network = DETECTORS.get(name, 'ResNet-50')
+        own = costs[H200, network]['MimicNorm']
+        peak = own.peak / costs[H200, network]['BN'].peak
+        assert cells == [f'{peak:.2f}', f'{own.step:.2f}', f'{own.inference:.2f}']
+
+
+def test_steps_of_optimizers():
+    found = {tuple(one): cost for one, cost in costs_of(optimizer_step).items()}
+    for norm, *cells in table_with(PAGE, '', 'optimizer step, ms'):
+        own = found[CPU, norm]
+        expected = [own.step, own.more, own.around]
+        assert cells == [f'{value:.2f}' for value in expected], norm
+    more = {norm: found[H200, norm].more for norm in ('psBN', 'MimicNorm')}
+    text = words_of(PAGE)
+    assert (
+        f'take {found[H200, "BN"].step:.2f} ms with BN, {more["psBN"]:.2f} ms' in text
+    )
+    assert f'{more["MimicNorm"]:.2f} ms more with MimicNorm' in text
+
+
+def test_times_of_inference():
+    found = {one.config: cost for one, cost in costs_of(inference).items()}
+    table = table_with(PAGE, 'Config', 'as trained, ms')
+    assert [config for config, *_ in table] == list(found)
+    low, high = (choose(cost.onnx for cost in found.values()) for choose in (min, max))
+    assert f'{low:.2f} to {high:.2f} of the time' in words_of('docs/deployment.md')
+    for config, *cells in table:
+        own = found[config]
+        expected = [f'{own.trained:.0f}', f'{own.folded:.2f}', f'{own.onnx:.2f}']
+        assert cells == expected, config
+
+
+def test_the_cost_of_watching_channels():
+    faster, retina = costs_of(collapse_watch).values()
+    text = words_of(PAGE)
+    assert f'{faster.step:.2f} (Faster R-CNN) and {retina.step:.2f} (RetinaNet)' in text
+    share = 100 * (max(faster.training, retina.training) - 1)
+    assert f'costs {share:.1f} %' in text
+    options = inspect.signature(FilterCollapseHook).parameters
+    every, watched = (options[name].default for name in ('interval', 'sample'))
+    assert f'Of every {every} steps it watches {watched}' in text
+
+
+def test_filters_of_an_imagenet_network():
+    counts = Counter()
+    for data in ('coco128', 'neu_det'):
+        file = ROOT / 'benchmarks' / 'imagenet_filters' / f'{data}.csv'
+        for row in csv.DictReader(file.open()):
+            if row['judged'] == '1':
+                stage = row['layer'].split('.')[1]
+                for key in (stage, 'all'):
+                    counts[key, 'closed', data] += int(row['rarely_positive'])
+                    counts[key, 'dead', data] += int(row['dead'])
+                    counts[key, 'channels', data] += int(row['channels'])
+    for name, *cells in table_with(PAGE, 'Stage', 'Channels before a ReLU6'):
+        stage = name.strip('`')
+        channels = counts[stage, 'channels', 'coco128']
+        assert cells[0] == f'{channels:,}'
+        kinds = ('closed', 'coco128'), ('dead', 'coco128'), ('dead', 'neu_det')
+        for cell, kind in zip(cells[1:], kinds, strict=True):
+            found = counts[(stage, *kind)]
+            assert cell == f'{found} ({100 * found / channels:.1f} %)', (stage, kind)
