@@ -70,7 +70,7 @@ def neu_det():
     found = {}
     for name, study in STUDIES.items():
         csv = folder_of(real_images) / f'{name}.csv'
-        found[name] = Results(csv).finals(study.norms)
+        found[name] = Results(csv).finals(study.norms, study.untuned)
     return found
 
 

@@ -39,7 +39,8 @@ def write_report(results: dict[str, Results], page: Path, figures: Path) -> None
     finals = {
         name: rows
         for name, rows in (
-            (name, results[name].finals(STUDIES[name].norms)) for name in results
+            (name, results[name].finals(study.norms, study.untuned))
+            for name, study in STUDIES.items()
         )
         if rows
     }

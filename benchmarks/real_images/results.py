@@ -107,22 +107,44 @@ class Results:
         """
         return self._grouped('tuning', norms)
 
-    def finals(self, norms: dict[float, Sequence[str]]) -> list[Row]:
+    def best_lrs(
+        self, norms: dict[float, Sequence[str]], untuned: Sequence[float] = ()
+    ) -> dict[tuple[str, float], float]:
+        """Return the chosen learning rate of each normalization and length.
+
+        Args:
+            norms (dict): The normalizations of each length, in their order.
+            untuned (Sequence[float]): The lengths that take the learning rates
+                of the first length.
+        """
+        best = {
+            (row.norm, row.length): row.lr for row in select_best(self.tuning(norms))
+        }
+        first = next(iter(norms))
+        return best | {
+            (norm, length): best[norm, first]
+            for length in untuned
+            for norm in norms[length]
+            if (norm, first) in best
+        }
+
+    def finals(
+        self, norms: dict[float, Sequence[str]], untuned: Sequence[float] = ()
+    ) -> list[Row]:
         """Group the final runs whose learning rate is the chosen one.
 
         Runs at another rate, which an earlier choice has left behind, are not
         part of the result.
 
         Args:
-            norms (dict): The normalizations of each length, in their order.
+            norms (dict): See :meth:`best_lrs`.
+            untuned (Sequence[float]): Likewise.
         """
-        chosen = {
-            (row.norm, row.length, row.lr) for row in select_best(self.tuning(norms))
-        }
+        best = self.best_lrs(norms, untuned)
         return [
             row
             for row in self._grouped('final', norms)
-            if (row.norm, row.length, row.lr) in chosen
+            if best.get((row.norm, row.length)) == row.lr
         ]
 
     def _grouped(self, stage: str, norms: dict[float, Sequence[str]]) -> list[Row]:

@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmpsbn.cluster import Cluster
 from mmpsbn.compare import Comparison, replace_norm
 from mmpsbn.compare.runs import Run
+from mmpsbn.compare.tables import format_lr
 from mmpsbn.config.data import check_data
 from mmpsbn.config.reading import TRAINING_LOADERS, read_config
 from mmpsbn.hooks.filter_collapse_hook import shares
@@ -35,14 +36,11 @@ class Study(NamedTuple):
     norms: dict[float, tuple[str, ...]] = FINETUNED
     """The normalizations for each length, as a multiple of the config's
     schedule. The first one is the baseline."""
-    longer: dict[float, tuple[float, ...]] = {}
-    """The learning rates for lengths that have been added later: those
-    around the best ones of the first length."""
+    untuned: tuple[float, ...] = ()
+    """The lengths for which no learning rates are tuned. They take those of
+    the first length."""
     settings: dict = {}
     """Settings of the config to override."""
-
-    def lrs_of(self, length: float) -> tuple[float, ...]:
-        return self.longer.get(length, self.lrs)
 
 
 STUDIES = {
@@ -56,14 +54,14 @@ STUDIES = {
         'retinanet_efficientnet-lite0_fpn_bn_neu-det.py',
         (0.004, 0.01, 0.02, 0.04),
         {**FINETUNED, 1.5: ('BN', 'FrozenBN', 'psBN', 'MimicNorm')},
-        {1.5: (0.0016, 0.004, 0.01)},
+        (1.5,),
     ),
     'scratch': Study(
         'Faster R-CNN on a half-width ResNet-18 from random weights',
         'faster-rcnn_r18-half_fpn_bn_neu-det.py',
         (0.01, 0.025, 0.06, 0.15),
         {1: SCRATCH, 2: SCRATCH},
-        {2: (0.025, 0.06, 0.15)},
+        (2,),
         {'train_cfg.max_epochs': 6, 'param_scheduler.1.T_max': 6},
     ),
 }
@@ -136,18 +134,29 @@ def comparisons(
         InputError: If the data is missing or does not fit.
     """
     cfg = study_config(study, data, cfg_options)
-    for length, norms in study.norms.items():
-        yield RecordedComparison(
+
+    def compare(name, length, norms, lrs, **options):
+        return RecordedComparison(
             results,
             cfg,
             {norm: replace_norm(cfg, norm) for norm in norms},
-            study.lrs_of(length),
+            lrs,
             range(seeds),
-            work_dir / f'x{length:g}',
+            work_dir / name,
             lengths=[length],
-            tune=HELD_OUT,
             cluster=cluster,
+            **options,
         )
+
+    for length, norms in study.norms.items():
+        name = f'x{length:g}'
+        if length not in study.untuned:
+            yield compare(name, length, norms, study.lrs, tune=HELD_OUT)
+            continue
+        best = results.best_lrs(study.norms, study.untuned)
+        for lr in sorted({best[norm, length] for norm in norms}):
+            chosen = [norm for norm in norms if best[norm, length] == lr]
+            yield compare(f'{name}_lr{format_lr(lr)}', length, chosen, [lr])
 
 
 def study_config(study: Study, data: str, cfg_options: dict | None = None) -> Config:
@@ -168,6 +177,6 @@ def study_config(study: Study, data: str, cfg_options: dict | None = None) -> Co
 def number_of_runs(study: Study, seeds: int = SEEDS) -> int:
     """Count the runs of a study, tuning runs and final ones."""
     return sum(
-        len(norms) * (len(study.lrs_of(length)) + seeds)
+        len(norms) * (seeds + len(study.lrs) * (length not in study.untuned))
         for length, norms in study.norms.items()
     )
