@@ -36,7 +36,12 @@ from benchmarks.shared.costs import Costs
 from benchmarks.shared.series import Series
 from mmpsbn.compare.intervals import confidence_margin
 from mmpsbn.compare.report import compare_with_baseline
-from mmpsbn.compare.tables import format_interval, format_lr, format_mean
+from mmpsbn.compare.tables import (
+    format_difference,
+    format_interval,
+    format_lr,
+    format_mean,
+)
 from mmpsbn.hooks import FilterCollapseHook
 
 NAMES = {'frozen BN': 'FrozenBN'}
@@ -150,7 +155,7 @@ def differences(rows, length=1, baseline='BN'):
 
 def with_interval(paired, sign='+'):
     interval = format_interval(paired.low, paired.high)
-    return f'{paired.mean:{sign}.3f} ({interval})'
+    return f'{format_difference(paired.mean).lstrip("" if sign else "+")} ({interval})'
 
 
 @pytest.mark.parametrize('page', ['README.md', 'docs/choosing.md'])
