@@ -304,6 +304,35 @@ torch.testing.assert_close(layer.bias.data, torch.full((3,), 0.1))
     subprocess.run([sys.executable, '-c', code], check=True)
 
 
+@pytest.mark.parametrize(
+    'order',
+    [
+        ('optimizer', 'psBN', 'compile'),
+        ('compile', 'psBN', 'optimizer'),
+        ('optimizer', 'compile', 'psBN'),
+    ],
+    ids=' '.join,
+)
+def test_torch_compile_keeps_the_wrapper(order):
+    """torch 2.1 takes torch's own wrapper off, and never adds it again."""
+    parts = dict(
+        optimizer='optimizer = SGD([bias], lr=1.0, weight_decay=0.5)',
+        psBN="""
+from mmpsbn.layers import PSBatchNorm2d
+layer = PSBatchNorm2d(3)
+layer.bias = bias
+""",
+        compile="torch.compile(torch.nn.ReLU(), backend='eager')(torch.ones(2))",
+    )
+    code = ['import torch', 'from torch.optim import SGD']
+    code += ['bias = torch.nn.Parameter(torch.full((3,), -0.9))']
+    code += [parts[name] for name in order]
+    code += ['bias.grad = torch.zeros(3)', 'optimizer.step()']
+    # Decay halves beta, which is -1.
+    code += ['torch.testing.assert_close(bias.data, torch.full((3,), -0.4))']
+    subprocess.run([sys.executable, '-c', '\n'.join(code)], check=True)
+
+
 def test_decorated_steps_stay_decorated():
     """A profiler may have decorated a step before the first layer is built."""
     code = """

@@ -73,7 +73,12 @@ def train(
     optimizer = make_optimizer(net)
     scaler = None
     if cast is torch.half:
-        scaler = torch.amp.GradScaler(device, init_scale=2.0**10)
+        # torch before 2.3 has it for GPUs only.
+        scaler = (
+            torch.amp.GradScaler(device, init_scale=2.0**10)
+            if hasattr(torch.amp, 'GradScaler')
+            else torch.cuda.amp.GradScaler(init_scale=2.0**10)
+        )
     called = wrap(net)
     for x in batches(device, dtype):
         optimizer.zero_grad()

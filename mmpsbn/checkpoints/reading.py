@@ -246,8 +246,8 @@ def read_checkpoint(path: str) -> Checkpoint:
         content.get('state_dict', {}), dict
     ):
         raise InputError(
-            f'{path} holds a {type(content).__name__}, not a checkpoint with '
-            'a state dict.'
+            f'{path} holds a {_kind(content)}, not a checkpoint with a state dict. '
+            'Name a file that training or tools/convert.py has written.'
         )
     return Checkpoint(path, content)
 
@@ -266,6 +266,13 @@ def _damaged(path: str) -> str:
         f'the checkpoint {path} cannot be read: it is truncated or damaged, '
         'or not a checkpoint of torch. Use an earlier one, or copy it again.'
     )
+
+
+def _kind(content) -> str:
+    if isinstance(content, dict):
+        kind = type(content['state_dict']).__name__
+        return f'dict whose state_dict is of type {kind}'
+    return type(content).__name__
 
 
 def _refused(error: Exception) -> str:

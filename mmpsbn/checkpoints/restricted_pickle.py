@@ -76,7 +76,9 @@ UNCHECKED = (
 
 
 def _refused(unpickler) -> None:
-    raise refusal('an operation that torch.save does not need')
+    raise pickle.UnpicklingError(
+        'Weights only load failed: it needs an operation that torch.save does not use'
+    )
 
 
 def _checked(operation: Callable, place: Callable, is_allowed: Callable) -> Callable:

@@ -196,11 +196,16 @@ def _wrap_optimizers() -> None:
         step: Any = cls.step
         while step and getattr(step, '__code__', None) is not code:
             step = getattr(step, '__wrapped__', None)
+        if step is None and getattr(vars(cls).get('step'), 'hooked', False):
+            # torch.compile of torch 2.1 has taken off torch's wrapper for good.
+            cls.step = _wrap(cls.step)  # type: ignore[method-assign]
         wrappers.add(step)
     for wrapper in wrappers - {None}:
         for cell in wrapper.__closure__:
             if cell.cell_contents is wrapper.__wrapped__:
-                cell.cell_contents = _wrap(wrapper.__wrapped__)
+                # torch.compile of torch 2.1 replaces the wrapper by this attribute.
+                cell.cell_contents = wrapper.__wrapped__ = _wrap(wrapper.__wrapped__)
+                break
 
 
 def _wrap(step: Callable) -> Callable:
