@@ -7,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.shared import settings as shared
+from benchmarks.shared.pages import write_page
 from benchmarks.shared.rows import Rows
 from benchmarks.shared.settings import make_rows, varied
-from benchmarks.shared.tables import format_mean, heading, value_of, write_page
+from benchmarks.shared.tables import format_mean, heading, value_of
 from mmpsbn.compare.intervals import (
     PairedDifference,
     compare_paired,

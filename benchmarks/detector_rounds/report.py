@@ -7,8 +7,8 @@ import numpy as np
 
 from benchmarks.rounds.figures import Panels, draw_rounds
 from benchmarks.rounds.training import MOMENTUM, learning_rates
+from benchmarks.shared.pages import write_page
 from benchmarks.shared.series import WINDOW, Comparison, Series
-from benchmarks.shared.tables import write_page
 from mmpsbn.analysis.style import COLOR_OF, COLORS
 from mmpsbn.compare.intervals import ALPHA, confidence_margin
 from mmpsbn.compare.tables import format_interval, format_p, format_table

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from benchmarks.shared import settings as shared
 from benchmarks.shared.data import CLASSES
+from benchmarks.shared.pages import write_page
 from benchmarks.shared.rows import Rows
 from benchmarks.shared.settings import make_rows, panel_of
-from benchmarks.shared.tables import format_mean, heading, value_of, write_page
+from benchmarks.shared.tables import format_mean, heading, value_of
 from mmpsbn.compare.tables import format_table
 
 from .correlation import MEASURES

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmarks.shared.tables import fill_page
+from benchmarks.shared.pages import fill_page
 from mmpsbn.analysis.style import STYLE, assign_colors
 from mmpsbn.compare.figures import draw_lrs
 from mmpsbn.compare.report import (

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.shared.pages import write_page
 from benchmarks.shared.series import WINDOW, Comparison, Series
-from benchmarks.shared.tables import write_page
 from mmpsbn.compare.intervals import ALPHA, confidence_margin
 from mmpsbn.compare.tables import format_interval, format_p, format_table
 
