@@ -40,17 +40,15 @@ def draw_times(rows: dict[str, dict[str, str]], setup: dict, out: Path) -> bool:
             for norm, column in RATIOS.items():
                 values = [float(cells[column]) for cells in own.values()]
                 axis.plot(list(own), values, 'o-', color=COLOR_OF[norm], label=norm)
-            axis.set_title(title, fontsize=9)
+            axis.set_title(title)
             axis.set_xlabel('images per batch')
-            axis.grid(lw=0.4)
         for axis in axes[:, 0]:
             axis.set_ylabel('time relative to BN')
-        figure.suptitle(f'{_network(setup)}, {setup["device"]}', fontsize=9)
+        figure.suptitle(f'{_network(setup)}, {setup["device"]}')
         figure.legend(
             *axes[0, 0].get_legend_handles_labels(),
             loc='outside lower center',
             ncols=1 + len(RATIOS),
-            frameon=False,
         )
     return True
 
@@ -75,17 +73,15 @@ def draw_memory(rows: dict[str, dict[str, str]], setup: dict, out: Path) -> bool
     with figure_file(str(out), 1.4 + 2.2 * len(panels), 2.2) as figure:
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, (label, own) in zip(axes, panels.items()):
-            colors = [COLOR_OF.get(norm, '#999999') for norm in own]
+            colors = [COLOR_OF[norm] for norm in own]
             bars = axis.barh(list(own), list(own.values()), color=colors)
             axis.bar_label(bars, padding=2, fontsize=8)
             axis.margins(x=0.35)
             axis.set_xlabel(label)
-            axis.grid(axis='x', lw=0.4)
-            axis.set_axisbelow(True)
+            axis.grid(False, axis='y')
         axes[0].invert_yaxis()
         figure.suptitle(
-            f'{_network(setup)}, {setup["batch"]} images in float32, {setup["device"]}',
-            fontsize=9,
+            f'{_network(setup)}, {setup["batch"]} images in float32, {setup["device"]}'
         )
     return True
 
