@@ -12,7 +12,7 @@ from mmpsbn.errors import InputError
 SUPPORTED = dict(
     torch='>=2.1,<2.14', mmengine='>=0.7.1,<1.0', mmcv='>=2.0,<2.2', mmdet='>=3.0,<4.0'
 )
-TESTED = 'torch 2.13.0, mmengine 0.10.7, mmcv 2.1.0, mmdet 3.3.0'
+TESTED = 'torch 2.1.2 or 2.13.0, mmengine 0.10.7, mmcv 2.1.0, mmdet 3.3.0'
 
 
 def is_installed(*names: str) -> bool:
@@ -68,6 +68,16 @@ def check_stack() -> None:
             'installed MMCV has none; install one that was built with '
             f'MMCV_WITH_OPS=1; versions that work together: {TESTED}.'
         )
+    if is_installed('mmdet'):
+        try:
+            import_module('torch')  # Its libraries have to be loaded first.
+            import_module('mmcv._ext')
+        except ImportError as error:
+            raise ImportError(
+                'the operators of the installed MMCV were compiled for another torch '
+                f'than {found["torch"]} ({error}); install MMCV again for this torch, '
+                'see docs/troubleshooting.md.'
+            ) from error
 
 
 def check_packages(purpose: str, requirements: str, *names: str) -> None:

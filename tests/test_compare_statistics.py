@@ -6,10 +6,12 @@ import re
 import matplotlib.image
 import pytest
 from helpers import comparison
+from matplotlib.figure import Figure
 from scipy import stats
 
-from mmpsbn.compare import Run, TrainingCost, write_report
-from mmpsbn.compare.figures import draw_curves
+from mmpsbn.analysis.style import COLOR_OF
+from mmpsbn.compare import NORMALIZATIONS, Run, TrainingCost, write_report
+from mmpsbn.compare.figures import draw_curves, draw_lrs
 from mmpsbn.compare.intervals import compare_paired, confidence_margin, correct_p_values
 from mmpsbn.compare.report import Row, compare_with_baseline, describe_results
 from mmpsbn.compare.tables import format_mean
@@ -217,6 +219,38 @@ def test_curves_of_a_single_evaluation_are_not_drawn(digits, tmp_path, evaluatio
     cost = TrainingCost(1.0, 1.0, 1.0, 1.0, None, 8)
     write_report(plan, dict(BN=cost, psBN=cost), 'command')
     assert (tmp_path / 'curves.png').exists() == (evaluations > 1)
+
+
+@pytest.fixture
+def figure(monkeypatch):
+    """A list that gets the figure that is drawn, which is not written."""
+    found = []
+    monkeypatch.setattr(Figure, 'savefig', lambda own, *_, **__: found.append(own))
+    return found
+
+
+def test_every_method_has_its_own_color():
+    assert COLOR_OF.keys() >= {*NORMALIZATIONS}
+    colors = [color for name, color in COLOR_OF.items() if name != 'restart']
+    assert len({*colors}) == len(colors)
+
+
+def test_only_shares_are_drawn_from_zero(figure):
+    labels = dict(xlabel='epoch', ylabel='y')
+    for limit in ({}, dict(bottom=0)):
+        draw_curves({'BN': [{1: 0.4, 2: 0.44}]}, '', **labels, **limit)
+    found = [own.axes[0].get_ylim()[0] for own in figure]
+    assert found[0] > 0.39 and found[1] == 0
+
+
+def test_learning_rates_have_confidence_intervals(figure):
+    draw_lrs({'': [BN, row('BN', 0.4, lr=0.2)]}, '', 'NEU-DET')
+    (own,) = figure
+    (interval, single) = own.axes[0].collections[0].get_segments()
+    margin = confidence_margin(BN.scores)
+    assert interval[:, 1] == pytest.approx([0.52 - margin, 0.52 + margin])
+    assert single[0, 1] == single[1, 1]
+    assert own.get_suptitle() == 'NEU-DET' and own.axes[0].get_ylim()[0] > 0.35
 
 
 def test_learning_curves_have_confidence_bands(tmp_path):

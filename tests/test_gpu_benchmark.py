@@ -85,7 +85,7 @@ def test_the_command_writes_a_page(torchvision, monkeypatch, tmp_path):
         if way not in ('float32', 'CUDA graph'):
             monkeypatch.delitem(correctness.WAYS, way)
     run(monkeypatch, '--device', 'cpu', '--minutes', 1, '--out', tmp_path, *RESNET18)
-    page = (tmp_path / 'gpu.md').read_text()
+    page = (tmp_path / 'report.md').read_text()
     assert 'so it is no result for a GPU' in page and torch.__version__ in page
     rows = [line.split(' | ') for line in page.splitlines() if line.startswith('| ')]
     names = [row[0].removeprefix('| ') for row in rows]
@@ -96,13 +96,24 @@ def test_the_command_writes_a_page(torchvision, monkeypatch, tmp_path):
     assert cells['BN'][2] == cells['psBN'][2] == '1.000'
     for figure in ('time.png', 'memory.png'):
         assert (tmp_path / figure).stat().st_size > 5000
+        (tmp_path / figure).unlink()
+    (tmp_path / 'report.md').unlink()
+    run(monkeypatch, '--report', tmp_path)
+    assert (tmp_path / 'report.md').read_text() == page
+    assert {path.name for path in tmp_path.glob('*.png')} == {'time.png', 'memory.png'}
 
 
 def test_nothing_begins_when_the_time_is_over(torchvision, monkeypatch, tmp_path):
     run(monkeypatch, '--device', 'cpu', '--minutes', 1e-9, '--out', tmp_path, *RESNET18)
-    page = (tmp_path / 'gpu.md').read_text()
+    page = (tmp_path / 'report.md').read_text()
     assert page.count(command.OVER) == len(correctness.WAYS) + 4 + 4
-    assert {path.name for path in tmp_path.iterdir()} == {'gpu.md'}
+    assert {path.name for path in tmp_path.iterdir()} == {'gpu.csv', 'report.md'}
+
+
+def test_a_folder_without_results(monkeypatch, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, '--report', tmp_path)
+    assert 'gpu.csv has no results. Measure them with --out' in str(end.value.code)
 
 
 @pytest.mark.parametrize(
@@ -144,8 +155,8 @@ def test_a_study_follows(monkeypatch, tmp_path):
         *('--device', 'cpu', '--minutes', 1e-9, '--out', tmp_path),
         *('--parts', 'Correctness', '--long', '--data-root', tmp_path),
     )
-    page = (tmp_path / 'gpu.md').read_text()
-    assert '`benchmarks.mimicnorm` on CIFAR-10 ended with status 1,' in page
+    page = (tmp_path / 'report.md').read_text()
+    assert '| mimicnorm | ended with status 1, and' in page
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from helpers import ROOT
 from benchmarks import (
     collapse,
     collapse_watch,
+    gpu,
     inference,
     memory,
     mimicnorm,
@@ -22,6 +23,7 @@ from benchmarks import (
 )
 from benchmarks.collapse import experiments as collapse_experiments
 from benchmarks.collapse import report as collapse_report
+from benchmarks.gpu import page as gpu_page
 from benchmarks.mimicnorm import experiments as mimicnorm_experiments
 from benchmarks.mimicnorm import report as mimicnorm_report
 from benchmarks.real_images.report import write_report as report_on_real_images
@@ -86,7 +88,7 @@ def cifar10():
 
 
 @pytest.mark.parametrize(
-    'package', [real_images, rounds, collapse, mimicnorm], ids=lambda p: p.__name__
+    'package', [real_images, rounds, collapse, mimicnorm, gpu], ids=lambda p: p.__name__
 )
 def test_reports_are_those_of_the_csv_files(package, tmp_path):
     folder = folder_of(package)
@@ -101,6 +103,9 @@ def test_reports_are_those_of_the_csv_files(package, tmp_path):
     elif package is rounds:
         found = [RoundResults(folder, study) for study in ROUND_STUDIES]
         report_on_rounds(found, tmp_path)
+    elif package is gpu:
+        shutil.copy(folder / gpu_page.FILE, tmp_path)
+        gpu_page.write_report(tmp_path)
     else:
         found = {name: Results(folder / f'{name}.csv') for name in STUDIES}
         report_on_real_images(found, page, tmp_path)
@@ -520,6 +525,25 @@ def test_costs_on_a_gpu(costs):
         for network in DETECTORS.values()
     ]
     assert 'need {:.2f} and {:.2f} of'.format(*peaks) in words_of('README.md')
+
+
+def test_costs_on_an_h100():
+    table = gpu_page.read_tables(folder_of(gpu))
+    bn, mimic = (table['Memory'][norm] for norm in ('BN', 'MimicNorm'))
+    peak = int(mimic['peak, MiB']) / int(bn['peak, MiB'])
+    step, inference = (
+        float(table['Time'][f'{action} | float32 | 256']['MimicNorm / BN'])
+        for action in ('training step', 'inference')
+    )
+    (name, *cells) = table_with('docs/choosing.md', '', 'peak memory')[0]
+    assert name == 'ResNet-50, 256 images of 224 x 224, float32 (H100)'
+    assert cells == [f'{value:.2f}' for value in (peak, step, inference)]
+    largest = mimic['largest batch'], bn['largest batch']
+    text = words_of('docs/choosing.md')
+    assert "batch on the H100 is {} images, BN's {}".format(*largest) in text
+    assert f'a ResNet-50 alone (H100) {peak:.2f}.' in words_of('README.md')
+    for own in table['Time'].values():
+        assert abs(float(own['psBN / BN']) - 1) < 0.02
 
 
 def test_steps_of_optimizers():

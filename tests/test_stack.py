@@ -62,6 +62,16 @@ def test_refuses_versions_that_do_not_work(name, version, monkeypatch):
     assert message.endswith('.') and '\n' not in message
 
 
+def test_operators_of_another_torch(monkeypatch):
+    def import_module(name):
+        if name == 'mmcv._ext':
+            raise ImportError('_ext.so: undefined symbol: _ZN3c10')
+
+    monkeypatch.setattr(stack, 'import_module', import_module)
+    with pytest.raises(ImportError, match='compiled for another torch than .*_ZN3c10'):
+        stack.check_stack()
+
+
 def test_names_what_is_missing(monkeypatch):
     with_versions(monkeypatch, missing=['mmdet'], **GOOD)
     stack.check_stack()

@@ -6,22 +6,24 @@ import numpy as np
 
 from benchmarks.shared.figures import by_logarithm, draw_series
 from benchmarks.shared.settings import Experiment, panel_of
-from mmpsbn.analysis.style import COLOR_OF, COLORS, figure_file
+from mmpsbn.analysis.style import COLOR_OF, figure_file
 
 from .experiments import epochs_of_counts
-from .fits import mean_law
+from .fits import format_exponent, mean_law
 
 MARKERS = {'BN': 'o', 'psBN': 's'}
 NAMES = {'lr': 'learning rate', 'gamma': 'initial gamma', 'alpha': 'alpha of psBN'}
 SHARE = (0, 100)
+GRAY = '#808080'
 
 
-def draw_variants(rows, experiment: Experiment, out: Path) -> None:
+def draw_variants(rows, experiment: Experiment, title: str, out: Path) -> None:
     """Draw dead channels and accuracy over a setting.
 
     Args:
         rows (list[Row]): The variants.
         experiment (Experiment): Their experiment, which has panels.
+        title (str): The title, to which the name of a single network is added.
         out (Path): The PNG to write.
     """
     x, panels = experiment.x, experiment.panels
@@ -49,32 +51,36 @@ def draw_variants(rows, experiment: Experiment, out: Path) -> None:
             column[-1].set_xlabel(NAMES[x])
             (name,), (value,) = panels, values
             column[0].set_title(
-                value if name == 'network' else f'{NAMES[name]} {value:g}', fontsize=9
+                value if name == 'network' else f'{NAMES[name]} {value:g}'
             )
         axes[0, 0].set_ylabel('dead channels, %')
         axes[1, 0].set_ylabel('test accuracy, %')
-        axes[0, 0].legend(frameon=False)
+        axes[0, 0].legend()
+        networks = {row.settings.network for row in rows}
+        figure.suptitle(title if len(networks) > 1 else f'{title}, {networks.pop()}')
 
 
-def draw_law(fits, out: Path) -> None:
+def draw_law(fits, title: str, out: Path) -> None:
     """Draw the shares that died, with the fitted laws and the paper's slope.
 
     Args:
         fits (list[Fit]): The fits of one moment.
+        title (str): The title.
         out (Path): The PNG to write.
     """
     kinds = list(dict.fromkeys((fit.network, fit.x) for fit in fits))
-    with figure_file(str(out), 3.0 * len(kinds), 3.4) as figure:
+    with figure_file(str(out), 2.8 * len(kinds), 4) as figure:
         axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
         rates = []
         for axis, (network, x) in zip(axes, kinds):
             rates += _draw_fits(
                 axis, [fit for fit in fits if (fit.network, fit.x) == (network, x)]
             )
-            axis.set_title(f'{network}, BN', fontsize=9)
+            axis.set_title(f'{network}, BN')
             axis.set_xlabel(NAMES[x])
-            axis.legend(frameon=False, fontsize=8)
+            axis.legend(fontsize=8, loc='upper center', bbox_to_anchor=(0.5, -0.27))
         axes[0].set_ylabel('-ln(1 - share of channels that died)')
+        figure.suptitle(title)
         axes[0].set(yscale='log', ylim=(min(rates) / 2, 2 * max(rates)))
 
 
@@ -99,8 +105,8 @@ def _draw_fits(axis, fits) -> list[float]:
                 line,
                 law.factor * line**law.exponent,
                 style,
-                color=COLORS[7],
-                label=f'fit, {which}: {law.exponent:.2f}',
+                color='black',
+                label=f'fit, {which}: {format_exponent(fit.laws)}',
             )
     if len(rates):
         slope = 2 if x == 'lr' else -2
@@ -110,19 +116,19 @@ def _draw_fits(axis, fits) -> list[float]:
             at,
             -np.log1p(-rate) * (at / place) ** slope,
             ':',
-            color=COLORS[5],
+            color=GRAY,
             label=f"the paper's slope: {slope}",
         )
     by_logarithm(axis, at)
-    axis.grid(lw=0.4)
     return rates.tolist()
 
 
-def draw_recovery(rows, out: Path) -> None:
+def draw_recovery(rows, title: str, out: Path) -> None:
     """Draw the dead channels over the epochs.
 
     Args:
         rows (list[Row]): The variants of the experiment on recovery.
+        title (str): The title, to which the name of the network is added.
         out (Path): The PNG to write.
     """
     with figure_file(str(out), 6.5, 3.2) as figure:
@@ -143,7 +149,8 @@ def draw_recovery(rows, out: Path) -> None:
             )
         axis.set(xlabel='epoch', ylabel='dead channels, %', ylim=(0, None))
         lines = sorted(axis.get_lines(), key=lambda line: -line.get_ydata()[-1])
-        figure.legend(handles=lines, loc='outside right center', frameon=False)
+        figure.legend(handles=lines, loc='outside right center')
+        figure.suptitle(f'{title}, {rows[0].settings.network}')
 
 
 def _title(settings) -> str:

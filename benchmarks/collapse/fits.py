@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize
 
+from mmpsbn.compare.intervals import confidence_margin
+
 
 class Law(NamedTuple):
     """-ln(1 - p) = factor * x ** exponent, p the share of channels."""
@@ -54,3 +56,15 @@ def mean_law(laws: Sequence[Law]) -> Law:
     """Average laws: the arithmetic mean of exponents, the geometric of factors."""
     exponents, factors = np.array(laws).T
     return Law(float(exponents.mean()), float(np.exp(np.log(factors).mean())))
+
+
+def format_exponent(laws: Sequence[Law]) -> str:
+    """Format the mean of the seeds' exponents with its 95 % interval."""
+    exponents = [law.exponent for law in laws]
+    if not exponents:
+        return '-'
+    mean = np.mean(exponents)
+    if len(exponents) < 2:
+        return f'{mean:.2f}'
+    margin = confidence_margin(exponents)
+    return f'{mean:.2f} ({mean - margin:.2f} to {mean + margin:.2f})'

@@ -7,20 +7,16 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.shared import settings as shared
+from benchmarks.shared.pages import write_page
 from benchmarks.shared.rows import Rows
 from benchmarks.shared.settings import make_rows, varied
-from benchmarks.shared.tables import format_mean, heading, value_of, write_page
-from mmpsbn.compare.intervals import (
-    PairedDifference,
-    compare_paired,
-    confidence_margin,
-    correct_p_values,
-)
+from benchmarks.shared.tables import TITLES, format_mean, heading, value_of
+from mmpsbn.compare.intervals import PairedDifference, compare_paired, correct_p_values
 from mmpsbn.compare.tables import format_difference, format_p, format_table
 
 from .experiments import BN, STUDY
 from .figures import draw_law, draw_recovery, draw_variants
-from .fits import Law, fit_law
+from .fits import Law, fit_law, format_exponent
 
 RARE = 0.25  # The share of dead channels up to which the paper's law may hold.
 # The counts of dead channels that the laws are fitted to, and how the tables name them.
@@ -102,16 +98,17 @@ def _section(data: str, results: Rows, folder: Path) -> str:
         parts += [f'#### {experiment.title}', table(compare(rows))]
         if name == 'recovery':
             alt = 'Dead channels over the epochs, mean and 95 % confidence interval'
-            draw_recovery(rows, figure(name, alt))
+            draw_recovery(rows, TITLES[data], figure(name, alt))
         elif experiment.x:
             alt = 'Dead channels and accuracy, mean and 95 % confidence interval'
-            draw_variants(rows, experiment, figure(name, alt))
+            draw_variants(rows, experiment, TITLES[data], figure(name, alt))
         if name in ('lr', 'gamma'):
             fits += fit_all(rows, name)
     if any(fit.laws for fit in fits):
         parts += ["#### The paper's laws", law_table(fits)]
         alt = 'Channels that died under BN, and the fitted laws'
-        draw_law([fit for fit in fits if fit.count == -1], figure('law', alt))
+        last = [fit for fit in fits if fit.count == -1]
+        draw_law(last, TITLES[data], figure('law', alt))
     return '\n\n'.join(parts) + '\n'
 
 
@@ -215,18 +212,6 @@ def laws(rows: Sequence[Row], x: str, count: int) -> list[Law]:
     return [law for own in points.values() if (law := fit_law(own))]
 
 
-def format_exponent(fit: Fit) -> str:
-    """Format the mean of the seeds' exponents with its 95 % interval."""
-    exponents = [law.exponent for law in fit.laws]
-    if not exponents:
-        return '-'
-    mean = np.mean(exponents)
-    if len(exponents) < 2:
-        return f'{mean:.2f}'
-    margin = confidence_margin(exponents)
-    return f'{mean:.2f} ({mean - margin:.2f} to {mean + margin:.2f})'
-
-
 def law_table(fits: Sequence[Fit]) -> str:
     """List the exponents with their intervals over the seeds."""
     lines = []
@@ -240,7 +225,7 @@ def law_table(fits: Sequence[Fit]) -> str:
                 MOMENTS[fit.count],
                 f'{min(values):g} to {max(values):g}' if values else '-',
                 f'{min(shares):.1f} to {max(shares):.1f}' if values else '-',
-                format_exponent(fit),
+                format_exponent(fit.laws),
                 str(len(fit.laws)),
                 '2' if fit.x == 'lr' else '-2',
             ]

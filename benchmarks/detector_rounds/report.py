@@ -7,9 +7,8 @@ import numpy as np
 
 from benchmarks.rounds.figures import Panels, draw_rounds
 from benchmarks.rounds.training import MOMENTUM, learning_rates
+from benchmarks.shared.pages import write_page
 from benchmarks.shared.series import WINDOW, Comparison, Series
-from benchmarks.shared.tables import write_page
-from mmpsbn.analysis.style import COLOR_OF, COLORS
 from mmpsbn.compare.intervals import ALPHA, confidence_margin
 from mmpsbn.compare.tables import (
     format_difference,
@@ -37,7 +36,7 @@ PANELS = Panels(
     frozenset(['dead', 'dead_by_parameters']),
     RESTART,
     'restart',
-    {**{method: COLOR_OF[method] for method in METHODS}, RESTART: COLORS[7]},
+    METHODS,
     lambda setting: f'{setting.placement}, lr {setting.lr:g}',
 )
 
@@ -71,7 +70,10 @@ def _section(results: Results, folder: Path) -> str:
     if missing:
         parts.append(f'{missing} of {len(study.runs(SEEDS))} runs are missing.\n')
     figure = f'{study.name}.png'
-    if draw_rounds(series, study.settings, DRAWN, folder / figure, panels=PANELS):
+    title = TITLES[study.name]
+    if draw_rounds(
+        series, study.settings, DRAWN, folder / figure, title, panels=PANELS
+    ):
         parts.append(f'![mAP and dead channels by round]({figure})\n')
     parts += [
         accumulation(series, study.settings) + '\n',

@@ -3,9 +3,14 @@
     python -m benchmarks.gpu --out DIR
 
 It needs CUDA, torch and torchvision, and neither MMCV nor MMEngine. It writes
-DIR/gpu.md after each measurement. No measurement begins after --minutes, and each
-receives a share of the time that remains. A measurement that fails is reported in
-gpu.md and does not end the run. Figures need matplotlib.
+DIR/gpu.csv after each measurement, and the tables and figures at the end: to
+DIR/report.md, or between the marks of DIR/README.md. No measurement begins after
+--minutes, and each receives a share of the time that remains. A measurement that fails
+is reported and does not end the run. Figures need matplotlib.
+
+    python -m benchmarks.gpu --report DIR
+
+writes the tables and figures of DIR/gpu.csv again, without a GPU.
 
 With --long, the studies of repeated finetuning and the classifiers on CIFAR-10 follow
 at full size, which takes hours. Their tables also need MMEngine and SciPy.
@@ -24,7 +29,7 @@ from mmpsbn.errors import InputError, describe_error
 
 from . import correctness, cost
 from .networks import NORMS, build
-from .page import Page
+from .page import COLUMNS, Results, write_report
 
 STUDIES = ('rounds', 'collapse', 'mimicnorm')
 # At which part of the time a part must have ended.
@@ -38,7 +43,9 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('--out', type=Path, required=True, help='folder of gpu.md')
+    folder = parser.add_mutually_exclusive_group(required=True)
+    folder.add_argument('--out', type=Path, metavar='DIR', help='folder of gpu.csv')
+    folder.add_argument('--report', type=Path, metavar='DIR', help='measure nothing')
     parser.add_argument('--minutes', type=float, default=7, help='default: 7')
     parser.add_argument('--network', default='resnet50', help='a ResNet of torchvision')
     parser.add_argument('--size', type=int, default=224, help='of the images')
@@ -50,6 +57,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--long', action='store_true', help='also train the studies')
     parser.add_argument('--data-root', help="folder of CIFAR-10's binary version")
     args = parser.parse_args()
+    if args.report:
+        return args
     if min(args.minutes, args.size, *args.batches) <= 0:
         parser.error('--minutes, --size and --batches must be positive')
     if args.device == 'cuda' and not torch.cuda.is_available():
@@ -76,33 +85,35 @@ class Clock:
         return self.start + ENDS[part] * self.seconds - time.monotonic()
 
 
-def attempt(page: Page, part: str, name: list[str], measure: Callable, clock) -> None:
+def attempt(results: Results, part: str, name: str, measure: Callable, clock) -> None:
     """Add the row of a measurement, or why there is none."""
     try:
-        row = measure() if clock.left(part) > 0 else [*name, OVER]
+        cells = measure() if clock.left(part) > 0 else OVER
     except InputError:
         raise
     except Exception as error:  # Whatever CUDA or a compiler reports.
-        row = [*name, f'failed: {describe_error(error)}'.replace('|', '/')]
-    page.add(part, row)
-    page.write()
+        cells = f'failed: {describe_error(error)}'.replace('|', '/')
+    results.add(
+        part, name, {COLUMNS[part][0]: cells} if isinstance(cells, str) else cells
+    )
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def measure_correctness(page: Page, clock: Clock, args) -> None:
-    def row(way: str) -> list[str]:
+def measure_correctness(results: Results, clock: Clock, args) -> None:
+    def row(way: str) -> dict[str, str] | str:
         if args.device == 'cpu' and way in correctness.CUDA_ONLY:
-            return [way, 'not run, because it needs CUDA']
+            return 'not run, because it needs CUDA'
         errors = correctness.check(way, args.device)
         numbers = [f'{errors[norm]:.1e}' for norm in ('BN', 'psBN')]
-        return [way, *numbers, 'yes' if correctness.passes(errors) else 'NO']
+        cells = [*numbers, 'yes' if correctness.passes(errors) else 'NO']
+        return dict(zip(COLUMNS['Correctness'], cells))
 
     for way in correctness.WAYS:
-        attempt(page, 'Correctness', [way], lambda: row(way), clock)
+        attempt(results, 'Correctness', way, lambda: row(way), clock)
 
 
-def measure_times(page: Page, clock: Clock, args) -> None:
+def measure_times(results: Results, clock: Clock, args) -> None:
     # The most important measurements are first.
     todo = [
         (action, precision, batch)
@@ -110,32 +121,25 @@ def measure_times(page: Page, clock: Clock, args) -> None:
         for action in cost.ACTIONS
         for batch in args.batches
     ]
-    for number, (action, precision, batch) in enumerate(todo):
+
+    def row(*what) -> dict[str, str]:
+        return dict(zip(COLUMNS['Time'], cost.times(*what, args)))
+
+    for number, what in enumerate(todo):
         share = clock.left('Time') / (len(todo) - number)
-        attempt(
-            page,
-            'Time',
-            [action, precision, str(batch)],
-            lambda: cost.times(action, precision, batch, share / 2, args),
-            clock,
-        )
+        name = ' | '.join(map(str, what))
+        attempt(results, 'Time', name, lambda: row(*what, share / 2), clock)
 
 
-def measure_memory(page: Page, clock: Clock, args) -> None:
-    bn: dict[str, float] = {}
-
-    def row(norm: str) -> list[str]:
+def measure_memory(results: Results, clock: Clock, args) -> None:
+    def row(norm: str) -> dict[str, str]:
         found = cost.memory(norm, args)
-        if norm == 'BN':
-            bn.update(found)
-        cells = [norm]
-        for name, value in found.items():
-            ratio = f'{value / bn[name]:.3f}' if bn.get(name) else '-'
-            cells += [f'{value:.0f}', ratio]
-        return cells
+        return {
+            column: f'{value:.0f}' for column, value in zip(COLUMNS['Memory'], found)
+        }
 
     for norm in NORMS:
-        attempt(page, 'Memory', [norm], lambda: row(norm), clock)
+        attempt(results, 'Memory', norm, lambda: row(norm), clock)
 
 
 MEASURE = {
@@ -157,7 +161,7 @@ def study_command(study: str, args) -> list[str]:
     return command
 
 
-def train_studies(page: Page, args) -> None:
+def train_studies(results: Results, args) -> None:
     for study in STUDIES:
         done = subprocess.run(study_command(study, args))
         outcome = (
@@ -165,41 +169,40 @@ def train_studies(page: Page, args) -> None:
             if not done.returncode
             else f'ended with status {done.returncode}, and its messages say why'
         )
-        page.end.append(
-            f'The study `benchmarks.{study}` on CIFAR-10 {outcome}. Its files are in '
-            f'`{args.out / study}`.'
-        )
-        page.write()
+        results.add('Studies', study, {COLUMNS['Studies'][0]: outcome})
+        write_report(args.out)
+
+
+def measure(args) -> None:
+    """Run all parts, and write their results."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    if {'Time', 'Memory'} & {*args.parts}:
+        build('BN', args.network)  # Raises without torchvision.
+    results = Results(
+        args.out,
+        args.device,
+        network=args.network,
+        size=str(args.size),
+        batch=str(max(args.batches)),
+    )
+    clock = Clock(60 * args.minutes)
+    for part in args.parts:
+        MEASURE[part](results, clock, args)
+    if args.long:
+        write_report(args.out)
+        train_studies(results, args)
 
 
 def main() -> None:
     args = parse_args()
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        if {'Time', 'Memory'} & {*args.parts}:
-            build('BN', args.network)  # Raises without torchvision.
-        page = Page(
-            args.out,
-            args.device,
-            network=args.network,
-            size=args.size,
-            batch=max(args.batches),
-            steps=correctness.STEPS,
-            times=correctness.TIMES,
-            least=correctness.LEAST,
-        )
-        clock = Clock(60 * args.minutes)
-        for part in args.parts:
-            MEASURE[part](page, clock, args)
-        page.draw()
-        page.write()
-        if args.long:
-            train_studies(page, args)
+        if args.out:
+            measure(args)
+        print(f'Page: {write_report(args.out or args.report)}')
     except InputError as error:
         sys.exit(f'error: {error}')
     except OSError as error:
-        sys.exit(f'error: {error.filename} cannot be written: {error.strerror}')
-    print(f'Page: {args.out / "gpu.md"}')
+        sys.exit(f'error: {error.filename} cannot be read or written: {error.strerror}')
 
 
 if __name__ == '__main__':

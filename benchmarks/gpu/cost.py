@@ -67,7 +67,7 @@ ACTIONS = {'training step': training_step, 'inference': inference}
 
 
 def times(action: str, precision: str, batch: int, seconds: float, args) -> list[str]:
-    """Return a row: BN's milliseconds, and the others relative to BN.
+    """Return the cells of a row: rounds, BN's milliseconds, the others relative to BN.
 
     The networks take turns. The number of rounds is what fits into ``seconds``.
     """
@@ -92,30 +92,29 @@ def times(action: str, precision: str, batch: int, seconds: float, args) -> list
         found = time_alternately(actions, rounds)
     of_bn = ratios(found)
     return [
-        action,
-        precision,
-        str(batch),
         str(len(found['BN'])),
         f'{1e3 * statistics.median(found["BN"]):.1f}',
         *(f'{of_bn[norm]:.3f}' for norm in COMPARED[1:]),
     ]
 
 
-def memory(norm: str, args) -> dict[str, float]:
-    """Return what a training step needs, in MiB, and the largest batch."""
+def memory(norm: str, args) -> list[float]:
+    """Return the stored and the peak MiB of a training step, and the largest batch.
+
+    A CPU has the first number only.
+    """
     device = args.device
     net = build(norm, args.network).to(device, memory_format=torch.channels_last)
     batch = max(args.batches)
     data = inputs(batch, args.size, device)
     stored = saved_bytes(partial(loss_of, net, *data), net.parameters()) / MIB
-    found = dict(stored=stored)
     if device != 'cuda':
-        return found
+        return [stored]
     step = training_step(net, *data)
     step()
     torch.cuda.reset_peak_memory_stats()
     step()
-    found['peak'] = torch.cuda.max_memory_allocated() / MIB
+    peak = torch.cuda.max_memory_allocated() / MIB
     del data, step
 
     def fits(batch: int) -> bool:
@@ -128,5 +127,4 @@ def memory(norm: str, args) -> dict[str, float]:
             torch.cuda.empty_cache()
         return True
 
-    found['largest'] = largest_batch(fits)
-    return found
+    return [stored, peak, largest_batch(fits)]

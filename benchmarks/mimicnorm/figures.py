@@ -6,27 +6,28 @@ import numpy as np
 
 from benchmarks.shared.figures import draw_series
 from benchmarks.shared.settings import Experiment, panel_of
-from mmpsbn.analysis.style import COLOR_OF, COLORS, figure_file
+from mmpsbn.analysis.style import COLOR_OF, figure_file
 
 from .correlation import MEASURES
 
 STYLES = {
-    'BN': dict(color=COLOR_OF['BN'], marker='o'),
-    'none': dict(color=COLORS[6], marker='P'),
+    'BN': dict(marker='o'),
+    'none': dict(marker='P'),
     # In front, because it is equal to MimicNorm before training.
-    'weight mean': dict(color=COLORS[1], marker='', ls='--', zorder=3),
-    'MimicNorm': dict(color=COLOR_OF['MimicNorm'], marker='s'),
+    'weight mean': dict(marker='', ls='--', zorder=3),
+    'MimicNorm': dict(marker='s'),
 }
 NAMES = {'lr': 'learning rate'}
 MOMENTS = {'before': 'before training', 'after': 'after training'}
 
 
-def draw_heat_maps(rows, experiment: Experiment, out: Path) -> None:
+def draw_heat_maps(rows, experiment: Experiment, title: str, out: Path) -> None:
     """Draw mean accuracy by normalization and setting, one map for each panel.
 
     Args:
         rows (list[Row]): The variants.
         experiment (Experiment): Their experiment, which has panels.
+        title (str): The title, to which the measure is added.
         out (Path): The PNG to write.
     """
     x, panels = experiment.x, experiment.panels
@@ -56,22 +57,24 @@ def draw_heat_maps(rows, experiment: Experiment, out: Path) -> None:
                     fontsize=8,
                     color='black' if mean > 60 else 'white',
                 )
-            axis.set_title(', depth '.join(map(str, own)), fontsize=9)
+            axis.set_title(', depth '.join(map(str, own)))
             axis.set_xticks(range(len(values)), [f'{value:g}' for value in values])
             axis.set_yticks(range(len(norms)), norms)
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)
+            axis.grid(False)
             axis.set_xlabel(NAMES[x])
         for axis in axes[len(maps) :]:
             axis.set_axis_off()
-        figure.suptitle('Mean test accuracy, %', fontsize=9)
+        figure.suptitle(f'{title}: mean test accuracy, %')
 
 
-def draw_correlations(rows, out: Path) -> None:
+def draw_correlations(rows, title: str, out: Path) -> None:
     """Draw every measure over the layers, before and after training.
 
     Args:
         rows (list[Row]): The variants of one network.
+        title (str): The title, to which the name of the network is added.
         out (Path): The PNG to write.
     """
     with figure_file(str(out), 7.5, 6.2) as figure:
@@ -86,17 +89,19 @@ def draw_correlations(rows, out: Path) -> None:
                         (0, 1),
                         label=row.settings.norm,
                         ms=3.5,
+                        color=COLOR_OF[row.settings.norm],
                         **STYLES[row.settings.norm],
                     )
             line[0].set_ylabel(label)
-            line[0].set_ylim(0, 1)
-        for axis, title in zip(axes[0], MOMENTS.values()):
-            axis.set_title(title, fontsize=9)
+            line[0].set_ylim(bottom=0)
+        for axis, words in zip(axes[0], MOMENTS.values()):
+            axis.set_title(words)
         for axis in axes[-1]:
             axis.set_xlabel('number of the ReLU')
         figure.legend(
             *axes[0, 0].get_legend_handles_labels(),
-            loc='outside upper right',
+            loc='outside lower center',
             ncols=len(rows),
-            frameon=False,
         )
+        settings = rows[0].settings
+        figure.suptitle(f'{title}, {settings.network}, depth {settings.depth}')

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from benchmarks.shared import settings as shared
 from benchmarks.shared.data import CLASSES
+from benchmarks.shared.pages import write_page
 from benchmarks.shared.rows import Rows
 from benchmarks.shared.settings import make_rows, panel_of
-from benchmarks.shared.tables import format_mean, heading, value_of, write_page
+from benchmarks.shared.tables import TITLES, format_mean, heading, value_of
 from mmpsbn.compare.tables import format_table
 
 from .correlation import MEASURES
@@ -66,12 +67,12 @@ def _section(data: str, results: Rows, folder: Path) -> str:
         file = f'{name}.png' if data == 'digits' else f'{data}-{name}.png'
         if name == 'correlation':
             parts += [correlation_table(rows), f'![{experiment.title}]({file})']
-            draw_correlations(rows, folder / file)
+            draw_correlations(rows, TITLES[data], folder / file)
             continue
         parts.append(table(rows, experiment.x, experiment.panels))
         if experiment.panels:
             parts.append(f'![Mean test accuracy in percent]({file})')
-            draw_heat_maps(rows, experiment, folder / file)
+            draw_heat_maps(rows, experiment, TITLES[data], folder / file)
     return '\n\n'.join(parts) + '\n'
 
 

@@ -3,11 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-from matplotlib.figure import Figure
-
-from benchmarks.shared.tables import fill_page
-from mmpsbn.analysis.style import STYLE, assign_colors
+from benchmarks.shared.pages import fill_page
+from mmpsbn.analysis.style import assign_colors, figure_file
 from mmpsbn.compare.figures import draw_lrs
 from mmpsbn.compare.report import (
     DIFFERENCES,
@@ -16,6 +13,7 @@ from mmpsbn.compare.report import (
     describe_results,
     format_differences,
     format_rows,
+    group_by_length,
     select_best,
 )
 from mmpsbn.compare.tables import format_length, format_lr, format_table
@@ -50,16 +48,13 @@ def write_report(results: dict[str, Results], page: Path, figures: Path) -> None
     ]
     for name in finals:
         tuning = results[name].tuning(STUDIES[name].norms)
-        lengths = list(dict.fromkeys(row.length for row in tuning))
         if tuning:
+            runs = max(len(row.scores) for row in tuning)
             draw_lrs(
-                {
-                    f'{format_length(length)} the schedule' * (len(lengths) > 1): [
-                        row for row in tuning if row.length == length
-                    ]
-                    for length in lengths
-                },
+                group_by_length(tuning),
                 str(figures / f'lrs-{name}.png'),
+                f'{STUDIES[name].title}\nNEU-DET, held-out training images, '
+                f'{runs} run{"s" * (runs > 1)} per point',
             )
     draw_differences(
         {STUDIES[name].title: rows for name, rows in finals.items()},
@@ -146,11 +141,8 @@ def draw_differences(studies: dict[str, Sequence[Row]], out: Path) -> None:
         return
     colors = assign_colors(row.norm for rows in studies.values() for row in rows)
     heights = [len(own) for own in found.values()]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(
-            figsize=(6.5, 0.8 + 0.8 * len(found) + 0.24 * sum(heights)),
-            layout='constrained',
-        )
+    height = 0.8 + 0.8 * len(found) + 0.24 * sum(heights)
+    with figure_file(str(out), 6.5, height) as figure:
         axes = figure.subplots(
             len(found), 1, sharex=True, squeeze=False, height_ratios=heights
         )
@@ -179,10 +171,9 @@ def draw_differences(studies: dict[str, Sequence[Row]], out: Path) -> None:
                 ],
             )
             axis.set_ylim(len(own) - 0.5, -0.5)
-            axis.set_title(title, fontsize=9, loc='left')
-            axis.grid(axis='x', lw=0.4)
+            axis.set_title(title, loc='left')
+            axis.grid(False, axis='y')
         axes[-1, 0].set_xlabel(
             f'mAP minus that of {next(iter(colors))}: mean and 95 % confidence '
             'interval\n(filled circle: significant difference)'
         )
-        figure.savefig(out, dpi=150)

@@ -4,23 +4,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from benchmarks.shared.series import Series
-from mmpsbn.analysis.style import COLORS, STYLE
+from mmpsbn.analysis.style import COLOR_OF, figure_file
 from mmpsbn.compare.intervals import confidence_margin
 
 from .recovery import COLLAPSED, Death
 from .studies import METHODS, SCRATCH
-
-METHOD_COLORS = dict(
-    zip(
-        (*METHODS, SCRATCH),
-        (COLORS[0], COLORS[5], COLORS[2], COLORS[3], COLORS[4], COLORS[1], COLORS[7]),
-    )
-)
 
 
 class Panels(NamedTuple):
@@ -34,8 +26,8 @@ class Panels(NamedTuple):
     reference: str
     """The method whose values are subtracted."""
     reference_name: str
-    colors: dict[str, str]
-    """The color of each method."""
+    methods: Sequence[str]
+    """All methods, in the order of the legend. The reference is not one of them."""
     title: Callable[[NamedTuple], str]
     """Names a setting."""
 
@@ -49,7 +41,7 @@ PANELS = Panels(
     frozenset(['dead']),
     SCRATCH,
     'from scratch',
-    METHOD_COLORS,
+    METHODS,
     lambda setting: f'learning rate {setting.lr:g}',
 )
 
@@ -59,6 +51,7 @@ def draw_rounds(
     settings: Sequence,
     window: int,
     out: Path,
+    title: str,
     methods: Sequence[str] = (),
     panels: Panels = PANELS,
 ) -> bool:
@@ -72,8 +65,10 @@ def draw_rounds(
             single one are in a row.
         window (int): The number of rounds of a window.
         out (Path): The PNG to write.
-        methods (list[str]): The methods to draw. Defaults to all.
-        panels (Panels): The measures, colors and titles.
+        title (str): The title.
+        methods (list[str]): The methods to draw next to the reference. Defaults to
+            all.
+        panels (Panels): The measures, methods and titles.
 
     Returns:
         bool: Whether there was anything to draw.
@@ -82,49 +77,47 @@ def draw_rounds(
     ends = range(window, series.end + 1, window)
     if not settings or not ends:
         return False
-    measures, colors = panels.measures, panels.colors
+    measures = panels.measures
+    names = {
+        **{method: method for method in methods or panels.methods},
+        panels.reference: panels.reference_name,
+    }
     shape = (len(measures), len(settings))
     in_row = len(settings) == 1
-    height = 0.2 + 2 * len(measures)
-    size = (9, 3) if in_row else (min(9.4, 1.6 + 2.6 * len(settings)), height)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout='constrained')
+    size = (7.5, 2.8) if in_row else (min(6.5, 1.6 + 2.6 * len(settings)), 6)
+    with figure_file(str(out), *size) as figure:
         if in_row:
             axes = figure.subplots(*shape[::-1], squeeze=False).T
         else:
-            axes = figure.subplots(*shape, sharey='row', squeeze=False)
+            axes = figure.subplots(*shape, sharex=True, sharey='row', squeeze=False)
         handles = {}
         for index, (column, setting) in enumerate(zip(axes.T, settings)):
             for axis, (measure, (label, _)) in zip(column, measures.items()):
-                axis.grid(lw=0.4)
-                for method in methods or colors:
+                for method, name in names.items():
                     lines = _values(series, setting, method, measure, ends, panels)
                     if any(map(len, lines)):
-                        handles[method] = _line(axis, ends, lines, colors[method])
+                        handles[name] = _line(axis, ends, lines, COLOR_OF[name])
                 if not index:
                     axis.set_ylabel(label)
                 if in_row or measure == list(measures)[-1]:
                     axis.set_xlabel('round')
-            column[0].axhline(0, color=colors[panels.reference], lw=0.8)
+            column[0].axhline(0, color=COLOR_OF[panels.reference_name], lw=0.8)
             if not in_row:
-                column[0].set_title(panels.title(setting), fontsize=9)
+                column[0].set_title(panels.title(setting))
         for row, (_, limits) in zip(axes, measures.values()):
             for axis in row:
                 axis.set_xlim(0, series.end)
+                axis.xaxis.set_major_locator(MaxNLocator(3, integer=True))
                 if limits:
                     axis.set_ylim(limits)
-        names = [method for method in colors if method in handles]
+        shown = [name for name in names.values() if name in handles]
         figure.legend(
-            [handles[method] for method in names],
-            [
-                panels.reference_name if method == panels.reference else method
-                for method in names
-            ],
+            [handles[name] for name in shown],
+            shown,
             loc='outside lower center',
-            ncols=len(names) if in_row else 4,
-            frameon=False,
+            ncols=len(shown) if in_row else 4,
         )
-        figure.savefig(out, dpi=150)
+        figure.suptitle(title)
     return True
 
 
@@ -153,11 +146,12 @@ def _line(axis, ends, values, color):
     return axis.plot(at, mean, '.-', color=color, lw=1.4, ms=4)[0]
 
 
-def draw_recoveries(deaths: Sequence[Death], out: Path) -> bool:
+def draw_recoveries(deaths: Sequence[Death], title: str, out: Path) -> bool:
     """Draw observed over predicted rounds until dead channels recover.
 
     Args:
         deaths (list[Death]): Those of all runs.
+        title (str): The title.
         out (Path): The PNG to write.
 
     Returns:
@@ -180,15 +174,13 @@ def draw_recoveries(deaths: Sequence[Death], out: Path) -> bool:
     top = recovered[:, :2].max() * 1.5
     slope = recovered[:, 2].sum() / recovered[:, 0].sum()
     jitter = np.random.default_rng(0).uniform(0.85, 1.18, (len(recovered), 2))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 3.9), layout='constrained')
+    with figure_file(str(out), 6.5, 3.8) as figure:
         axes = figure.subplots(1, 2, sharex=True, sharey=True)
         for axis, kind, sign in zip(axes, (1, 0), ('<', '≥')):
             own = recovered[:, 3] == kind
             predicted, observed = (recovered[own, :2] * jitter[own]).T
-            axis.plot(
-                predicted, observed, '.', color=COLORS[0], ms=4, alpha=0.25, mew=0
-            )
+            points = dict(color=COLOR_OF['psBN'], ms=4, alpha=0.25, mew=0)
+            axis.plot(predicted, observed, '.', **points)
             for factor, style, label in (
                 (1, '-', 'formula'),
                 (slope, '--', 'simulated, with the start of momentum'),
@@ -206,21 +198,16 @@ def draw_recoveries(deaths: Sequence[Death], out: Path) -> bool:
                 yscale='log',
                 xlim=(0.8, top),
                 ylim=(0.8, top),
-                xlabel='predicted rounds',
+                xlabel='predicted rounds until recovery',
+                title=f'|gamma / beta| {sign} {COLLAPSED:g} at death\n'
+                f'({own.sum()} channels)',
             )
-            axis.set_title(
-                f'|gamma / beta| {sign} {COLLAPSED:g} at death ({own.sum()} channels)',
-                fontsize=9,
-            )
-            axis.xaxis.set_major_formatter('{x:g}')
-            axis.yaxis.set_major_formatter('{x:g}')
-            axis.grid(lw=0.4)
+            for side in (axis.xaxis, axis.yaxis):
+                side.set_major_locator(FixedLocator([1, 3, 10, 30]))
+                side.set_major_formatter('{x:g}')
         figure.legend(
-            *axes[0].get_legend_handles_labels(),
-            ncols=2,
-            loc='outside lower center',
-            frameon=False,
+            *axes[0].get_legend_handles_labels(), ncols=2, loc='outside lower center'
         )
-        axes[0].set_ylabel('observed rounds')
-        figure.savefig(out, dpi=150)
+        axes[0].set_ylabel('observed rounds until recovery')
+        figure.suptitle(title)
     return True

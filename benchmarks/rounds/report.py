@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.shared.pages import write_page
 from benchmarks.shared.series import WINDOW, Comparison, Series
-from benchmarks.shared.tables import write_page
 from mmpsbn.compare.intervals import ALPHA, confidence_margin
 from mmpsbn.compare.tables import (
     format_difference,
@@ -57,7 +57,8 @@ def _section(results: Results, folder: Path) -> str:
     if found:
         parts += [verdict(found) + '\n', _differences(found) + '\n']
     figure = f'{name}.png'
-    if draw_rounds(series, [HIGHEST], WINDOW, folder / figure, (*PAIR, SCRATCH)):
+    title = f'{TITLES[name]}, learning rate {HIGHEST.lr:g}'
+    if draw_rounds(series, [HIGHEST], WINDOW, folder / figure, title, PAIR):
         parts.append(
             '![Accuracy, dead channels and effective rank of BN and psBN over the '
             f'rounds, learning rate {HIGHEST.lr:g}]({figure})\n'
@@ -65,7 +66,8 @@ def _section(results: Results, folder: Path) -> str:
     for decay in dict.fromkeys(setting.weight_decay for setting in study.methods):
         figure = f'{name}-{decay:g}.png'
         settings = [own for own in study.methods if own.weight_decay == decay]
-        if draw_rounds(series, settings, WINDOW, folder / figure):
+        title = f'{TITLES[name]}, weight decay {decay:g}'
+        if draw_rounds(series, settings, WINDOW, folder / figure, title):
             parts.append(
                 f'![Accuracy, dead channels and effective rank over '
                 f'the rounds, weight decay {decay:g}]({figure})\n'
@@ -80,7 +82,8 @@ def _section(results: Results, folder: Path) -> str:
     deaths = [death for own in results.deaths.values() for death in own]
     if deaths:
         parts += [_recoveries(deaths, series.end) + '\n']
-        if draw_recoveries(deaths, folder / f'{name}-recovery.png'):
+        title = f'{TITLES[name]}, psBN'
+        if draw_recoveries(deaths, title, folder / f'{name}-recovery.png'):
             parts.append(
                 '![Predicted and observed rounds until a channel '
                 f'recovers]({name}-recovery.png)\n'

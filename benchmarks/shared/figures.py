@@ -32,16 +32,15 @@ def draw_series(
             alpha=0.15,
             lw=0,
         )
-    axis.grid(lw=0.4)
 
 
 def by_logarithm(axis, values: Sequence[float]) -> None:
-    """Put a tick at each value of a logarithmic x-axis, with a label if it has room."""
-    labels, last = [], 0.0
-    for value in values:
-        room = value > 1.9 * last
-        labels.append(f'{value:g}' if room else '')
-        last = value if room else last
+    """Put a tick at each value of a logarithmic x-axis, with a label.
+
+    The labels are vertical if two values are close to each other.
+    """
+    crowded = any(high < 1.9 * low for low, high in zip(values, values[1:]))
     axis.set_xscale('log')
-    axis.set_xticks(values, labels)
+    labels = [f'{value:g}' for value in values]
+    axis.set_xticks(values, labels, rotation=90 if crowded else 0)
     axis.minorticks_off()

@@ -1,39 +1,14 @@
-"""Values and headings of a report, and the page that it is written to."""
+"""Values and headings of a report."""
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 
 from mmpsbn.compare.intervals import confidence_margin
-from mmpsbn.files import write_atomically
 
 from .command import SEEDS, Study
 from .rows import Rows
 
 TITLES = dict(digits='Digits', cifar10='CIFAR-10')
-BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
-
-
-def fill_page(page: Path, text: str) -> None:
-    """Write a text between the two marks of a Markdown page."""
-    before, rest = page.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    write_atomically(page, f'{before}{BEGIN}\n\n{text}{END}{after}'.encode())
-
-
-def write_page(folder: Path, text: str) -> Path:
-    """Write a text between the marks of README.md, or to report.md without it.
-
-    Returns:
-        Path: The page.
-    """
-    page = folder / 'README.md'
-    if page.exists():
-        fill_page(page, f'{text}\n')
-    else:
-        page = folder / 'report.md'
-        write_atomically(page, text.encode())
-    return page
 
 
 def value_of(value) -> str:

@@ -53,7 +53,8 @@ def draw_layers(results: dict[str, list[Layer]], out: str) -> None:
         top = max(np.nanmax(dead_shares(x), initial=0) for x in results.values())
         axis.set_xlim(0, max(1, 105 * top))
         axis.set_xlabel('dead channels, % of the layer')
-        figure.legend(loc='outside upper left', frameon=False, fontsize=8)
+        axis.grid(False, axis='y')
+        figure.legend(loc='outside upper left', fontsize=8)
 
 
 def draw_plane(layers: Sequence[Layer], title: str, out: str) -> None:
@@ -111,7 +112,7 @@ def draw_plane(layers: Sequence[Layer], title: str, out: str) -> None:
         axis.set_xlim(-x_limit if gamma.min() < 0 else -0.05 * x_limit, x_limit)
         axis.set_ylim(low - margin, high + margin)
         axis.set(xlabel='gamma', ylabel='applied shift', title=title)
-        figure.legend(loc='outside lower center', ncols=3, frameon=False)
+        figure.legend(loc='outside lower center', ncols=3)
 
 
 def draw_history(
@@ -142,7 +143,7 @@ def draw_history(
             )
         axis.set(xlabel='iteration', ylabel='dead channels, %')
         axis.set_ylim(bottom=0)
-        figure.legend(loc='outside right upper', frameon=False, fontsize=8)
+        figure.legend(loc='outside right upper', fontsize=8)
 
 
 def draw_rounds(
@@ -209,8 +210,5 @@ def draw_rounds(
             axis.set(xlabel='round', title=titles[judge])
         axes[0].set_ylabel('channels, %')
         figure.legend(
-            *axes[-1].get_legend_handles_labels(),
-            loc='outside lower center',
-            ncols=4,
-            frameon=False,
+            *axes[-1].get_legend_handles_labels(), loc='outside lower center', ncols=4
         )

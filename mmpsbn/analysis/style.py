@@ -17,7 +17,8 @@ COLORS = (
     '#999999',
     '#000000',
 )
-# A normalization has the same color in every figure.
+# Those of Paul Tol's muted scheme for the methods that have fewer figures.
+# A method has the same color in every figure.
 COLOR_OF = {
     'BN': COLORS[0],
     'psBN': COLORS[5],
@@ -25,12 +26,32 @@ COLOR_OF = {
     'MimicNorm': COLORS[3],
     'FrozenBN': COLORS[4],
     'BN+LastBN': COLORS[1],
+    'none': COLORS[6],
+    'from scratch': COLORS[7],
+    'restart': COLORS[7],
+    'SyncBN': '#332288',
+    'psSyncBN': '#DDCC77',
+    'MimicBody': '#AA4499',
+    'weight mean': '#117733',
+    'MimicNorm, as published': '#44AA99',
+    'BN+ReDo': '#999933',
+    'BN+S&P': '#882255',
 }
-STYLE = {'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False}
+STYLE = {
+    'font.size': 9,
+    'axes.titlesize': 9,
+    'figure.titlesize': 9,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.grid': True,
+    'axes.axisbelow': True,
+    'grid.linewidth': 0.4,
+    'legend.frameon': False,
+}
 
 
 def assign_colors(names: Iterable[str]) -> dict[str, str]:
-    """Assign a color to each name; known normalizations have their own."""
+    """Assign a color to each name; those of ``COLOR_OF`` have their own."""
     names = list(dict.fromkeys(names))
     taken = {COLOR_OF.get(name) for name in names}
     free = [color for color in COLORS if color not in taken] or list(COLORS)

@@ -35,17 +35,18 @@ def draw_scores(rows, out: str) -> None:
         axis.set_yticks(range(len(rows)), labels)
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_xlabel('mAP')
-        axis.grid(axis='x', lw=0.4)
+        axis.grid(False, axis='y')
 
 
-def draw_lrs(panels: dict[str, Sequence], out: str) -> None:
+def draw_lrs(panels: dict[str, Sequence], out: str, title: str = '') -> None:
     """Draw mAP and dead channels by learning rate, in a column for each panel.
 
-    A line joins the means, and a bar is the range of the seeds.
+    A line joins the means, and a bar is the 95 % confidence interval.
 
     Args:
         panels (dict): The title of each panel, and its rows of a report.
         out (str): The PNG to write.
+        title (str): The title. Defaults to none.
     """
     colors = assign_colors(row.norm for rows in panels.values() for row in rows)
     styles = {
@@ -54,49 +55,58 @@ def draw_lrs(panels: dict[str, Sequence], out: str) -> None:
     }
     offsets = np.arange(len(styles)) - (len(styles) - 1) / 2
     factors = dict(zip(styles, 1 + OFFSET * offsets / max(1, len(styles))))
-    with figure_file(out, max(4.5, 0.6 + 2.9 * len(panels)), 4.8) as figure:
+    with figure_file(out, max(4.5, 0.6 + 2.9 * len(panels)), 5) as figure:
         shared = dict(sharex='col', sharey='row', squeeze=False)
         axes = figure.subplots(2, len(panels), **shared)
-        for (above, below), (title, rows) in zip(axes.T, panels.items()):
+        for (above, below), (name, rows) in zip(axes.T, panels.items()):
             for norm, style in styles.items():
                 own = [row for row in rows if row.norm == norm]
                 places = [row.lr * factors[norm] for row in own]
                 dead = [[100 * share for share in row.dead] for row in own]
-                _draw_ranges(above, places, [row.scores for row in own], style)
-                _draw_ranges(below, places, dead, style)
+                _draw_intervals(above, places, [row.scores for row in own], style)
+                _draw_intervals(below, places, dead, style)
             lrs = sorted({row.lr for row in rows})
-            above.set_title(title, fontsize=9)
+            above.set_title(name)
             limits = lrs[0] / 1.5, lrs[-1] * 1.5
             below.set(xlabel='learning rate', xscale='log', xlim=limits)
             below.set_xticks(lrs, [format_lr(lr) for lr in lrs])
             below.minorticks_off()
         for axis, label in zip(axes[:, 0], ('mAP', 'dead channels, %')):
             axis.set_ylabel(label)
-            axis.set_ylim(bottom=0)
-        for axis in axes.flat:
-            axis.grid(lw=0.4)
+        axes[1, 0].set_ylim(bottom=0)
         handles = [Line2D([], [], **style) for style in styles.values()]
-        figure.legend(handles, list(styles), loc='outside right upper', frameon=False)
+        columns = min(len(styles), 2 + len(panels))
+        figure.legend(handles, list(styles), loc='outside lower center', ncols=columns)
+        if title:
+            figure.suptitle(title)
 
 
-def _draw_ranges(axis, places, values, style: dict) -> None:
-    """Draw means and ranges; places without values are left out."""
+def _draw_intervals(axis, places, values, style: dict) -> None:
+    """Draw means and intervals; places without values are left out."""
     points = [(place, own) for place, own in zip(places, values) if own]
     if not points:  # An empty line that is not clipped breaks the layout.
         return
     shown, means = zip(*((place, np.mean(own)) for place, own in points))
     axis.plot(shown, means, clip_on=False, **style)
-    lows, highs = zip(*((min(own), max(own)) for _, own in points))
-    axis.vlines(shown, lows, highs, style['color'], lw=1.2)
+    margins = [confidence_margin(own) if len(own) > 1 else 0 for _, own in points]
+    axis.errorbar(
+        shown, means, margins, fmt='none', ecolor=style['color'], elinewidth=1.2
+    )
 
 
 def draw_curves(
-    curves: dict[str, Sequence[dict[int, float]]], out: str, *, xlabel: str, ylabel: str
+    curves: dict[str, Sequence[dict[int, float]]],
+    out: str,
+    *,
+    xlabel: str,
+    ylabel: str,
+    bottom: float | None = None,
 ) -> None:
     """Draw the mean of the curves of each normalization during training.
 
     A band is the 95 % confidence interval if there are at least two curves.
-    Points that are not on all curves are left out.
+    Points that are not on all curves are left out. ``bottom`` is the lower end of
+    the y-axis; by default, the data decide.
     """
     colors = assign_colors(curves)
     with figure_file(out, 6.5, 3.5) as figure:
@@ -111,10 +121,9 @@ def draw_curves(
                 style = dict(lw=0, color=colors[name], alpha=0.2)
                 axis.fill_between(x, mean - half, mean + half, **style)
         axis.set(xlabel=xlabel, ylabel=ylabel)
-        axis.set_ylim(bottom=0)
-        axis.grid(lw=0.4)
+        axis.set_ylim(bottom=bottom)
         if curves:
-            figure.legend(loc='outside right upper', frameon=False)
+            figure.legend(loc='outside right upper')
 
 
 def draw_costs(costs: Costs, out: str) -> None:
@@ -133,4 +142,5 @@ def draw_costs(costs: Costs, out: str) -> None:
             axis.bar_label(bars, fmt='%.0f', padding=2, fontsize=8)
             axis.margins(x=0.15)
             axis.set_xlabel(title)
+            axis.grid(False, axis='y')
         axes[0].invert_yaxis()

@@ -302,7 +302,7 @@ def _draw_figures(comparison, rows, tuning, costs, out: Path) -> dict[str, str]:
     tried = tuning or rows
     if len({row.lr for row in tried}) > 1:
         images = 'held-out training images' if tuning else 'the validation set'
-        captions['lrs.png'] = f'By learning rate, on {images}: mean, and range of seeds'
+        captions['lrs.png'] = f'By learning rate, on {images}: mean, and 95 % CI'
         draw_lrs(group_by_length(tried), str(out / 'lrs.png'))
     captions['scores.png'] = 'mAP of every seed, and its mean (bar)'
     draw_scores(rows, str(out / 'scores.png'))
@@ -317,15 +317,17 @@ def _draw_figures(comparison, rows, tuning, costs, out: Path) -> dict[str, str]:
                 {x['iter']: 100 * shares(x).get('dead', 0) for x in history}
                 for history in map(comparison.history, row.well)
             ]
-    for name, lines, xlabel, ylabel, what in (
-        ('curves.png', curves, comparison.unit, 'mAP', 'mAP'),
-        ('collapse.png', collapse, 'iteration', 'dead channels, %', 'Dead channels'),
+    dead = 'dead channels, %'
+    for name, lines, xlabel, ylabel, bottom, what in (
+        ('curves.png', curves, comparison.unit, 'mAP', None, 'mAP'),
+        ('collapse.png', collapse, 'iteration', dead, 0, 'Dead channels'),
     ):
         if any(len(set.intersection(*map(set, own))) > 1 for own in lines.values()):
             captions[name] = (
                 f'{what} during training: mean, and 95 % confidence interval'
             )
-            draw_curves(lines, str(out / name), xlabel=xlabel, ylabel=ylabel)
+            labels = dict(xlabel=xlabel, ylabel=ylabel)
+            draw_curves(lines, str(out / name), **labels, bottom=bottom)
     captions['costs.png'] = 'Cost of a training step'
     draw_costs(costs, str(out / 'costs.png'))
     return captions

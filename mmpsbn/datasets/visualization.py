@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 
-import matplotlib
 import mmcv
 import torch
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from mmdet.structures.bbox import bbox_overlaps
 from pycocotools.coco import COCO
 
-from mmpsbn.analysis.style import COLORS
+from mmpsbn.analysis.style import COLORS, figure_file
 
 SOLID = dict(fill=False, lw=1.5)
 RIGHT, WRONG = dict(SOLID, ec=COLORS[1]), dict(SOLID, ec=COLORS[3], ls='--')
@@ -37,14 +35,15 @@ def draw_detections(
     categories = coco.dataset['categories']
     names = [category['name'] for category in categories]
     labels_of = {category['id']: label for label, category in enumerate(categories)}
-    with matplotlib.rc_context({'font.size': 9}):
-        figure = Figure(figsize=(2.1 * len(samples), 4.6), layout='compressed')
+    with figure_file(out, 2.1 * len(samples), 4.6) as figure:
+        figure.set_layout_engine('compressed')
         axes = figure.subplots(2, len(samples), squeeze=False)
         for column, sample in zip(axes.T, samples):
             image = mmcv.imread(sample['img_path'], channel_order='rgb')
             for axis in column:
                 axis.imshow(image)
                 axis.set(xticks=[], yticks=[])
+                axis.spines[:].set_visible(False)
             truth = coco.loadAnns(coco.getAnnIds(sample['img_id']))
             boxes = torch.tensor([item['bbox'] for item in truth]).float().view(-1, 4)
             boxes[:, 2:] += boxes[:, :2]
@@ -68,9 +67,7 @@ def draw_detections(
             ['object found', 'class and box right (IoU ≥ 0.5)', 'missed or wrong'],
             loc='outside lower center',
             ncols=3,
-            frameon=False,
         )
-        figure.savefig(out, dpi=110)
 
 
 def _draw(axis, box, text: str, style: dict) -> None:
