@@ -121,6 +121,7 @@ def test_a_folder_without_results(monkeypatch, tmp_path):
     [
         ((), 'torch sees no GPU'),
         (('--device', 'cpu', '--long'), 'needs --data-root'),
+        (('--device', 'cpu', '--long', '--data-root', 'no'), 'no has no data_batch'),
         (('--device', 'cpu', '--batches', '0'), 'must be positive'),
     ],
 )
@@ -150,11 +151,13 @@ def test_the_studies_have_these_arguments(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_a_study_follows(monkeypatch, tmp_path):
     monkeypatch.setattr(command, 'STUDIES', ['mimicnorm'])
-    run(
-        monkeypatch,
-        *('--device', 'cpu', '--minutes', 1e-9, '--out', tmp_path),
-        *('--parts', 'Correctness', '--long', '--data-root', tmp_path),
-    )
+    (tmp_path / 'data_batch_1.bin').touch()
+    with pytest.raises(SystemExit, match='mimicnorm failed'):
+        run(
+            monkeypatch,
+            *('--device', 'cpu', '--minutes', 1e-9, '--out', tmp_path),
+            *('--parts', 'Correctness', '--long', '--data-root', tmp_path),
+        )
     page = (tmp_path / 'report.md').read_text()
     assert '| mimicnorm | ended with status 1, and' in page
 

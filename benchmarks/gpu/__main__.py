@@ -68,6 +68,11 @@ def parse_args() -> argparse.Namespace:
         )
     if args.long and not args.data_root:
         parser.error('--long trains on CIFAR-10, so it needs --data-root')
+    if args.long and not any(Path(args.data_root).glob('data_batch_*')):
+        parser.error(
+            f'--data-root {args.data_root} has no data_batch_*.bin; unpack '
+            "CIFAR-10's binary version there"
+        )
     return args
 
 
@@ -162,15 +167,25 @@ def study_command(study: str, args) -> list[str]:
 
 
 def train_studies(results: Results, args) -> None:
+    """Train the studies.
+
+    Raises:
+        InputError: If one of them has failed; the others have been trained.
+    """
+    failed = []
     for study in STUDIES:
         done = subprocess.run(study_command(study, args))
-        outcome = (
-            'has finished'
-            if not done.returncode
-            else f'ended with status {done.returncode}, and its messages say why'
-        )
+        outcome = 'has finished'
+        if done.returncode:
+            outcome = f'ended with status {done.returncode}, and its messages say why'
+            failed.append(study)
         results.add('Studies', study, {COLUMNS['Studies'][0]: outcome})
         write_report(args.out)
+    if failed:
+        raise InputError(
+            f'{" and ".join(failed)} failed, see the messages above. The same command '
+            'measures again and resumes the studies.'
+        )
 
 
 def measure(args) -> None:

@@ -20,7 +20,7 @@ def build(norm: str, network: str = 'resnet50') -> nn.Module:
         network (str): The name of a ResNet.
 
     Raises:
-        InputError: If torchvision cannot be imported.
+        InputError: If torchvision cannot be imported, or has no such ResNet.
     """
     try:
         from torchvision.models import resnet
@@ -30,10 +30,16 @@ def build(norm: str, network: str = 'resnet50') -> nn.Module:
             'measures its ResNets. Install the version that belongs to your '
             'torch: https://pytorch.org/get-started/locally'
         ) from None
+    make = vars(resnet).get(network)
+    if not network.startswith('resnet') or not callable(make):
+        raise InputError(
+            f'--network {network} is not supported: torchvision has no ResNet of '
+            'this name. Try --network resnet50.'
+        )
     # The names of the last convolutions in the residual branches.
     BRANCH_ENDS.setdefault(resnet.BasicBlock, BranchEnd('conv2'))
     BRANCH_ENDS.setdefault(resnet.Bottleneck, BranchEnd('conv3'))
-    return NORMS[norm](partial(getattr(resnet, network), num_classes=CLASSES))
+    return NORMS[norm](partial(make, num_classes=CLASSES))
 
 
 def _mimicnorm(make, conv=MimicConv) -> nn.Module:
