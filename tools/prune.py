@@ -40,13 +40,13 @@ from mmpsbn.errors import InputError
 from mmpsbn.prune import prune
 from mmpsbn.prune.pruned_files import FILES
 
-# Beyond those that decide, images to compare on.
+# Beyond those that select channels, images to compare on.
 OTHERS = 16
 
 
 def parse_args():
     parser = deployment_parser(
-        __doc__, 'the folder to write to', 'that decide', number=64
+        __doc__, 'the folder to write to', 'that select the channels', number=64
     )
     add_shape_argument(parser)
     return parser.parse_args()
@@ -54,13 +54,18 @@ def parse_args():
 
 def check_arguments(args):
     if osp.exists(args.out) and not osp.isdir(args.out):
-        raise InputError(f'--out {args.out} is a file; name a folder.')
+        raise InputError(
+            f'--out {args.out} is a file, but the tool writes a folder. Name a folder.'
+        )
     check_replaced(args, *(osp.join(args.out, file) for file in FILES))
 
 
 def show_kept(kept):
     for reason, number in kept.items():
-        print(f'Constant for a layer, yet kept: {number}, {reason}.')
+        print(
+            f'Channels kept although they are constant for a layer: {number}, because '
+            f'{reason}.'
+        )
 
 
 def show(pruned):
@@ -99,13 +104,16 @@ def main():
         return
     show(pruned)
     print(
-        '\nChannels removed, one of a residual stream counted once: '
-        f'{pruned.removal.removed}.'
+        f'\nRemoved channels: {pruned.removal.removed}. Channels that a residual sum '
+        'connects count once.'
     )
     show_kept(pruned.removal.kept)
-    print(f'{len(images)} images that decided: {pruned.agreement}')
+    print(
+        f'Agreement on the {len(images)} images that selected the channels: '
+        f'{pruned.agreement}'
+    )
     if pruned.elsewhere:
-        print(f'{len(others)} held-out images: {pruned.elsewhere}')
+        print(f'Agreement on {len(others)} held-out images: {pruned.elsewhere}')
     print(f'Files: {args.out}')
 
 

@@ -214,7 +214,8 @@ def read_checkpoint(path: str) -> Checkpoint:
             )
     except FileNotFoundError as error:
         raise InputError(
-            f'the checkpoint {path} does not exist, or is not a file.'
+            f'the checkpoint {path} does not exist, or is not a file. Name a '
+            'checkpoint file.'
         ) from error
     except PermissionError as error:  # Of the file, or of a download's folder.
         remedy = (
@@ -247,7 +248,7 @@ def read_checkpoint(path: str) -> Checkpoint:
     ):
         raise InputError(
             f'{path} holds a {type(content).__name__}, not a checkpoint with '
-            'a state dict.'
+            'a state dict. Name a checkpoint file.'
         )
     return Checkpoint(path, content)
 
