@@ -290,7 +290,7 @@ def test_bn_with_last_bn_starts_as_the_loaded_detector(
         cfg, {norm: replace_norm(cfg, norm)}, [], [0], str(tmp_path / 'again')
     )
     assert again._config(again.runs[0]).load_from == start.load_from
-    with pytest.raises(InputError, match='is of a last BN.*BN, MimicBody cannot'):
+    with pytest.raises(InputError, match='has a last BN, so .*BN, MimicBody cannot'):
         Comparison(
             cfg,
             {other: replace_norm(cfg, other) for other in ('BN', norm, 'MimicBody')},

@@ -40,7 +40,7 @@ from mmpsbn.errors import InputError
 CPUS_PER_PROCESS = 5
 # Options that are numbers of something, with their defaults.
 COUNTS = {
-    '--seeds': (3, 'number of seeds, and so of final runs of each setting'),
+    '--seeds': (3, 'number of seeds, each with one final run of every setting'),
     '--tune-seeds': (1, 'number of tuning runs of each learning rate'),
     '--processes': (1, "processes (GPUs) of each run, started by torch's launcher"),
     '--at-once': (1, 'parallel runs, each on its own GPUs, cores or cluster job'),

@@ -1,4 +1,4 @@
-"""Detect objects in images: draws them and writes them, by DetInferencer.
+"""Detect objects in images with DetInferencer, and draw and write them.
 
 Pictures go to vis/ of the output folder, and predictions to preds/, a JSON
 file with labels, scores and boxes (x1, y1, x2, y2 in pixels) for each image.

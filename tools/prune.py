@@ -1,22 +1,23 @@
-"""Remove the channels of a detector that give nothing.
+"""Remove the channels with constant outputs from a detector.
 
-A channel goes if, on the images, it is the same number at every position of
-every input for all layers that read it: 0 behind a ReLU that never opens, or
-a constant, which then goes into the next layer's bias. The layers that share
-channels, through residual sums for one, lose a channel only together. Written
-into the folder --out, for one image of a fixed shape:
+The tool removes a channel if it has the same value at every position of every
+image for all layers that read it. The value is 0 after a ReLU that is never
+positive. Other values are added to the bias of the next layer. Layers that
+share channels, for example through residual sums, lose a channel only
+together. The tool writes these files into the folder --out, for one image of a
+fixed shape:
 
   pruned.onnx   as tools/export_onnx.py writes it
   pruned.pt2    the same for torch.export.load, after `import mmpsbn.export`,
-                which has its operators; outputs are dets, labels and the
-                heads' own
+                which has its operators; the outputs are dets, labels and
+                those of the heads
   pruned.json   what was removed and kept, and the numbers below
 
-Both are compared with the trained model before they are kept. A channel that
-is constant on these images may live on others: take images of all kinds, many
-of them, and look at the line on held-out images. Where no channel is
-constant, nothing is written, since tools/export_onnx.py gives the same file;
-the exit status is 0, so that a script can prune whatever it trains.
+Both models are compared with the trained one before they are kept. A channel
+that is constant on these images may not be constant on others. Use many images
+of all kinds, and check the agreement on held-out images. If no channel is
+constant, nothing is written, because tools/export_onnx.py writes the same
+file. The exit status is then 0, so a script can prune whatever it trains.
 """
 
 import os.path as osp

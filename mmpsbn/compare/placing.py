@@ -124,7 +124,7 @@ def describe_placing(cfg: Config, cfgs: dict[str, Config]) -> list[str]:
     if not any(layer.training for layer in layers):
         remarks.append(
             'Every norm layer that a comparison replaces stays in evaluation mode, so '
-            'no run trains one.'
+            'no run normalizes with batch statistics.'
         )
     for norm, placed in cfgs.items():
         body, last_bn = mimicnorm_parts(placed.model)

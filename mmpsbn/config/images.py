@@ -36,7 +36,7 @@ def check_images(files: Sequence[str]) -> None:
     for file in files:
         if not is_readable(file):
             raise InputError(
-                f'the image {file} cannot be read. Replace it, or remove it.'
+                f'the image {file} cannot be read. Replace the file, or remove it.'
             )
 
 

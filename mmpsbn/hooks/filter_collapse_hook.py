@@ -144,9 +144,9 @@ class FilterCollapseHook(Hook):
             self._warn(
                 runner,
                 f'{share:.0%} of the channels before a ReLU are dead '
-                f'at iteration {line["iter"]}: they are not positive for any image. '
-                'psBN can recover them if weight decay has enough time. With a lower '
-                'learning rate, fewer channels die.',
+                f'at iteration {line["iter"]}: they are not positive for any image of '
+                'the watched steps. psBN can recover them if weight decay has enough '
+                'time. With a lower learning rate, fewer channels die.',
             )
 
     def _warn(self, runner: Runner, message: str) -> None:
