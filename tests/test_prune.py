@@ -477,7 +477,7 @@ def test_nothing_to_prune_is_no_failure(faster, digits, tmp_path, capsys, monkey
     )
     shown = capsys.readouterr().out
     assert 'on 4 images, none is constant for all' in shown
-    assert f'kept: 1, {PADDED}.' in shown
+    assert f'constant for a layer: 1, because {PADDED}.' in shown
     assert not (tmp_path / 'out').exists()
 
 
