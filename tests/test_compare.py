@@ -441,7 +441,7 @@ def test_norms_of_each_level_do_not_become_mimicnorm(tmp_path, digits):
 
 
 @pytest.mark.slow
-def test_interrupted_gone_on_with_and_reported(compare, capsys, digits, tmp_path):
+def test_interrupted_resumed_and_reported(compare, capsys, digits, tmp_path):
     work_dir = tmp_path / 'work'
     plan = (
         '--work-dir',
