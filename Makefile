@@ -40,7 +40,7 @@ lint:
 	@.venv-lint/bin/ruff check .
 	@.venv-lint/bin/ruff format --check --quiet . || { echo "Not formatted; run: make format"; exit 1; }
 	@.venv-lint/bin/codespell -D - -D .codespell.txt .
-	@! grep -rnEif .phrases.txt --include='*.md' --include='*.py' --exclude-dir='.venv*' --exclude-dir=build . || { echo "Use the words of PyTorch's documentation instead."; exit 1; }
+	@! grep -rnEif .phrases.txt --include='*.md' --include='*.py' --include='*.ipynb' --include='*.txt' --include='*.toml' --include='*.sh' --include=Makefile --exclude='.*.txt' --exclude-dir='.venv*' --exclude-dir=build --exclude-dir=data --exclude-dir=work_dirs . || { echo "Use the words of PyTorch's documentation instead."; exit 1; }
 	@.venv-lint/bin/lint-imports --no-logo > .venv-lint/imports.log || { cat .venv-lint/imports.log; exit 1; }
 	@.venv-lint/bin/mypy $(if $(wildcard $(VENV)/bin/python),--python-executable $(VENV)/bin/python)
 

@@ -1,4 +1,4 @@
-"""What a normalization costs: bytes that autograd saves, and time.
+"""Cost of a normalization: stored activations, peak memory and time.
 
     python -m benchmarks.memory [--rounds 15] [--size 800 1344]
         [--norms BN MimicNorm] [--backbones ResNet-50] [--detectors RetinaNet]
@@ -9,19 +9,18 @@ backbone, all of it trained; MimicNorm has its last BN in the heads. On a CPU
 the detectors see images of 480 x 800, for the sake of its memory. Without a
 name after it, --backbones or --detectors leaves all of them out.
 
-- Saved: MiB that autograd keeps from a training forward of two images for its
-  backward, as distinct storages; the parameters themselves are left out,
-  copies of them count. Exact on any hardware.
+- Stored: activations in MiB that autograd stores for the backward pass of two
+  images, counted once per storage. Parameters do not count, but copies of them
+  do. The values are exact on any hardware.
 - Step: time of a training step (forward, backward and SGD) of two images of
-  320 x 320; inference: of a forward in evaluation mode. The models take turns
-  within each round; the ratio is the median over the rounds of the time of a
-  model over BN's in that round. The ratio "of none" is over the time of the
-  same network with nothing instead of its norm layers, the limit of what a
-  normalization can reach.
-- Peak, on a GPU: what the allocator held at most in a step at full size.
-- Filled, on a GPU and with --fill: the largest batch that a training step at
-  full size finds memory for, to a sixteenth, and how many of its images are
-  trained on in a second.
+  320 x 320. Inference: time of a forward pass in evaluation mode. The models
+  take turns within each round. The ratio is the median over the rounds of the
+  time of a model divided by BN's in that round. The ratio "of none" is relative
+  to the same network without norm layers, the limit of what a normalization can
+  reach.
+- Peak, on a GPU: the maximum memory of the allocator in a step at full size.
+- Filled, on a GPU and with --fill: the largest batch that fits in memory in a
+  training step at full size, to a sixteenth, and its images per second.
 
 Each measurement is a row of memory.csv in the folder of --results.
 """
@@ -70,7 +69,7 @@ class Cost(NamedTuple):
     batch: float
     """The largest one that the GPU has memory for."""
     speed: float
-    """The images of this batch in a second."""
+    """The images per second with this batch."""
     step: float
     """The time of a training step, relative to BN."""
     step_of_none: float
@@ -206,7 +205,7 @@ def measure(builders, size, rounds, device, fills):
 
 
 def fill(model, size):
-    """The largest batch that a GPU has memory for, and its images a second."""
+    """The largest batch that a GPU has memory for, and its images per second."""
 
     def fits(batch):
         try:
@@ -259,7 +258,7 @@ def side_by_side(models, size, rounds, training, batch=2):
 
 def report(title, builders, size, args, costs):
     print(
-        f'| {title} | saved, MiB | of BN | peak, MiB | filled, images '
+        f'| {title} | stored, MiB | of BN | peak, MiB | filled, images '
         '(images / s) | step, of BN | of none | inference, of BN |\n'
         '|---|---|---|---|---|---|---|---|'
     )
@@ -304,7 +303,11 @@ def main():
     parser.add_argument('--rounds', type=int, default=15)
     parser.add_argument('--size', type=int, nargs=2, default=[800, 1344])
     parser.add_argument(
-        '--norms', nargs='+', choices=SETTINGS, default=list(SETTINGS), help='beside BN'
+        '--norms',
+        nargs='+',
+        choices=SETTINGS,
+        default=list(SETTINGS),
+        help='normalizations to measure along with BN',
     )
     parser.add_argument(
         '--backbones', nargs='*', choices=BACKBONES, default=list(BACKBONES)

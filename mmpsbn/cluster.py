@@ -291,12 +291,17 @@ class Job:
             (result,) = self._job.result()
         except FailedJobError as error:
             reason = (ERROR.findall(str(error)) or ['unknown error'])[-1]
-            raise InputError(f'job {self._job.job_id} failed: {reason}') from error
+            raise InputError(
+                f'job {self._job.job_id} failed: {reason.rstrip(".")}. Its messages '
+                f'are in {self._job.paths.stderr}. Correct the cause, and repeat the '
+                'command.'
+            ) from error
         except UncompletedJobError as error:
             self.cancel()  # It may be requeued.
             raise InputError(
                 f'job {self._job.job_id} ended in the state {self._job.state} and has '
-                f'no result. Its messages are in {self._job.paths.stderr}.'
+                f'no result. Its messages are in {self._job.paths.stderr}. Correct '
+                'the cause, and repeat the command.'
             ) from error
         finally:
             self._record.unlink(missing_ok=True)

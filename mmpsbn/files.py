@@ -64,8 +64,8 @@ def output_folder(out: str) -> Iterator[str]:
         ):
             raise
         raise InputError(
-            f'{out} cannot be written: {error.strerror or error}. Files that '
-            'were there have not changed.'
+            f'{out} cannot be written: {error.strerror or error}. Existing files were '
+            'not changed. Correct the cause, or choose another place.'
         ) from error
 
 

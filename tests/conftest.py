@@ -94,7 +94,7 @@ def digits(tmp_path_factory):
 @pytest.fixture(scope='session')
 def coco128():
     if not COCO128.is_dir():
-        pytest.skip('the COCO128 images are not beside this repository')
+        pytest.skip('the COCO128 images are not next to this repository')
     return COCO128
 
 
@@ -107,7 +107,7 @@ def neu_det():
 
 @pytest.fixture
 def refused(monkeypatch):
-    """What a tool says when it ends with one sentence and no traceback.
+    """What a tool says when it ends with an error message and no traceback.
 
     The tool runs in this process, as ``python tools/...`` would run it; an
     exception that is no SystemExit would be a traceback.

@@ -1,4 +1,4 @@
-"""Configs with wrong types, missing or misspelt parts: a sentence or a run."""
+"""Configs with wrong types, missing or misspelt parts: an error or a run."""
 
 import copy
 import functools
@@ -155,7 +155,7 @@ def test_changed_configs(content, forgotten, count, tmp_path, data):
             start(path, tmp_path / 'work')
     except InputError as error:
         assert '\n' not in str(error) and len(str(error)) < 800
-        count('refused with a sentence')
+        count('refused with an error message')
     except Started:
         count('came to the first iteration')
     finally:

@@ -1,4 +1,4 @@
-"""Thousands of bad files: refused with a sentence, or read as they were."""
+"""Thousands of bad files: refused with an error message, or read unchanged."""
 
 import copy
 import functools
@@ -77,7 +77,7 @@ def test_damaged_bytes(file, count, data):
     try:
         found = read_checkpoint(str(bad)).content['state_dict']
     except InputError:
-        count('refused with a sentence')
+        count('refused with an error message')
         return
     assert equal(found, expected)
     count('read as they were')
@@ -145,7 +145,7 @@ def test_changed_state_dicts(count, data):
     try:
         load_weights(model, Checkpoint('a.pth', state))
     except InputError:
-        count('refused with a sentence')
+        count('refused with an error message')
         return
     loaded = model.state_dict()
     assert all(key.endswith('num_batches_tracked') for key in removed)
@@ -212,7 +212,7 @@ def test_changed_annotations(few, count, data):
             check_sample(sample)
     except InputError as error:
         assert str(path.parent.parent) in str(error)
-        count('refused with a sentence')
+        count('refused with an error message')
     else:
         count('gave boxes to learn from')
 
@@ -250,18 +250,18 @@ WORDS = {
         for field in fields
     },
     **{
-        f"an id of '{part}' twice": (twice(part), 'another entry has the id')
+        f"an id of '{part}' twice": (twice(part), 'which another entry has too')
         for part in LAYOUT
     },
     'no images': (lambda content: content.update(images=[]), 'lists no image'),
-    'no boxes': (lambda content: content.update(annotations=[]), 'has no box'),
+    'no boxes': (lambda content: content.update(annotations=[]), 'has no boxes'),
     'an unknown image': (
         changed('images', file_name='größe 大.jpg'),
         'größe 大.jpg does not exist',
     ),
     'a box of three': (
         changed('annotations', bbox=[1, 2, 3]),
-        'has to be a list of x, y',
+        'but must be a list of x, y',
     ),
 }
 # The first box is left out, as MMDetection does it.

@@ -87,7 +87,9 @@ def test_options_of_a_job(slurm, tmp_path):
 
 def test_why_a_job_has_failed(slurm, tmp_path):
     cluster = on_slurm(tmp_path / 'jobs')
-    with pytest.raises(InputError, match='^job 1 failed: Expecting property name'):
+    with pytest.raises(
+        InputError, match='^job 1 failed: Expecting property name.*1_0_log.err'
+    ):
         cluster.call(tmp_path / 'one', partial(json.loads, '{'))
     with pytest.raises(
         InputError,

@@ -290,7 +290,7 @@ def test_bn_with_last_bn_starts_as_the_loaded_detector(
         cfg, {norm: replace_norm(cfg, norm)}, [], [0], str(tmp_path / 'again')
     )
     assert again._config(again.runs[0]).load_from == start.load_from
-    with pytest.raises(InputError, match='is of a last BN.*BN, MimicBody cannot'):
+    with pytest.raises(InputError, match='has a last BN, so .*BN, MimicBody cannot'):
         Comparison(
             cfg,
             {other: replace_norm(cfg, other) for other in ('BN', norm, 'MimicBody')},
@@ -420,7 +420,7 @@ def test_what_is_no_start_for_all(digits, tmp_path):
         comparison(digits, tmp_path / 'work', load_from=str(other))
     mimic = tmp_path / 'mimic.pth'
     torch.save(build(demo_config('faster-rcnn', 'mimicnorm').model).state_dict(), mimic)
-    with pytest.raises(InputError, match='nothing else can start from it'):
+    with pytest.raises(InputError, match='has MimicNorm, so psBN cannot start from it'):
         comparison(
             digits, tmp_path / 'work', ('psBN', 'MimicNorm'), load_from=str(mimic)
         )
@@ -441,7 +441,7 @@ def test_norms_of_each_level_do_not_become_mimicnorm(tmp_path, digits):
 
 
 @pytest.mark.slow
-def test_interrupted_gone_on_with_and_reported(compare, capsys, digits, tmp_path):
+def test_interrupted_resumed_and_reported(compare, capsys, digits, tmp_path):
     work_dir = tmp_path / 'work'
     plan = (
         '--work-dir',
@@ -555,7 +555,7 @@ def test_a_dry_run_writes_nothing(compare, capsys, tmp_path):
     output = capsys.readouterr().out
     assert re.search(r'psBN, lr 0.04, seed 0 +\d+ ', output)
     assert re.search(r'psBN, lr 0.04, seed 1 +\d+ ', output)
-    assert 'to go, on this machine' in output
+    assert 'on this machine.' in output
     assert (
         'The config of BN+LastBN differs from that of psBN in more than '
         "its norm layers: model.rpn_head.type is 'LastBNRPNHead'"
@@ -615,7 +615,7 @@ def test_configs_that_are_not_inherited_from_mmdet(
         options=options,
     )
     assert status == 0, output
-    assert 'to go, on this machine' in output
+    assert 'on this machine.' in output
 
 
 def test_psbn_without_decay_is_warned_of(digits, tmp_path):
@@ -651,12 +651,12 @@ def test_pretrained_weights_of_gn_are_remarked(digits, tmp_path):
         },
     )
     assert plan.remarks() == [
-        'gn.pth is taken as of GN, like the config: no other normalization '
-        'finds its running statistics there.'
+        'gn.pth is assumed to be a checkpoint with GN, because the config has GN. It '
+        'has no running statistics for the other normalizations.'
     ]
 
 
-def test_norm_layers_that_levels_share_are_told(digits, tmp_path, capsys):
+def test_norm_layers_that_levels_share_are_reported(digits, tmp_path, capsys):
     plan = comparison(
         digits,
         tmp_path / 'work',
@@ -666,7 +666,7 @@ def test_norm_layers_that_levels_share_are_told(digits, tmp_path, capsys):
     )
     costs = measure_costs(plan.cfgs, rounds=1)
     print_plan(plan, costs, 1)
-    warning = 'psBN: 4 batch norm layers, bbox_head.cls_convs.0.bn for one'
+    warning = 'psBN: 4 batch norm layers (for example bbox_head.cls_convs.0.bn)'
     assert warning in capsys.readouterr().out
     run = plan.runs[0]
     plan.folder(run).mkdir(parents=True)
@@ -674,13 +674,13 @@ def test_norm_layers_that_levels_share_are_told(digits, tmp_path, capsys):
         json.dumps(dict(metrics={'coco/bbox_mAP': 0.5}, seconds=366.0))
     )
     report = write_report(plan, costs, 'command').with_suffix('.md')
-    assert f'Beware:\n\n- {warning}' in report.read_text()
+    assert f'Warnings:\n\n- {warning}' in report.read_text()
     assert 'GN:' not in report.read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures('forked_runs')
-def test_a_run_that_fails_is_told_and_the_others_go_on(digits, tmp_path):
+def test_a_failed_run_is_reported_and_the_others_continue(digits, tmp_path):
     plan = comparison(digits, tmp_path / 'work', seeds=(0, 1))
     plan.write()
     for cfg in plan.cfgs.values():
@@ -726,11 +726,11 @@ def test_a_run_that_diverges_has_ended(digits, tmp_path):
 @pytest.mark.parametrize(
     'arguments, words',
     [
-        (['--norms', 'psbm'], 'did you mean psBN or'),
-        (['--norms', 'LN'], 'no normalization of this comparison'),
-        (['--seeds', '0'], '--seeds 0: at least 1'),
-        (['--lrs', '-1'], 'a learning rate is above 0'),
-        (['--lrs', 'inf'], 'a learning rate is above 0'),
+        (['--norms', 'psbm'], 'Did you mean psBN or'),
+        (['--norms', 'LN'], 'is not a normalization of this comparison'),
+        (['--seeds', '0'], 'it must be at least 1. Try --seeds 3.'),
+        (['--lrs', '-1'], 'a learning rate must be positive'),
+        (['--lrs', 'inf'], 'a learning rate must be positive'),
         (['--work-dir', 'other'], 'belongs to another comparison'),
         (['--work-dir', 'foreign'], 'is not empty and holds no comparison'),
         (['--work-dir', 'file'], 'cannot be read: Not a directory'),

@@ -187,7 +187,7 @@ def test_tuned_trained_resumed_and_reported(compare, capsys, tmp_path):
             ['--tune', '0.99', '--lrs', '0.1', '0.2'],
             r'holds out 16 of the 16 images .* leaves the classes .* without an',
         ),
-        (['--tune-seeds', '0'], '--tune-seeds 0: at least 1'),
+        (['--tune-seeds', '0'], 'it must be at least 1. Try --tune-seeds 1.'),
         (['--lengths', '1', '0'], '--lengths 0 is not supported: each is a mult'),
         (['--lengths', '-1'], '--lengths -1 is not supported: each is a mult'),
         (['--lengths', 'inf'], '--lengths inf is not supported: each is a mult'),

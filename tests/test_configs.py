@@ -148,7 +148,7 @@ def test_config_trains_a_step_and_predicts(path):
     coco = path.stem.endswith('_coco')
     if coco:
         assert_weights_and_schedule(path, cfg)
-    # The weights are not at hand.
+    # The weights are not available.
     cfg.model.backbone.init_cfg = None
     use_few_rois(cfg)
     with DefaultScope.overwrite_default_scope('mmdet'):

@@ -220,7 +220,7 @@ def test_the_wrong_kind_of_checkpoint_names_its_remedy():
     bn, mimic = ResNet(18, base_channels=8), ResNet(18, base_channels=8, **MIMIC)
     with pytest.raises(InputError, match='convert.py --to mimicnorm'):
         check_compatible(mimic, Checkpoint('bn.pth', bn.state_dict()))
-    with pytest.raises(InputError, match='is of MimicNorm'):
+    with pytest.raises(InputError, match='The checkpoint has MimicNorm, but'):
         check_compatible(bn, Checkpoint('mimic.pth', mimic.state_dict()))
 
 
@@ -516,7 +516,7 @@ def test_a_stock_model_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
         'forward',
         lambda conv, x: conv._conv_forward(x, conv.weight, conv.bias),
     )
-    with pytest.raises(InputError, match='gives other outputs'):
+    with pytest.raises(InputError, match='the outputs of the stock model differ'):
         to_stock(cfg, model, digits, tmp_path / 'stock.pth')
     assert not list(tmp_path.iterdir())
 
@@ -642,7 +642,7 @@ def test_the_command_makes_pretrained_weights(backbone, digits, tmp_path):
             dict(config='configs/demo/retinanet_r18-half_fpn_psbn_digits.py'),
             'no MimicNorm',
         ),
-        (dict(number='0'), 'at least 1 image'),
+        (dict(number='0'), 'at least one image'),
         (dict(out='mimic.ckpt'), 'must end in .pth'),
         (dict(to='bn'), 'does not fit the model'),
     ],

@@ -32,7 +32,7 @@ def test_one_blocked_file_leaves_all_as_they_were(tmp_path):
     """b cannot be replaced, because it is a folder; a would be moved before it."""
     write(tmp_path, a='old')
     (tmp_path / 'b' / 'inside').mkdir(parents=True)
-    with pytest.raises(InputError, match='cannot be written.*have not changed'):
+    with pytest.raises(InputError, match='cannot be written.*were not changed'):
         with output_folder(str(tmp_path)) as folder:
             write(folder, _='new', a='new', b='new')
     assert contents(tmp_path) == dict(a='old')

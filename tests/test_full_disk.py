@@ -1,4 +1,4 @@
-"""A disk that is full while files are written: a sentence, the old files."""
+"""A disk that is full while files are written: an error, and the old files."""
 
 import json
 

@@ -109,6 +109,13 @@ def test_is_refused(how, tmp_path, monkeypatch):
         assert (tmp_path / 'attacked').exists()
 
 
+def test_a_pickle_is_refused(tmp_path):
+    file = tmp_path / 'epoch_1.pth'
+    file.write_bytes(pickle.dumps(dict(state_dict={})))
+    with pytest.raises(InputError, match='holds more than tensors and plain values'):
+        read_checkpoint(str(file))
+
+
 @pytest.mark.parametrize('command', COMMANDS)
 def test_every_tool_refuses(command, refused, digits, tmp_path):
     file = malicious(tmp_path)

@@ -724,7 +724,7 @@ def test_keeps_no_activation_for_bias_scalar_and_norm():
     plain = ConvModule(8, 8, 3, padding=1)
     x = torch.randn(2, 8, 32, 32, requires_grad=True)
     ours, least = (saved_bytes(lambda: m(x), m.parameters()) for m in (module, plain))
-    # The product of weight and scalar is all there is beside them.
+    # The product of weight and scalar is all there is in addition to them.
     assert ours == least + module.conv.weight.nbytes
 
 

@@ -19,7 +19,7 @@ def runner(work_dir, model, **hook):
 
 
 @pytest.mark.parametrize(
-    'backward, words', [(False, 'began in root'), (True, 'began in the backward')]
+    'backward, words', [(False, 'appeared in root'), (True, 'appeared in the backward')]
 )
 def test_stops_before_the_step(backward, words, tmp_path):
     model = RootToy(steps=[4], backward=backward)
@@ -63,7 +63,7 @@ def test_weights_that_were_bad_are_named(tmp_path):
     run = runner(tmp_path, model)
     with torch.no_grad():
         model.last.weight[0] = torch.inf
-    with pytest.raises(InputError, match='weights .* last.weight for one'):
+    with pytest.raises(InputError, match=r'weights .* \(for example last.weight\)'):
         run.train()
 
 
@@ -74,7 +74,7 @@ def test_the_file_of_a_diverged_training_is_removed_by_the_next(tmp_path):
 
 
 def test_an_action_that_there_is_not(tmp_path):
-    with pytest.raises(InputError, match="one of 'stop', 'skip'"):
+    with pytest.raises(InputError, match="Choose 'stop' or 'skip'"):
         runner(tmp_path, RootToy(), action='ignore').train()
 
 
@@ -87,5 +87,5 @@ def test_the_command_stops(refused, digits, tmp_path):
         data=digits,
         options=['optim_wrapper.optimizer.lr=1e30'],
     )
-    assert 'iteration 2: the gradients are not finite; it began in' in message
+    assert 'iteration 2: the gradients are not finite; non-finite values' in message
     assert 'Try a smaller lr' in message

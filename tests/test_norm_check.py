@@ -136,7 +136,7 @@ def test_psbn_that_was_converted_away_is_reported(asked, found, said, tmp_path, 
     with caplog.at_level('WARNING', logger=runner.logger.name):
         runner.logger.addHandler(caplog.handler)
         runner.train()
-    text = f'the config asks for {asked.split(".")[-1]}, and the model has no'
+    text = f'the config sets {asked.split(".")[-1]}, but the model has no'
     assert (text in caplog.text) == said
 
 
@@ -160,7 +160,7 @@ def test_mimicnorm_without_its_last_bn_is_reported(body, kind, said, tmp_path, c
     with caplog.at_level('WARNING', logger=runner.logger.name):
         runner.logger.addHandler(caplog.handler)
         runner.train()
-    words = 'MimicNorm is without its last BN in bbox_head (RetinaHead)'
+    words = 'MimicNorm has no last BN in bbox_head (RetinaHead)'
     assert (words in caplog.text) == said
     assert ('The types LastBN' in caplog.text) == said
 

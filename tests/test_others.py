@@ -65,7 +65,7 @@ def test_the_detectors_of_mmdetections_configs_are_built_with_psbn():
 
 
 @pytest.mark.slow
-def test_a_difference_is_told(tmp_path):
+def test_a_difference_is_reported(tmp_path):
     folder = tmp_path / 'tests' / 'test_cnn'
     folder.mkdir(parents=True)
     (folder / 'test_layers.py').write_text(LAYERS)
@@ -77,7 +77,7 @@ def test_a_difference_is_told(tmp_path):
     assert 'failure with BN: tests.test_cnn.test_layers.test_both_fail' in done.stdout
 
 
-def test_a_suite_without_its_packages_is_told(tmp_path):
+def test_a_suite_without_its_packages_is_refused(tmp_path):
     (tmp_path / 'tests' / 'test_models').mkdir(parents=True)
     if find_spec('parameterized'):
         pytest.skip('its package is installed')
@@ -86,14 +86,14 @@ def test_a_suite_without_its_packages_is_told(tmp_path):
     assert done.stderr.strip().endswith('pip install parameterized')
 
 
-def test_a_suite_that_builds_no_psbn_is_told():
+def test_a_suite_that_builds_no_psbn_is_reported():
     run = runpy.run_path(str(ROOT / 'tests/others/run.py'))
     found = dict(test_nothing=run['Outcome']('error', 'No module named x', 0))
     with pytest.raises(SystemExit, match='no test of mmcv has built psBN'):
         run['report']('mmcv', dict(BN=found, psBN=found))
 
 
-def test_a_wrong_folder_is_told_in_a_sentence(tmp_path):
+def test_a_wrong_folder_is_refused(tmp_path):
     done = run_others('--mmdet', tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip().endswith('by --mmdet.')

@@ -97,7 +97,7 @@ def test_gn_next_to_bn_stays_and_is_remarked():
 def test_mimicnorm_without_its_last_bn_is_remarked(name, heads):
     cfg = stock(name)
     remarks = describe_placing(cfg, {'MimicNorm': replace_norm(cfg, 'MimicNorm')})
-    assert any(f'without its last BN in {heads}, so' in remark for remark in remarks)
+    assert any(f'has no last BN in {heads}, so' in remark for remark in remarks)
 
 
 @pytest.mark.parametrize(
@@ -129,13 +129,10 @@ def test_a_part_of_mimicnorm_that_is_missing_is_remarked():
     cfg = stock(DOUBLE_HEAD)  # The RPN can have a last BN.
     cfgs = {norm: replace_norm(cfg, norm) for norm in ('BN+LastBN', 'MimicBody')}
     found = [
-        remark
-        for remark in describe_placing(cfg, cfgs)
-        if 'without its last BN' in remark
+        remark for remark in describe_placing(cfg, cfgs) if 'has no last BN' in remark
     ]
     assert len(found) == 1 and found[0].startswith(
-        'BN+LastBN is without its last BN in '
-        'roi_head.bbox_head (DoubleConvFCBBoxHead), so'
+        'BN+LastBN has no last BN in roi_head.bbox_head (DoubleConvFCBBoxHead), so'
     )
 
 

@@ -418,9 +418,9 @@ def test_the_command_writes_files_that_agree(
         'model.test_cfg.rpn.nms.iou_threshold=0.1',
     )
     shown = capsys.readouterr().out
-    assert 'counted once: 10.' in shown
-    assert f'Constant for a layer, yet kept: 2, {OUTPUT}.' in shown
-    assert '2 images that decided: raw outputs differ' in shown
+    assert 'Removed channels: 10.' in shown
+    assert f'constant for a layer: 2, because {OUTPUT}.' in shown
+    assert 'the 2 images that selected the channels: raw outputs differ' in shown
     assert '14 held-out images' in shown
     assert {path.name for path in out.iterdir()} == set(pruned_files.FILES)
     content = json.loads((out / 'pruned.json').read_text())
@@ -479,7 +479,7 @@ def test_nothing_to_prune_is_no_failure(faster, digits, tmp_path, capsys, monkey
     )
     shown = capsys.readouterr().out
     assert 'on 4 images, none is constant for all' in shown
-    assert f'kept: 1, {PADDED}.' in shown
+    assert f'constant for a layer: 1, because {PADDED}.' in shown
     assert not (tmp_path / 'out').exists()
 
 
@@ -493,7 +493,7 @@ def test_a_model_that_differs_is_not_kept(retina, digits, tmp_path, monkeypatch)
         return remove_constants(folded, values, inputs)
 
     monkeypatch.setattr(pruned_files, 'remove_constants', one_too_many)
-    with pytest.raises(InputError, match='the pruned model gives other'):
+    with pytest.raises(InputError, match='the outputs of the pruned model differ'):
         prune(cfg, model, digits, tmp_path / 'out')
     assert not list(tmp_path.iterdir())
 
@@ -531,10 +531,10 @@ def test_a_folder_that_cannot_be_written(retina, digits, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     'change, words',
     [
-        (dict(out='file'), 'is a file; name a folder'),
-        (dict(out='there'), 'pruned.pt2 exists; --force replaces'),
+        (dict(out='file'), 'is a file, but the tool writes a folder'),
+        (dict(out='there'), 'pruned.pt2 already exists and was not replaced'),
         (dict(shape=('100', '160')), 'multiples of 32'),
-        (dict(number='0'), 'at least 1 image'),
+        (dict(number='0'), 'at least one image'),
         (dict(images='empty'), 'has no image'),
         (dict(checkpoint='missing.pth'), 'missing.pth does not exist'),
         (dict(checkpoint='other.pth'), 'does not fit the model'),

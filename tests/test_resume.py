@@ -138,7 +138,7 @@ def train_and_kill(work_dir, seconds, patient):
         time.sleep(0.01)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL, 'it did not go on'
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, 'the run did not resume'
 
 
 @pytest.fixture

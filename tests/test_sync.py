@@ -170,7 +170,7 @@ def one_roi_is_normalized_by_the_running_statistics(rank):
 
 
 class Net(nn.Module):
-    """A backbone, beside a layer that the loss may not reach."""
+    """A backbone, next to a layer that the loss may not reach."""
 
     def __init__(self, norm, unused):
         super().__init__()

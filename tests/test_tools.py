@@ -39,7 +39,7 @@ from mmpsbn.config.reading import load_config, read_config
 from mmpsbn.errors import InputError
 
 
-def test_a_full_disk_ends_with_a_sentence(tmp_path):
+def test_a_full_disk_ends_with_an_error_message(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
@@ -164,7 +164,7 @@ def test_resume_goes_on_after_the_last_checkpoint(trained, digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_says_how_to_go_on(digits, tmp_path):
+def test_ctrl_c_says_how_to_resume(digits, tmp_path):
     with subprocess.Popen(
         [
             sys.executable,
@@ -277,16 +277,16 @@ def test_mimicnorm_retinanet_trains(digits, tmp_path):
     )
     assert status == 0, output[-3000:]
     assert (tmp_path / 'epoch_1.pth').exists()
-    assert 'pyramid levels in turn' not in output
+    assert 'several pyramid levels' not in output
 
 
 @pytest.mark.slow
-def test_weights_of_bn_and_of_mimicnorm_are_told_apart(
+def test_weights_of_bn_and_of_mimicnorm_are_distinguished(
     trained, mimic, refused, digits, tmp_path
 ):
     for config, weights, words in (
         (MIMIC_FASTER, trained / 'epoch_1.pth', 'tools/convert.py --to mimicnorm'),
-        (FASTER, mimic / 'epoch_1.pth', 'is of MimicNorm, and the model'),
+        (FASTER, mimic / 'epoch_1.pth', 'has MimicNorm, but the model'),
         (MIMIC_FASTER, 'checkpoints/none.pth', 'Make it from BN weights'),
     ):
         message = refused(
@@ -533,7 +533,7 @@ def test_infer_draws_and_writes(one, trained, digits, tmp_path):
     )
     assert status == 0, output[-3000:]
     names = {image.stem for image in images[: 1 if one else None]}
-    assert f'images: {len(names)}; pictures in' in output
+    assert f'Images: {len(names)}. Pictures: ' in output
     for folder, suffix in (('vis', '.jpg'), ('preds', '.json')):
         files = {path.name for path in (tmp_path / 'out' / folder).iterdir()}
         assert files == {f'{name}{suffix}' for name in names}
@@ -548,7 +548,7 @@ def test_infer_draws_and_writes(one, trained, digits, tmp_path):
         (dict(inputs='empty'), 'has no image'),
         (dict(inputs='bad.jpg'), 'bad.jpg cannot be read'),
         (dict(checkpoint='other.pth'), 'does not fit the model'),
-        (dict(out='bad.jpg'), 'cannot be made'),
+        (dict(out='bad.jpg'), 'cannot be created'),
         (dict(device='cuda:99'), '--device cuda:99 cannot be used'),
         (dict(device='gpu'), '--device gpu cannot be used'),
     ],
@@ -580,7 +580,7 @@ def test_infer_refuses(change, words, refused, trained, digits, tmp_path):
 @pytest.mark.parametrize(
     'out, words',
     [
-        ('a.txt', 'must end in .pkl or .pickle'),
+        ('a.txt', 'the file name must end in .pkl or .pickle'),
         ('file/a.pkl', 'file cannot be written'),
     ],
 )
@@ -666,7 +666,7 @@ def test_a_misspelt_norm_lists_near_names(refused, digits, tmp_path):
         data=digits,
         options=['model.backbone.norm_cfg.type=psbn'],
     )
-    assert 'did you mean psBN or psBN' in message
+    assert 'Did you mean psBN or psBN' in message
 
 
 def test_sync_bn_and_psbn_do_not_go_together(refused, digits, tmp_path):

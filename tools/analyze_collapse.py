@@ -62,7 +62,7 @@ def parse_args():
         metavar='CHECKPOINT_OR_WORK_DIR',
         help='checkpoint files, or work dirs of trainings, in order',
     )
-    add_image_arguments(parser, 'that decide', number=64)
+    add_image_arguments(parser, 'to judge the channels on', number=64)
     parser.add_argument('--out', help='folder for files and figures')
     add_cfg_options(parser)
     return parser.parse_args()

@@ -40,7 +40,7 @@ from mmpsbn.errors import InputError
 CPUS_PER_PROCESS = 5
 # Options that are numbers of something, with their defaults.
 COUNTS = {
-    '--seeds': (3, 'number of runs of each'),
+    '--seeds': (3, 'number of seeds, each with one final run of every setting'),
     '--tune-seeds': (1, 'number of tuning runs of each learning rate'),
     '--processes': (1, "processes (GPUs) of each run, started by torch's launcher"),
     '--at-once': (1, 'parallel runs, each on its own GPUs, cores or cluster job'),
@@ -99,10 +99,16 @@ def check_arguments(args):
     for name in COUNTS:
         number = getattr(args, name[2:].replace('-', '_'))
         if number < 1:
-            raise InputError(f'{name} {number}: at least 1.')
+            raise InputError(
+                f'{name} {number} is not supported: it must be at least 1. '
+                f'Try {name} {COUNTS[name][0]}.'
+            )
     for lr in args.lrs:
         if not 0 < lr < math.inf:
-            raise InputError(f'--lrs {lr:g}: a learning rate is above 0, and finite.')
+            raise InputError(
+                f'--lrs {lr:g} is not supported: a learning rate must be positive and '
+                'finite. Try --lrs 0.01.'
+            )
 
 
 def main():

@@ -2,10 +2,10 @@
 
 --to bn         from psBN or MimicNorm to a stock MMDetection model: writes a
                 config and a checkpoint that need no mmpsbn, and runs both
-                models to prove that they compute the same
+                models to verify that they compute the same
 --to mimicnorm  from BN, a detector or a backbone alone as
                 torchvision://resnet50, to weights for MimicNorm
---to psbn       from BN to psBN, which takes the weights as they are
+--to psbn       from BN to psBN, which loads the weights unchanged
 """
 
 import mmpsbn.cli  # noqa: F401  It checks the stack, so it is first.
@@ -39,14 +39,17 @@ def parse_args():
     parser.add_argument(
         '--keep-optimizer',
         action='store_true',
-        help="with --to bn, from psBN: take the optimizer's state along",
+        help="with --to bn, from psBN: keep the optimizer's state",
     )
     return parser.parse_args()
 
 
 def check_arguments(args):
     if args.to != 'bn' and (args.fuse or args.keep_optimizer):
-        raise InputError('--fuse and --keep-optimizer go with --to bn.')
+        raise InputError(
+            '--fuse and --keep-optimizer need --to bn. Remove them, or convert with '
+            '--to bn.'
+        )
     check_out(args, '.pth', *[config_path(args.out)] * (args.to == 'bn'))
 
 
@@ -57,30 +60,32 @@ def main():
     cfg = read_config(args.config, args.cfg_options)
     checkpoint = read_checkpoint(args.checkpoint)
     if 'ema_state_dict' in checkpoint.content:
-        print('The checkpoint has averaged (EMA) weights; they are taken.')
+        print('The checkpoint has averaged (EMA) weights. These are converted.')
     if args.to == 'psbn':
         convert_to_psbn(cfg, checkpoint, args.out)
-        print(f'{args.out}: the same weights, which fit psBN.')
+        print(
+            f'Wrote {args.out}. The weights are unchanged, because psBN loads the '
+            'weights of BN.'
+        )
         return
     images = find_images(cfg, args.images, args.number)
     if args.to == 'mimicnorm':
         moved = convert_to_mimicnorm(cfg, checkpoint, images, args.out)
         print(
-            f'{args.out}: outputs moved by {moved.before:.3f} of their norm '
-            f'when the filters were centered, and by {moved.after:.3f} '
-            f'after the biases were calibrated on {len(images)} images.'
+            f'Wrote {args.out}. Centering the filters changed the outputs by '
+            f'{moved.before:.3f} of their norm. After the biases were calibrated on '
+            f'{len(images)} images, the outputs differ by {moved.after:.3f}.'
         )
         if moved.reinitialized:
             print(
-                'The checkpoint has another number of classes. Layers that '
-                'are left out, and reinitialized in training: '
-                f'{", ".join(moved.reinitialized)}.'
+                'The checkpoint has another number of classes, so training '
+                f'reinitializes these layers: {", ".join(moved.reinitialized)}.'
             )
         return
     kept = dict(fused=args.fuse, keep_optimizer=args.keep_optimizer)
     agreement = convert_to_stock(cfg, checkpoint, images, args.out, **kept)
     print(
-        f'{config_path(args.out)} and {args.out}, run without mmpsbn on '
+        f'Wrote {config_path(args.out)} and {args.out}. Without mmpsbn, on '
         f'{len(images)} images: {agreement}'
     )
 

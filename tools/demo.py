@@ -26,7 +26,7 @@ SCENES = 6
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--work-dir', default='work_dirs/demo')
+    parser.add_argument('--work-dir', default='work_dirs/demo', help='output folder')
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], help='as in tools/train.py'
     )
@@ -51,6 +51,7 @@ def main():
     work_dir = Path(args.work_dir)
     options = ['--cfg-options', *args.cfg_options] if args.cfg_options else []
     start = time.monotonic()
+    resumed = (work_dir / 'last_checkpoint').exists()
     if not os.path.isdir(DATA):
         run('tools/make_demo_data.py', '--out', DATA)
     run('tools/train.py', CONFIG, '--work-dir', work_dir, '--resume', *options)
@@ -64,8 +65,9 @@ def main():
     draw_detections(samples, f'{DATA}/annotations/instances_val2017.json', str(picture))
     newest = max(work_dir.glob('*/*.json'), key=os.path.getmtime)
     metrics = json.loads(newest.read_text())
+    minutes = '' if resumed else f', {(time.monotonic() - start) / 60:.1f} min'
     print(f"""
-psBN Faster R-CNN on digits, {(time.monotonic() - start) / 60:.1f} min
+psBN Faster R-CNN on digits{minutes}
 
   bbox mAP     {metrics['coco/bbox_mAP']:.3f}
   bbox mAP50   {metrics['coco/bbox_mAP_50']:.3f}
@@ -73,7 +75,8 @@ psBN Faster R-CNN on digits, {(time.monotonic() - start) / 60:.1f} min
   checkpoint   {checkpoint}
   detections   {picture}
 
-Next: python tools/compare_norms.py YOUR_CONFIG compares them on your data.""")
+Next: compare BN, psBN and MimicNorm on your data with
+python tools/compare_norms.py YOUR_CONFIG""")
 
 
 if __name__ == '__main__':

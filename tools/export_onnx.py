@@ -6,7 +6,7 @@
   labels  (N, K)         -1 where an image has less than K detections
 
 BN is folded into convs where that changes nothing. The file is run by
-onnxruntime and compared with PyTorch before it is kept; its metadata hold
+onnxruntime and compared with PyTorch before it is kept. Its metadata contain
 classes, mean and std.
 """
 

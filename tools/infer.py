@@ -1,4 +1,4 @@
-"""Detect objects in images: draws them and writes them, by DetInferencer.
+"""Detect objects in images with DetInferencer, and draw and write them.
 
 Pictures go to vis/ of the output folder, and predictions to preds/, a JSON
 file with labels, scores and boxes (x1, y1, x2, y2 in pixels) for each image.
@@ -39,10 +39,12 @@ def parse_args():
         '--pred-score-thr',
         type=float,
         default=0.3,
-        help='least score of a box to be drawn; all are written',
+        help='minimum score of the boxes that are drawn; the JSON files have all boxes',
     )
-    parser.add_argument('--batch-size', type=int, default=1, help='images at a time')
-    parser.add_argument('--device', help='such as cpu or cuda:0; a GPU if there is one')
+    parser.add_argument('--batch-size', type=int, default=1, help='images per batch')
+    parser.add_argument(
+        '--device', help='device, such as cpu or cuda:0; by default a GPU if available'
+    )
     add_cfg_options(parser)
     return parser.parse_args()
 
@@ -52,14 +54,18 @@ def check_device(device):
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(
-            f'--device {device} cannot be used here: {str(error).splitlines()[0]}'
+            f'--device {device} cannot be used here: '
+            f'{str(error).splitlines()[0].rstrip(".")}. Try --device cpu.'
         ) from error
 
 
 def main():
     args = parse_args()
     if args.batch_size < 1:
-        raise InputError(f'--batch-size {args.batch_size}: at least 1 image.')
+        raise InputError(
+            f'--batch-size {args.batch_size} is not supported: it must be at least 1. '
+            'Try --batch-size 1.'
+        )
     check_device(args.device)
     MMLogger.get_instance('mmengine', log_level='ERROR')
     images = [args.inputs] if os.path.isfile(args.inputs) else list_images(args.inputs)
@@ -69,7 +75,8 @@ def main():
         os.makedirs(args.out_dir, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f'--out-dir {args.out_dir} cannot be made ({error.strerror}).'
+            f'--out-dir {args.out_dir} cannot be created ({error.strerror}). Choose '
+            'another folder.'
         ) from error
     # It names a folder for each call, and none for its visualizer.
     warnings.filterwarnings('ignore', 'Failed to add')
@@ -96,8 +103,8 @@ def main():
         check_images(images)
         raise
     print(
-        f'\nimages: {len(images)}; pictures in {args.out_dir}/vis, '
-        f'predictions in {args.out_dir}/preds.'
+        f'\nImages: {len(images)}. Pictures: {args.out_dir}/vis. '
+        f'Predictions: {args.out_dir}/preds.'
     )
 
 

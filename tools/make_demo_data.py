@@ -9,11 +9,17 @@ from mmpsbn.errors import InputError
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--out', default='data/digits', help='folder to make')
-    parser.add_argument('--train', type=int, default=800, help='scenes')
-    parser.add_argument('--val', type=int, default=200, help='scenes')
-    parser.add_argument('--size', type=int, default=160, help='in pixels')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--out', default='data/digits', help='folder to create')
+    parser.add_argument(
+        '--train', type=int, default=800, help='number of training scenes'
+    )
+    parser.add_argument(
+        '--val', type=int, default=200, help='number of validation scenes'
+    )
+    parser.add_argument(
+        '--size', type=int, default=160, help='side of a scene in pixels'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='random seed')
     return parser.parse_args()
 
 

@@ -1,22 +1,23 @@
-"""Remove the channels of a detector that give nothing.
+"""Remove the channels with constant outputs from a detector.
 
-A channel goes if, on the images, it is the same number at every position of
-every input for all layers that read it: 0 behind a ReLU that never opens, or
-a constant, which then goes into the next layer's bias. The layers that share
-channels, through residual sums for one, lose a channel only together. Written
-into the folder --out, for one image of a fixed shape:
+The tool removes a channel if it has the same value at every position of every
+image for all layers that read it. The value is 0 after a ReLU that is never
+positive. Other values are added to the bias of the next layer. Layers that
+share channels, for example through residual sums, lose a channel only
+together. The tool writes these files into the folder --out, for one image of a
+fixed shape:
 
   pruned.onnx   as tools/export_onnx.py writes it
   pruned.pt2    the same for torch.export.load, after `import mmpsbn.export`,
-                which has its operators; outputs are dets, labels and the
-                heads' own
+                which has its operators; the outputs are dets, labels and
+                those of the heads
   pruned.json   what was removed and kept, and the numbers below
 
-Both are compared with the trained model before they are kept. A channel that
-is constant on these images may live on others: take images of all kinds, many
-of them, and look at the line on held-out images. Where no channel is
-constant, nothing is written, since tools/export_onnx.py gives the same file;
-the exit status is 0, so that a script can prune whatever it trains.
+Both models are compared with the trained one before they are kept. A channel
+that is constant on these images may not be constant on others. Use many images
+of all kinds, and check the agreement on held-out images. If no channel is
+constant, nothing is written, because tools/export_onnx.py writes the same
+file. The exit status is then 0, so a script can prune whatever it trains.
 """
 
 import os.path as osp
@@ -40,13 +41,13 @@ from mmpsbn.errors import InputError
 from mmpsbn.prune import prune
 from mmpsbn.prune.pruned_files import FILES
 
-# Beyond those that decide, images to compare on.
+# Beyond those that select channels, images to compare on.
 OTHERS = 16
 
 
 def parse_args():
     parser = deployment_parser(
-        __doc__, 'the folder to write to', 'that decide', number=64
+        __doc__, 'the folder to write to', 'that select the channels', number=64
     )
     add_shape_argument(parser)
     return parser.parse_args()
@@ -54,13 +55,18 @@ def parse_args():
 
 def check_arguments(args):
     if osp.exists(args.out) and not osp.isdir(args.out):
-        raise InputError(f'--out {args.out} is a file; name a folder.')
+        raise InputError(
+            f'--out {args.out} is a file, but the tool writes a folder. Name a folder.'
+        )
     check_replaced(args, *(osp.join(args.out, file) for file in FILES))
 
 
 def show_kept(kept):
     for reason, number in kept.items():
-        print(f'Constant for a layer, yet kept: {number}, {reason}.')
+        print(
+            f'Channels kept although they are constant for a layer: {number}, because '
+            f'{reason}.'
+        )
 
 
 def show(pruned):
@@ -99,13 +105,16 @@ def main():
         return
     show(pruned)
     print(
-        '\nChannels removed, one of a residual stream counted once: '
-        f'{pruned.removal.removed}.'
+        f'\nRemoved channels: {pruned.removal.removed}. Channels that a residual sum '
+        'connects count once.'
     )
     show_kept(pruned.removal.kept)
-    print(f'{len(images)} images that decided: {pruned.agreement}')
+    print(
+        f'Agreement on the {len(images)} images that selected the channels: '
+        f'{pruned.agreement}'
+    )
     if pruned.elsewhere:
-        print(f'{len(others)} held-out images: {pruned.elsewhere}')
+        print(f'Agreement on {len(others)} held-out images: {pruned.elsewhere}')
     print(f'Files: {args.out}')
 
 

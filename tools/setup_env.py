@@ -272,7 +272,8 @@ def build_mmcv(requirement: str, home: Path) -> None:
         tail = log.read_text().splitlines()[-20:]
         sys.exit(
             '\n'.join(tail) + f'\nMMCV could not be compiled: the end '
-            f'of the compiler output is above, all of it in {log}.'
+            f'of the compiler output is above, all of it in {log}. Correct the '
+            'cause, and repeat the command.'
         )
     (wheel,) = (build / 'dist').glob('*.whl')
     os.replace(wheel, home / wheel.name)

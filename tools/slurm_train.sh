@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train as a Slurm job, one process a GPU.
+# Train as a Slurm job, one process per GPU.
 #   GPUS=8 tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [ARGUMENTS]
 # GPUS, GPUS_PER_NODE, CPUS_PER_TASK and SRUN_ARGS may be set.
 set -euo pipefail

@@ -42,8 +42,8 @@ def parse_args():
     )
     parser.add_argument(
         '--show-dir',
-        help='write each image, truth beside detections, to this folder of '
-        "the run's folder in the work dir",
+        help='write each image, with the ground truth next to the detections, to this '
+        "folder of the run's folder in the work dir",
     )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds for --show')
     parser.add_argument(
@@ -58,7 +58,10 @@ def parse_args():
 def main():
     args = parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
-        raise InputError(f'--out {args.out} must end in .pkl or .pickle.')
+        raise InputError(
+            f'--out {args.out} is not supported: the file name must end in .pkl or '
+            '.pickle. Try --out predictions.pkl.'
+        )
     if args.out:
         with output_files(args.out):
             pass  # Says now, not after the evaluation, if it cannot be.

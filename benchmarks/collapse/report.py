@@ -134,14 +134,14 @@ def compare(rows: Sequence[Row]) -> list[Pair]:
 
 def table(pairs: Sequence[Pair]) -> str:
     """Format the dead channels and the accuracies of BN and psBN."""
-    told = varied([pair.psbn for pair in pairs], ('seed', *HIDDEN))
+    shown = varied([pair.psbn for pair in pairs], ('seed', *HIDDEN))
     lines = []
     for pair in pairs:
         both = pair[:2]
         diverged = [own.diverged for own in both]
         lines.append(
             [
-                *(value_of(getattr(pair.psbn.settings, n)) or 'random' for n in told),
+                *(value_of(getattr(pair.psbn.settings, n)) or 'random' for n in shown),
                 *(
                     format_mean(own.shares(what), 1)
                     for what in ('dead', 'died')
@@ -155,7 +155,7 @@ def table(pairs: Sequence[Pair]) -> str:
         )
     return format_table(
         [
-            *(COLUMNS.get(name, name) for name in told),
+            *(COLUMNS.get(name, name) for name in shown),
             'dead, %: BN',
             'psBN',
             'died, %: BN',

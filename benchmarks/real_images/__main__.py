@@ -42,7 +42,9 @@ def parse_args() -> argparse.Namespace:
         help="folder of NEU-DET in COCO2017's layout; without it, nothing is trained",
     )
     parser.add_argument('--studies', nargs='+', choices=STUDIES, default=list(STUDIES))
-    parser.add_argument('--seeds', type=int, default=SEEDS, help='final runs of each')
+    parser.add_argument(
+        '--seeds', type=int, default=SEEDS, help='final runs of each normalization'
+    )
     parser.add_argument(
         '--at-once',
         type=int,

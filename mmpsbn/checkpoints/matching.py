@@ -148,7 +148,7 @@ def check_compatible(model: nn.Module, checkpoint: Checkpoint) -> None:
             for key in common
             if _is_numeric(state[key]) and state[key].shape != own[key].shape
         ],
-        'of no dense tensor of real numbers': [
+        'without a dense tensor of real numbers': [
             key for key in common if not _is_numeric(state[key])
         ],
     }
@@ -174,12 +174,12 @@ def _likely_reason(missing: list[str], unexpected: list[str]) -> str:
 
     if found(unexpected, norms) and found(missing, scales):
         return (
-            'The checkpoint has norm layers and the model has MimicNorm: '
-            'convert it with tools/convert.py --to mimicnorm.'
+            'The checkpoint has norm layers, but the model has MimicNorm. '
+            'Convert the checkpoint with tools/convert.py --to mimicnorm.'
         )
     if found(missing, norms) and found(unexpected, scales):
         return (
-            'The checkpoint is of MimicNorm and the model has norm '
-            'layers: use the config that it was trained with.'
+            'The checkpoint has MimicNorm, but the model has norm layers. '
+            'Use the config that the checkpoint was trained with.'
         )
     return 'Was it trained with another config, or another number of classes?'

@@ -214,7 +214,8 @@ def read_checkpoint(path: str) -> Checkpoint:
             )
     except FileNotFoundError as error:
         raise InputError(
-            f'the checkpoint {path} does not exist, or is not a file.'
+            f'the checkpoint {path} does not exist, or is not a file. Name a '
+            'checkpoint file.'
         ) from error
     except PermissionError as error:  # Of the file, or of a download's folder.
         remedy = (

@@ -72,7 +72,7 @@ def add_image_arguments(
         '--images',
         help=f"folder of images {purpose}; by default the config's training images",
     )
-    parser.add_argument('--number', type=int, default=number, help='how many of them')
+    parser.add_argument('--number', type=int, default=number, help='number of images')
 
 
 def add_shape_argument(parser: argparse.ArgumentParser) -> None:
@@ -96,9 +96,10 @@ def check_shape(args: argparse.Namespace) -> tuple[int, int] | None:
     if args.shape is None:
         return None
     if any(size < 32 or size % 32 for size in args.shape):
+        height, width = (max(32, size // 32 * 32) for size in args.shape)
         raise InputError(
-            f'--shape {args.shape[0]} {args.shape[1]}: height '
-            'and width must be multiples of 32.'
+            f'--shape {args.shape[0]} {args.shape[1]} is not supported: height and '
+            f'width must be multiples of 32. Try --shape {height} {width}.'
         )
     return tuple(args.shape)
 
@@ -115,7 +116,10 @@ def check_out(args: argparse.Namespace, ending: str, *others: str) -> None:
         InputError: If it has another ending, or if a file exists.
     """
     if not args.out.endswith(ending):
-        raise InputError(f'--out {args.out} must end in {ending}.')
+        raise InputError(
+            f'--out {args.out} is not supported: the file name must end in {ending}. '
+            f'Try --out model{ending}.'
+        )
     check_replaced(args, args.out, *others)
 
 
@@ -123,4 +127,7 @@ def check_replaced(args: argparse.Namespace, *files: str) -> None:
     """Raise an InputError if a file exists, unless ``--force`` is given."""
     for file in files:
         if osp.exists(file) and not args.force:
-            raise InputError(f'{file} exists; --force replaces it.')
+            raise InputError(
+                f'{file} already exists and was not replaced. Add --force, or choose '
+                'another --out.'
+            )

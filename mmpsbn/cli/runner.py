@@ -67,7 +67,9 @@ def _distribute_on_cpu(cfg: Config) -> None:
 def set_amp(cfg: Config) -> None:
     """Train in mixed precision, as MMDetection's ``--amp`` does."""
     if not torch.cuda.is_available():
-        raise InputError('--amp needs a GPU, and none is available.')
+        raise InputError(
+            '--amp needs a GPU, and torch found none. Train without --amp.'
+        )
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.loss_scale = 'dynamic'
 
@@ -89,7 +91,7 @@ def set_tta(cfg: Config) -> PrepareTTAHook:
     """Test with test-time augmentation, as MMDetection's ``--tta`` does.
 
     ``tta_model`` and ``tta_pipeline`` are those of the config. Without them,
-    each image is tested as it is and flipped, and NMS merges the boxes.
+    each image is tested unchanged and flipped, and NMS merges the boxes.
 
     Args:
         cfg (Config): Its test pipeline is replaced.
@@ -117,7 +119,7 @@ def set_tta(cfg: Config) -> PrepareTTAHook:
         *steps, pack = dataset.pipeline
         if 'meta_keys' in pack:
             pack.meta_keys = [*pack.meta_keys, 'flip', 'flip_direction']
-        # The first view stays as it is: VOCMetric reads its ground truth.
+        # The first view is unchanged: VOCMetric reads its ground truth.
         flips = [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]
         cfg.tta_pipeline = [
             *steps,

@@ -262,18 +262,18 @@ class Comparison:
         remarks = []
         if 'FrozenBN' in self.cfgs and not sources:
             remarks.append(
-                'FrozenBN normalizes with the running statistics it starts from, '
-                'and the config starts from no weights: it is the identity here.'
+                'FrozenBN keeps the running statistics of the starting weights. The '
+                'config starts from random weights, so FrozenBN does not normalize '
+                'here.'
             )
         if sources and type_of(self.cfg.model.backbone.get('norm_cfg')) == 'GN':
             remarks.append(
-                f'{sources} is taken as of GN, like the config: no other '
-                'normalization finds its running statistics there.'
+                f'{sources} is assumed to be a checkpoint with GN, because the config '
+                'has GN. It has no running statistics for the other normalizations.'
             )
         elif sources and 'GN' in self.cfgs:
             remarks.append(
-                f'GN takes {sources} without the norm layers; its own are '
-                'reinitialized.'
+                f'GN loads {sources} without the norm layers, which are reinitialized.'
             )
         for norm, cfg in self.cfgs.items():
             starts = ', '.join(initial.name_starts(cfg, converted=True))
@@ -284,8 +284,8 @@ class Comparison:
                 )
         if self._reinitialized:
             remarks.append(
-                f'{", ".join(self._reinitialized)} are reinitialized: '
-                f'{self.cfg.load_from} is of another number of classes.'
+                f'{", ".join(self._reinitialized)} are reinitialized, because '
+                f'{self.cfg.load_from} was trained with another number of classes.'
             )
         if self._other_sets:
             remarks.append(

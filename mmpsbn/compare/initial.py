@@ -69,9 +69,9 @@ def check_load_from(cfg: Config, cfgs: dict[str, Config]) -> list[str]:
     if converted and others:
         kind, names = 'MimicNorm' if parts[0] else 'a last BN', ', '.join(others)
         raise InputError(
-            f'the checkpoint {path} is of {kind}, and nothing else can start '
-            f'from it: {names} cannot. Name the checkpoint with BN that it was '
-            f'made from, or leave {names} out of --norms.'
+            f'the checkpoint {path} has {kind}, so {names} cannot start from it. '
+            'Use the BN checkpoint that it was made from, or leave '
+            f'{names} out of --norms.'
         )
     same = next(iter(cfgs.values())) if converted else replace_norm(cfg, 'BN')
     model = build_model(cfg, same.model)

@@ -93,8 +93,8 @@ def check_norms(norms) -> None:
             near = get_close_matches(norm.lower(), folded, n=3, cutoff=0.5)
             names = [folded[name] for name in near or folded]
             raise InputError(
-                f'{norm} is no normalization of this comparison; '
-                f'did you mean {" or ".join(names)}?'
+                f'{norm} is not a normalization of this comparison. '
+                f'Did you mean {" or ".join(names)}?'
             )
 
 
@@ -123,8 +123,8 @@ def describe_placing(cfg: Config, cfgs: dict[str, Config]) -> list[str]:
         )
     if not any(layer.training for layer in layers):
         remarks.append(
-            'The detector holds every norm layer that a comparison '
-            'replaces in evaluation mode, so no run trains one.'
+            'Every norm layer that a comparison replaces stays in evaluation mode, so '
+            'no run normalizes with batch statistics.'
         )
     for norm, placed in cfgs.items():
         body, last_bn = mimicnorm_parts(placed.model)
@@ -146,8 +146,8 @@ def describe_placing(cfg: Config, cfgs: dict[str, Config]) -> list[str]:
         heads = heads_without_last_bn(model)
         if heads and norm != 'MimicBody':
             remarks.append(
-                f'{norm} is without its last BN in {", ".join(heads)}, so its mAP '
-                f'there is not that of the whole method. {describe_last_bns()}'
+                f'{norm} has no last BN in {", ".join(heads)}, so its mAP '
+                f'is that of a part of the method. {describe_last_bns()}'
             )
     return remarks + config_differences(cfgs)
 

@@ -361,13 +361,13 @@ channels are not counted.
 {_format_costs(costs)}
 
 The time of a training step is measured on one batch, in turns, without loading
-data. Stored are the activations that autograd stores for the backward pass.
+data. *Stored* counts the activations that autograd stores for the backward pass.
 
 {pictures}
 
 {_format_list('Without a result:', missing)}\
 {_format_list('Remarks:', comparison.remarks())}\
-{_format_list('Beware:', list_warnings(costs))}```shell
+{_format_list('Warnings:', list_warnings(costs))}```shell
 {command}
 ```
 """

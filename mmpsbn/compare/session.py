@@ -69,8 +69,8 @@ def check_failures(comparison: Comparison) -> None:
     """Raise an InputError if runs failed."""
     if comparison.failures:
         raise InputError(
-            f'{len(comparison.failures)} runs failed; the same command tries '
-            'them again.'
+            f'{len(comparison.failures)} runs failed, for the reasons above. Run the '
+            'same command to retry them.'
         )
 
 
@@ -125,7 +125,7 @@ def print_plan(comparison: Comparison, costs: Costs, at_once: int) -> None:
         print(remark)
     remaining = format_duration(estimate_remaining(comparison, costs, at_once))
     where = 'without the time in the queue' if comparison.cluster else 'on this machine'
-    print(f'About {remaining} to go, {where}.')
+    print(f'Estimated remaining time: {remaining}, {where}.')
 
 
 def _train_stage(comparison, runs: Sequence[Run], costs, environments) -> None:

@@ -56,41 +56,58 @@ def check_annotations(files: DataFiles) -> None:
     for part, fields in LAYOUT.items():
         _check_part(files.annotations, part, content[part], fields)
     if not content['images']:
-        raise InputError(f'{files.annotations} lists no image.')
+        raise InputError(
+            f'{files.annotations} lists no images, so there is nothing to read. '
+            'Check that it is the annotation file of this data set.'
+        )
     names = {category['name'] for category in content['categories']}
     classes = files.classes
     check_classes(
         files.annotations, [name for name in classes if name in names], classes
     )
     if not content['annotations']:
-        raise InputError(f'{files.annotations} has no box.')
+        raise InputError(
+            f'{files.annotations} has no boxes, but training and evaluation need them. '
+            'Check that it is the annotation file of this data set.'
+        )
     images = {image['id'] for image in content['images']}
     for annotation in content['annotations']:
         if annotation['image_id'] not in images:
             raise InputError(
-                f'annotation {annotation["id"]} of {files.annotations} is of '
-                f'the image {annotation["image_id"]}, which is not listed.'
+                f'annotation {annotation["id"]} of {files.annotations} belongs to '
+                f'the image {annotation["image_id"]}, which the file does not list. '
+                'Correct the file.'
             )
 
 
 def _check_part(file: str, part: str, items, fields: dict) -> None:
     if not isinstance(items, list):
-        raise InputError(f"'{part}' of {file} is no list.")
+        raise InputError(
+            f"'{part}' in {file} is not a list, but COCO's layout requires one. "
+            'Correct the file.'
+        )
     ids = set()
     for index, item in enumerate(items):
         where = f"entry {index} of '{part}' in {file}"
         if not isinstance(item, dict):
-            raise InputError(f'{where} is no object with fields.')
+            raise InputError(f'{where} is not a JSON object. Correct the file.')
         missing = [name for name in fields if name not in item]
         if missing:
-            raise InputError(f'{where} has no {", ".join(missing)}.')
+            raise InputError(
+                f"{where} has no {', '.join(missing)}, but COCO's layout requires it. "
+                'Correct the file.'
+            )
         for name, (test, kind) in fields.items():
             if not test(item[name]):
                 raise InputError(
-                    f'{where}: {name} is {item[name]!r}, and has to be {kind}.'
+                    f'{where}: {name} is {item[name]!r}, but must be {kind}. Correct '
+                    'the file.'
                 )
         if item['id'] in ids:
-            raise InputError(f'{where}: another entry has the id {item["id"]} as well.')
+            raise InputError(
+                f'{where} has the id {item["id"]}, which another entry has too. Give '
+                'each entry its own id.'
+            )
         ids.add(item['id'])
 
 
@@ -105,7 +122,8 @@ def read_annotations(file: str) -> dict:
             content = json.load(stream)
     except (ValueError, OSError) as error:
         raise InputError(
-            f'the annotation file {file} cannot be read: {error}'
+            f'the annotation file {file} cannot be read: {error}. Copy it again, or '
+            'name another one.'
         ) from error
     missing = [
         part
@@ -115,7 +133,7 @@ def read_annotations(file: str) -> dict:
     if missing:
         raise InputError(
             f'the annotation file {file} has no '
-            f"{' and no '.join(missing)}, which COCO's layout "
-            'has.'
+            f"{' and no '.join(missing)}, but COCO's layout requires it. Correct the "
+            'file.'
         )
     return content

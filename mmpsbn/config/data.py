@@ -94,7 +94,10 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
         )
     for files in sets:
         if not osp.getsize(files.annotations):
-            raise InputError(f'the annotation file {files.annotations} is empty.')
+            raise InputError(
+                f'the annotation file {files.annotations} is empty. Create or '
+                'download it again.'
+            )
 
 
 def check_classes(name: str, found: Sequence, classes: Sequence[str]) -> None:
@@ -126,7 +129,10 @@ def find_images(cfg: Config, folder: str | None, number: int) -> list[str]:
         InputError: If there is none, or if one cannot be read.
     """
     if number < 1:
-        raise InputError(f'--number {number}: at least 1 image is needed.')
+        raise InputError(
+            f'--number {number} is not supported: at least one image is needed. '
+            'Try --number 64.'
+        )
     if folder is None:
         files = next(data_files(cfg, ('train_dataloader',)), None)
         if files is None or not osp.isdir(files.images):
@@ -151,6 +157,8 @@ def _training_images(files: DataFiles) -> list[str]:
             names = stream.read().split()
     except OSError as error:
         raise InputError(
-            f'{files.annotations} cannot be read ({error.strerror}).'
+            f'the list of images {files.annotations} cannot be read '
+            f'({error.strerror}). Correct ann_file of the dataset, or name a folder '
+            'by --images.'
         ) from error
     return [osp.join(files.images, f'{name}.jpg') for name in names]

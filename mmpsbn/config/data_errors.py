@@ -97,8 +97,8 @@ def _check_masks(files: DataFiles) -> None:
     for sample in _samples(files):
         if any('mask' not in box for box in sample['instances']):
             raise InputError(
-                f'{files.annotations} has boxes without masks, for one in '
-                f'the image {sample["img_path"]}, but the config trains or '
+                f'{files.annotations} has boxes without masks (for example in '
+                f'the image {sample["img_path"]}), but the config trains or '
                 "evaluates masks. Add a 'segmentation' to each annotation, "
                 'or choose a detector of boxes, such as Faster R-CNN, and '
                 "metric='bbox' in the evaluator."
@@ -111,10 +111,11 @@ def check_listed_images(files: DataFiles) -> None:
         path = sample['img_path']
         if not osp.exists(path):
             raise InputError(
-                f'the image {path} does not exist, but {files.annotations} lists it.'
+                f'the image {path} does not exist, but {files.annotations} lists it. '
+                'Add the image, or remove it from the file.'
             )
         if not is_readable(path):
             raise InputError(
-                f'the image {path} cannot be read; replace it, '
-                f'or take it out of {files.annotations}.'
+                f'the image {path} cannot be read. Replace it, '
+                f'or remove it from {files.annotations}.'
             )

@@ -33,7 +33,8 @@ def explain_config_errors():
         file = re.split(r'[\\/]', frames[-1].f_code.co_filename)[-1]
         raise InputError(
             f'the config cannot be used: {f"in {built}, " if built else ""}'
-            f'{describe_error(error)} ({file}, line {steps[-1][1]}).'
+            f'{describe_error(error)} ({file}, line {steps[-1][1]}). Correct the '
+            'config.'
         ) from error
 
 

@@ -20,10 +20,14 @@ def list_images(folder: str) -> list[str]:
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
-        raise InputError(f'{folder} cannot be read ({error.strerror}).') from error
+        raise InputError(
+            f'{folder} cannot be read ({error.strerror}). Name a folder of images.'
+        ) from error
     names = [name for name in names if name.lower().endswith(ENDINGS)]
     if not names:
-        raise InputError(f'{folder} has no image ({", ".join(ENDINGS)}).')
+        raise InputError(
+            f'{folder} has no images ({", ".join(ENDINGS)}). Name a folder of images.'
+        )
     return [osp.join(folder, name) for name in names]
 
 
@@ -31,7 +35,9 @@ def check_images(files: Sequence[str]) -> None:
     """Raise an InputError with the first image that cannot be read."""
     for file in files:
         if not is_readable(file):
-            raise InputError(f'the image {file} cannot be read.')
+            raise InputError(
+                f'the image {file} cannot be read. Replace the file, or remove it.'
+            )
 
 
 def is_readable(file: str) -> bool:

@@ -88,8 +88,8 @@ def check_norm_types(cfg: Config) -> None:
         near = get_close_matches(name.lower(), folded, n=4, cutoff=0.5)
         names = [folded[other] for other in near] or sorted(known)
         raise InputError(
-            f"norm_cfg=dict(type='{name}') names no norm layer; "
-            f'did you mean {" or ".join(names)}?'
+            f"norm_cfg=dict(type='{name}') is not a registered norm layer. "
+            f'Did you mean {" or ".join(names)}?'
         )
 
 

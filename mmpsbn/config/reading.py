@@ -60,7 +60,10 @@ def read_config(path: str, options: dict | None = None) -> Config:
             cannot be built.
     """
     if not osp.isfile(path):
-        raise InputError(f'the config {path} does not exist.')
+        raise InputError(
+            f'the config {path} does not exist, or is not a file. Name a config file, '
+            'such as those in configs/.'
+        )
     try:
         cfg = Config.fromfile(path)
         cfg.merge_from_dict(options or {})
@@ -69,7 +72,8 @@ def read_config(path: str, options: dict | None = None) -> Config:
         if is_disk_error(error):
             raise
         raise InputError(
-            f'the config {path} cannot be read: {describe_error(error)}.'
+            f'the config {path} cannot be read: {describe_error(error)}. Correct it, '
+            'or --cfg-options.'
         ) from error
     _check_kinds(dict(cfg.items()), '')
     _move_data_root(cfg)
@@ -148,7 +152,8 @@ def _check_kinds(node, place: str) -> None:
         if value is not None and not isinstance(value, kinds):
             kind = kinds[0] if isinstance(kinds, tuple) else kinds
             raise InputError(
-                f'{here} of the config is {value!r}, and has to be a {kind.__name__}.'
+                f'{here} of the config is {value!r}, but must be a {kind.__name__}. '
+                'Correct this setting.'
             )
         _check_kinds(value, here)
 

@@ -73,9 +73,9 @@ def _check_weights(cfg: Config, path: str) -> None:
         raise
     if not mimic and has_mimicnorm(checkpoint.state_dict):
         raise InputError(
-            f'the checkpoint {path} is of MimicNorm, and the model has norm '
-            "layers; set conv_cfg=dict(type='MimicConv') and "
-            "norm_cfg=dict(type='MimicNorm'), or take other weights."
+            f'the checkpoint {path} has MimicNorm, but the model has norm layers. '
+            "Set conv_cfg=dict(type='MimicConv') and "
+            "norm_cfg=dict(type='MimicNorm'), or use other weights."
         )
 
 

@@ -61,14 +61,14 @@ def convert_to_stock(
     """
     if keep_optimizer and (fused or any(mimicnorm_parts(cfg.model))):
         raise InputError(
-            '--keep-optimizer is for psBN without --fuse: '
-            'elsewhere the parameters are no longer the same.'
+            '--keep-optimizer is not supported with --fuse or MimicNorm: the '
+            'converted model has other parameters. Leave --keep-optimizer out.'
         )
     stock_cfg = stock_model(cfg.model)
     if stock_cfg == cfg.model:
         raise InputError(
-            'the model of the config has neither psBN nor '
-            'MimicNorm, so there is nothing to convert.'
+            'the model of the config has neither psBN nor MimicNorm, so there is '
+            'nothing to convert. Use the config that the checkpoint was trained with.'
         )
     _check_stock(stock_cfg)
     model, stock = load_model(cfg, checkpoint), build_model(cfg, stock_cfg)

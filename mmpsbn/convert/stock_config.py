@@ -17,7 +17,7 @@ def stock_model(model: dict) -> dict:
     """Return a model's config with BN instead of psBN and MimicNorm.
 
     Args:
-        model (dict): It stays as it is.
+        model (dict): It is not changed.
     """
     model = copy.deepcopy(model)
     for node in dicts_in(model):

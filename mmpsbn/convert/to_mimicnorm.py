@@ -42,7 +42,8 @@ def find_pairs(model: nn.Module) -> list[Pair]:
             conv = module_before(model.get_submodule(parent), own)
             if not isinstance(conv, MimicConv):
                 raise InputError(
-                    f'{name} cannot be converted: the conv before it is not known.'
+                    f'{name} cannot be converted: no MimicConv comes before it in its '
+                    'module. Place each MimicNorm after its MimicConv.'
                 )
             pairs.append(Pair(names[id(conv)], name))
     return pairs

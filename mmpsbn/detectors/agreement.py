@@ -61,10 +61,11 @@ class Agreement(NamedTuple):
             1, CHANGED_SHARE * self.detections
         ):
             raise InputError(
-                f'{model} gives other outputs: they differ by '
-                f'{self.difference:.1e} of their size, and rounding explains '
-                f'{TOLERANCE:.0e}; {self.same} of {self.detections} detections '
-                'are the same. Nothing was written; please report it.'
+                f'the outputs of {model} differ from those of the trained model by '
+                f'{self.difference:.1e} of their size (rounding explains up to '
+                f'{TOLERANCE:.0e}), and {self.same} of {self.detections} detections '
+                f'are the same (rounding changes up to {CHANGED_SHARE:.0%}). Nothing '
+                'was written; please report it.'
             )
 
     def __str__(self) -> str:

@@ -232,9 +232,9 @@ def _scores_and_boxes(head: AnchorHead, features: tuple[Tensor, ...]):
     outputs = head(features)
     if len(outputs) != 2:
         raise InputError(
-            f'{type(head).__name__} cannot be exported: it gives more than '
-            'scores and boxes, such as centerness. A RetinaNet or a Faster '
-            'R-CNN can be exported.'
+            f'{type(head).__name__} cannot be exported: it has outputs other than '
+            'scores and boxes, such as centerness. Use a RetinaNet or a Faster '
+            'R-CNN.'
         )
     return outputs
 
@@ -337,7 +337,7 @@ def _check(model: nn.Module) -> None:
         if hasattr(module, 'ext_module') and not isinstance(layer, RoIAlign):
             raise InputError(
                 f'{name} is a {type(layer).__name__} of MMCV, which ONNX does '
-                'not have, so that the detector cannot be exported. Use a '
-                'detector without it; of deformable convs (dcn), train one '
-                'with plain convs.'
+                'not have, so this detector cannot be exported. Use a detector '
+                'without this layer. For deformable convolutions (dcn), train '
+                'with plain convolutions.'
             )

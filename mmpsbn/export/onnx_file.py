@@ -103,9 +103,8 @@ def check_onnx() -> None:
     check_packages('ONNX', 'onnx', 'onnxruntime', 'onnxscript')
     if digit_version(torch.__version__) < digit_version('2.5'):
         raise InputError(
-            'ONNX files are made by an exporter that torch has '
-            f'from 2.5 on, and this is torch {torch.__version__}'
-            '.'
+            f'torch {torch.__version__} cannot write these ONNX files: the exporter '
+            'needs torch 2.5 or later. Install a newer torch.'
         )
 
 
@@ -281,7 +280,9 @@ def _program(
     except torch.onnx.OnnxExporterError as error:
         cause = str(error.__cause__ or error).strip().splitlines()[0]
         raise InputError(
-            f"torch's exporter cannot follow this {type(model.model).__name__}: {cause}"
+            f"torch's exporter cannot follow this {type(model.model).__name__}: "
+            f'{cause.rstrip(".")}. Nothing was written. Use a RetinaNet or a Faster '
+            'R-CNN of MMDetection, or report the error.'
         ) from error
 
 

@@ -51,12 +51,14 @@ class FilterCollapseHook(Hook):
     ) -> None:
         if not 1 <= sample <= interval:
             raise InputError(
-                f'FilterCollapseHook(interval={interval}, sample={sample}): '
-                'sample must be from 1 to interval.'
+                f'FilterCollapseHook(interval={interval}, sample={sample}) is not '
+                'supported: sample must be from 1 to interval. Try interval=500 and '
+                'sample=4.'
             )
         if not 0 <= warn_above <= 1:
             raise InputError(
-                f'FilterCollapseHook(warn_above={warn_above}): a share is from 0 to 1.'
+                f'FilterCollapseHook(warn_above={warn_above}) is not supported: a '
+                'share must be from 0 to 1. Try warn_above=0.1.'
             )
         self.interval, self.sample = interval, sample
         self.warn_above, self._warned = warn_above, False
@@ -108,8 +110,8 @@ class FilterCollapseHook(Hook):
         if not found:
             self._warn(
                 runner,
-                'FilterCollapseHook found no norm layer that a ReLU or '
-                'Leaky ReLU follows; there is nothing to watch.',
+                'FilterCollapseHook found no norm layer that a ReLU or Leaky ReLU '
+                'follows, so it has nothing to watch. Remove the hook.',
             )
             return
         line = dict(
@@ -142,9 +144,9 @@ class FilterCollapseHook(Hook):
             self._warn(
                 runner,
                 f'{share:.0%} of the channels before a ReLU are dead '
-                f'at iteration {line["iter"]}: no image opens them. '
-                'psBN brings such channels back; a smaller learning rate '
-                'loses fewer.',
+                f'at iteration {line["iter"]}: they are not positive for any image of '
+                'the watched steps. psBN can recover them if weight decay has enough '
+                'time. With a lower learning rate, fewer channels die.',
             )
 
     def _warn(self, runner: Runner, message: str) -> None:

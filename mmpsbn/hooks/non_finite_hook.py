@@ -56,8 +56,8 @@ class NonFiniteHook(Hook):
     def __init__(self, action: str = 'stop', most_skipped: int = 10) -> None:
         if action not in ACTIONS:
             raise InputError(
-                f'NonFiniteHook(action={action!r}): it is one of '
-                f'{", ".join(map(repr, ACTIONS))}.'
+                f'NonFiniteHook(action={action!r}) is not supported. Choose '
+                f'{" or ".join(map(repr, ACTIONS))}.'
             )
         self.action, self.most_skipped = action, most_skipped
         self._skipped = 0
@@ -148,8 +148,8 @@ def find_origin(model: nn.Module, batch) -> str:
     run = wrapper if isinstance(wrapper, FullyShardedDataParallel) else model
     bad = [name for name, p in model.named_parameters() if not _finite([p])]
     if not _everywhere(not bad):
-        return 'the weights were not finite before it' + (
-            f', {bad[0]} for one' if bad else ''
+        return 'the weights were already non-finite before this step' + (
+            f' (for example {bad[0]})' if bad else ''
         )
     found: list[str] = []
     handles = [
@@ -171,8 +171,11 @@ def find_origin(model: nn.Module, batch) -> str:
         name for name, value in losses.items() if not _finite(list(_tensors(value)))
     ]
     if not found:
-        return 'all layers and losses are finite, so it began in the backward pass'
-    return f'it began in {found[0]}'
+        return (
+            'non-finite values first appeared in the backward pass (the forward pass '
+            'and all losses were finite)'
+        )
+    return f'non-finite values first appeared in {found[0]}'
 
 
 def _listener(name: str, found: list[str]):

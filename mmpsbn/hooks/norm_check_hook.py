@@ -43,8 +43,8 @@ def find_idle_norms(model: nn.Module, optim_wrapper: OptimWrapper) -> list[str]:
         if layers and not any(m.training for m in layers):
             reasons.append(
                 f'every {name} layer is in evaluation mode while training, '
-                'so that it normalizes with running statistics that never '
-                'change: set norm_eval=False in the backbone'
+                'so it normalizes with running statistics that never change: set '
+                'norm_eval=False in the backbone'
             )
     if shifted:
         learned = [m.bias for m in shifted if m.bias.requires_grad]
@@ -58,18 +58,16 @@ def find_idle_norms(model: nn.Module, optim_wrapper: OptimWrapper) -> list[str]:
         }
         if not learned:
             reasons.append(
-                'every psBN layer is frozen, so that no filter can come '
-                'back: set requires_grad=True in norm_cfg, and a smaller '
-                'frozen_stages'
+                'every psBN layer is frozen, so no filter can recover: set '
+                'requires_grad=True in norm_cfg, and a smaller frozen_stages'
             )
         elif not any(id(bias) in decay for bias in learned):
             reasons.append(f'{len(learned)} {PostShift.missed}'.rstrip('.'))
         elif not any(decay.get(id(bias)) for bias in learned):
             reasons.append(
-                'no psBN layer has weight decay on its bias, so that a '
-                'collapsed filter stays collapsed: set weight_decay in the '
-                'optimizer, and remove norm_decay_mult=0 or bias_decay_mult=0 '
-                'from paramwise_cfg'
+                'no psBN layer has weight decay on its bias, so a collapsed '
+                'filter stays collapsed: set weight_decay in the optimizer, and '
+                'remove norm_decay_mult=0 or bias_decay_mult=0 from paramwise_cfg'
             )
     return reasons
 
@@ -120,12 +118,11 @@ class LevelWatch:
 def describe_shared(names: list[str]) -> str:
     """Describe what :class:`LevelWatch` has found, and what to do."""
     return (
-        f'{len(names)} batch norm layers, {names[0]} for one, normalize '
-        'several pyramid levels in turn: evaluation uses an average of '
-        'their statistics that is right for none, and can cost much of '
-        'the mAP. Give each level its own (RetinaNet: bbox_head '
-        "type='RetinaSepBNHead' with num_ins), or leave norm_cfg out of "
-        'this head, or set GN or MimicNorm there.'
+        f'{len(names)} batch norm layers (for example {names[0]}) are shared by '
+        'several pyramid levels. Evaluation uses average statistics that fit no '
+        'level, which can reduce mAP. Use a separate norm layer for each level '
+        "(RetinaNet: bbox_head type='RetinaSepBNHead' with num_ins), use GN or "
+        'MimicNorm, or remove norm_cfg from this head.'
     )
 
 
@@ -141,7 +138,7 @@ def describe_others(model: nn.Module, watch: ChannelWatch) -> str:
         'Filter collapse concerns norm layers that a rectifier (ReLU, ReLU6 or '
         f'Leaky ReLU) follows: {len(watch.outputs)} of {norms} in this model. It '
         f'also has {", ".join(sorted(watch.others))}, which closes no channel. '
-        'psBN has no filter to recover there, and BN serves as well.'
+        'psBN has no filters to recover there; use BN.'
     )
 
 
@@ -177,9 +174,9 @@ class NormCheckHook(Hook):
         asked = psbn_types(runner.cfg.get('model') or {})
         if asked and not any(isinstance(m, PostShift) for m in runner.model.modules()):
             reasons.append(
-                f'the config asks for {asked[0]}, and the model has no such '
-                'layer, as after convert_sync_batchnorm or sync_bn: set '
-                "norm_cfg=dict(type='psSyncBN') instead"
+                f'the config sets {asked[0]}, but the model has no such layer, '
+                'for example because sync_bn or convert_sync_batchnorm replaced it: '
+                "set norm_cfg=dict(type='psSyncBN') instead"
             )
         if reasons:
             runner.logger.warning(
@@ -189,8 +186,8 @@ class NormCheckHook(Hook):
         heads = heads_without_last_bn(model)
         if heads and any(isinstance(m, MimicConv) for m in model.modules()):
             runner.logger.warning(
-                f'MimicNorm is without its last BN in {", ".join(heads)}, so this '
-                f'training is not that of the whole method. {describe_last_bns()}'
+                f'MimicNorm has no last BN in {", ".join(heads)}, so this training '
+                f'uses only a part of the method. {describe_last_bns()}'
             )
         self._watch = LevelWatch(runner.model)
         ended = ExitStack()

@@ -162,9 +162,9 @@ def _exported(model: Exportable, example: Tensor) -> bytes:
     difference = largest_difference(found[2:], expected[2:])
     if not difference <= TOLERANCE:
         raise InputError(
-            'the ExportedProgram gives other outputs: they differ by '
-            f'{difference:.1e} of their size. Nothing was written; please '
-            'report it.'
+            'the outputs of the ExportedProgram differ from those of the pruned '
+            f'model by {difference:.1e} of their size, but rounding explains only '
+            f'{TOLERANCE:.0e}. Nothing was written; please report it.'
         )
     return buffer.getvalue()
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from mmpsbn.errors import InputError
 
 # Why a channel stays that is constant for one layer at least.
-ALIVE = 'not constant for other layers that read them'
-PADDED = 'a number that is not 0 before a conv that pads with 0'
-OUTPUT = "of the neck's output"
-COUPLED = 'coupled to what is no plain conv or linear layer'
-LAST = 'the last channel of a layer'
+ALIVE = 'they are not constant for other layers that read them'
+PADDED = 'their constant is not 0, and a conv pads them with 0'
+OUTPUT = "they belong to the neck's output"
+COUPLED = 'they are coupled to layers other than plain convs and linear layers'
+LAST = 'a layer needs at least one channel'
 
 
 class Removal(NamedTuple):
@@ -100,7 +100,8 @@ def _graph(model: nn.Module, images: Tensor):
     except Exception as error:  # Whatever a model makes it stumble over.
         cause = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
-            f'Torch-Pruning cannot follow this {type(model).__name__}: {cause}'
+            f'Torch-Pruning cannot follow this {type(model).__name__}: '
+            f'{cause.rstrip(".")}. Use tools/export_onnx.py, which keeps all channels.'
         ) from error
 
 

@@ -3,7 +3,7 @@
     python tests/others/run.py --torch --configs --mmcv PATH --mmdet PATH
 
 PATH is a checkout of MMCV (tag v2.1.0) or MMDetection (v3.3.0). Their tests of
-layers and of models are run as they are: MMCV's against the installed package,
+layers and of models are run unchanged: MMCV's against the installed package,
 MMDetection's against the checkout's, which has the configs; what they import
 (``parameterized``) has to be installed. ``--torch`` takes torch's tests of
 modules, from the installed torch, and ``--configs`` the configs of the
@@ -35,7 +35,7 @@ SUITES = dict(
 
 
 class Known(NamedTuple):
-    """A test that psBN cannot pass, told by its name and its message."""
+    """A test that psBN cannot pass, found by its name and its message."""
 
     test: str
     message: str
@@ -91,7 +91,7 @@ def parse_args():
 def start(suite: str, root: Path, norm: str, junit: str) -> subprocess.Popen:
     environment = dict(os.environ)
     if suite == 'mmdet':
-        # Its tests look for configs beside the package; MMCV is compiled.
+        # Its tests look for configs next to the package; MMCV is compiled.
         environment['PYTHONPATH'] = os.pathsep.join(
             filter(None, (str(root), environment.get('PYTHONPATH')))
         )

@@ -3,7 +3,7 @@
     python tests/others/with_norm.py psBN tests/test_cnn/test_conv_module.py
 
 ``BN``, ``BN1d``, ``BN2d``, ``BN3d`` and ``SyncBN`` of MMEngine's registry
-become psBN's layers, or stay as they are; what follows are pytest's arguments.
+become psBN's layers, or are not changed. The other arguments are pytest's.
 The tests know nothing of it. Each begins with the same random numbers, and its
 property ``norm layers`` in a JUnit file counts those that it built.
 """
