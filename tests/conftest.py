@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from mmengine.utils import digit_version
+from mmengine.utils import digit_version, manager
 
 from mmpsbn.compare import tether
 from mmpsbn.datasets import make_digits
@@ -45,6 +45,17 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile('short')
+
+
+@pytest.fixture(autouse=True)
+def released():
+    """Release MMEngine's lock, which an error in ``get_instance`` leaves locked.
+
+    Later tests with threads would wait for it forever.
+    """
+    yield
+    while manager._lock._is_owned():
+        manager._lock.release()
 
 
 @pytest.fixture

@@ -205,7 +205,9 @@ def test_retinanet_trains_and_evaluates(digits, tmp_path):
     )
     assert status == 0, output[-3000:]
     # Said once, of the head that its levels share.
-    assert output.count('4 batch norm layers, bbox_head.cls_convs.0.bn') == 1
+    assert (
+        output.count('4 batch norm layers (for example bbox_head.cls_convs.0.bn)') == 1
+    )
     status, output = run(
         'tools/test.py',
         RETINA,
