@@ -1,4 +1,5 @@
 import importlib
+import os
 import resource
 import runpy
 import signal
@@ -56,6 +57,11 @@ def count(request):
         counts[fate] = counts.get(fate, 0) + 1
 
     return count
+
+
+def pytest_xdist_auto_num_workers(config):
+    # Many tests wait for processes that they have started.
+    return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_terminal_summary(terminalreporter):

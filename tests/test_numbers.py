@@ -36,7 +36,12 @@ from benchmarks.shared.costs import Costs
 from benchmarks.shared.series import Series
 from mmpsbn.compare.intervals import confidence_margin
 from mmpsbn.compare.report import compare_with_baseline
-from mmpsbn.compare.tables import format_interval, format_lr, format_mean
+from mmpsbn.compare.tables import (
+    format_difference,
+    format_interval,
+    format_lr,
+    format_mean,
+)
 from mmpsbn.hooks import FilterCollapseHook
 
 NAMES = {'frozen BN': 'FrozenBN'}
@@ -150,7 +155,12 @@ def differences(rows, length=1, baseline='BN'):
 
 def with_interval(paired, sign='+'):
     interval = format_interval(paired.low, paired.high)
-    return f'{paired.mean:{sign}.3f} ({interval})'
+    return f'{format_difference(paired.mean).lstrip("" if sign else "+")} ({interval})'
+
+
+def opposite(paired):
+    """The difference the other way around, with its interval."""
+    return f'{-paired.mean:.3f} ({format_interval(-paired.high, -paired.low)})'
 
 
 @pytest.mark.parametrize('page', ['README.md', 'docs/choosing.md'])
@@ -193,14 +203,26 @@ def test_sentences_on_neu_det(neu_det):
         differences(neu_det[one], 1, 'MimicNorm')['FrozenBN'] for one in finetuned
     ]
     assert not frozen[0].significant and frozen[1].significant
-    pair = frozen[1].paired
-    interval = format_interval(-pair.high, -pair.low)
-    assert f'above frozen BN by {-pair.mean:.3f} ({interval})' in text
+    front = words_of('README.md')
+    found = opposite(frozen[1].paired)
+    assert f'above frozen BN by {found}' in text and f'above it by {found}' in front
+    last = [differences(neu_det[one], 1, 'MimicNorm')['BN+LastBN'] for one in finetuned]
+    assert f'above BN+LastBN by {opposite(last[1].paired)}' in text
+    assert last[1].significant and not last[0].significant
     rows = {
         (s, row.norm): row for s in neu_det for row in neu_det[s] if row.length == 1
     }
     scores = [format_mean(rows[study, 'BN'].scores50)[0] for study in neu_det]
-    assert f'{scores[0]}, {scores[1]} and {scores[2]}' in text
+    for page in (text, front):
+        assert f'{scores[0]}, {scores[1]} and {scores[2]}' in page
+    dead = [
+        100 * np.mean(rows[study, norm].dead)
+        for study in finetuned
+        for norm in ('FrozenBN', 'MimicNorm', 'BN', 'psBN')
+    ]
+    most, least = dead[:2] + dead[4:6], dead[2:4] + dead[6:]
+    assert f'have {min(most):.0f} to {max(most):.0f} %, and BN and psBN 1 %' in text
+    assert {f'{one:.0f}' for one in least} == {'1'}
     lrs = [format_lr(rows['retinanet', norm].lr) for norm in ('MimicNorm', 'FrozenBN')]
     assert f'frozen BN is {lrs[0]}' in text and lrs[0] == lrs[1]
     assert f'that of BN is {format_lr(rows["retinanet", "BN"].lr)}' in text
@@ -242,6 +264,11 @@ def test_sentences_on_retraining(cifar10):
     assert found[HALF, 150].p > 0.05
     dead = [dead_share(cifar10, FULL, own, 150) for own in ('BN', 'psBN')]
     front = words_of('README.md')
+    lost = [
+        -np.mean(cifar10.window(FULL, own, 'accuracy', 150, SCRATCH))
+        for own in ('BN', 'psBN')
+    ]
+    assert 'BN falls by {:.3f} and that of psBN by {:.3f}'.format(*lost) in front
     assert f'with BN, {dead[0]:.0f} % of the channels are dead' in front
     assert f'with psBN {dead[1]:.0f} %' in front
 
@@ -488,6 +515,11 @@ def test_costs_on_a_gpu(costs):
         own = costs[H200, network]['MimicNorm']
         peak = own.peak / costs[H200, network]['BN'].peak
         assert cells == [f'{peak:.2f}', f'{own.step:.2f}', f'{own.inference:.2f}']
+    peaks = [
+        costs[H200, network]['MimicNorm'].peak / costs[H200, network]['BN'].peak
+        for network in DETECTORS.values()
+    ]
+    assert 'need {:.2f} and {:.2f} of'.format(*peaks) in words_of('README.md')
 
 
 def test_steps_of_optimizers():

@@ -16,7 +16,7 @@ from mmpsbn.compare.intervals import (
     confidence_margin,
     correct_p_values,
 )
-from mmpsbn.compare.tables import format_p, format_table
+from mmpsbn.compare.tables import format_difference, format_p, format_table
 
 from .experiments import BN, STUDY
 from .figures import draw_law, draw_recovery, draw_variants
@@ -151,7 +151,7 @@ def table(pairs: Sequence[Pair]) -> str:
                     for own in both
                 ),
                 *(format_mean(own.accuracies, 2) for own in both),
-                format_difference(pair.paired),
+                format_paired(pair.paired),
                 '-' if pair.p is None else format_p(pair.p),
                 ' / '.join(map(str, diverged)) if any(diverged) else '',
             ]
@@ -173,11 +173,11 @@ def table(pairs: Sequence[Pair]) -> str:
     )
 
 
-def format_difference(found: PairedDifference) -> str:
+def format_paired(found: PairedDifference) -> str:
     """Format a difference of accuracies with its 95 % confidence interval."""
     if found.mean is None or found.low is None:
-        return '-' if found.mean is None else f'{found.mean:+.2f}'
-    return f'{found.mean:+.2f} ({found.low:.2f} to {found.high:.2f})'
+        return '-' if found.mean is None else format_difference(found.mean, 2)
+    return f'{format_difference(found.mean, 2)} ({found.low:.2f} to {found.high:.2f})'
 
 
 def fit_all(rows: Sequence[Row], x: str) -> list[Fit]:

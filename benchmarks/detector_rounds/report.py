@@ -11,7 +11,12 @@ from benchmarks.shared.series import WINDOW, Comparison, Series
 from benchmarks.shared.tables import write_page
 from mmpsbn.analysis.style import COLOR_OF, COLORS
 from mmpsbn.compare.intervals import ALPHA, confidence_margin
-from mmpsbn.compare.tables import format_interval, format_p, format_table
+from mmpsbn.compare.tables import (
+    format_difference,
+    format_interval,
+    format_p,
+    format_table,
+)
 
 from .results import Results
 from .studies import METHODS, RESTART, ROUNDS, SEEDS, Setting
@@ -131,7 +136,7 @@ def _differences(found: Sequence[Comparison]) -> str:
             [
                 _name(one.setting),
                 _rounds(one.end),
-                f'{one.paired.mean:+.3f}',
+                format_difference(one.paired.mean),
                 format_interval(one.paired.low, one.paired.high),
                 format_p(one.p),
                 str(one.paired.seeds),

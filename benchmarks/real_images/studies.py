@@ -154,7 +154,7 @@ def comparisons(
             yield compare(name, length, norms, study.lrs, tune=HELD_OUT)
             continue
         best = results.best_lrs(study.norms, study.untuned)
-        for lr in sorted({best[norm, length] for norm in norms}):
+        for lr in dict.fromkeys(best[norm, length] for norm in norms):
             chosen = [norm for norm in norms if best[norm, length] == lr]
             yield compare(f'{name}_lr{format_lr(lr)}', length, chosen, [lr])
 

@@ -9,7 +9,12 @@ import numpy as np
 from benchmarks.shared.series import WINDOW, Comparison, Series
 from benchmarks.shared.tables import write_page
 from mmpsbn.compare.intervals import ALPHA, confidence_margin
-from mmpsbn.compare.tables import format_interval, format_p, format_table
+from mmpsbn.compare.tables import (
+    format_difference,
+    format_interval,
+    format_p,
+    format_table,
+)
 
 from .figures import draw_recoveries, draw_rounds
 from .recovery import COLLAPSED, Death
@@ -94,7 +99,7 @@ def verdict(found: Sequence[Comparison]) -> str:
     )
     if worse:
         text += ': ' + '; '.join(
-            f'{_in_words(one)} ({one.paired.mean:+.3f})' for one in worse
+            f'{_in_words(one)} ({format_difference(one.paired.mean)})' for one in worse
         )
     lower = [one for one in found if one.paired.mean < 0 and one not in worse]
     if lower:
@@ -134,7 +139,7 @@ def _differences(found: Sequence[Comparison]) -> str:
                 f'{one.setting.lr:g}',
                 f'{one.setting.weight_decay:g}',
                 _rounds(one.end)[len('rounds ') :],
-                f'{one.paired.mean:+.3f}',
+                format_difference(one.paired.mean),
                 format_interval(one.paired.low, one.paired.high),
                 format_p(one.p),
                 str(one.paired.seeds),

@@ -19,6 +19,7 @@ from mmpsbn.compare.intervals import (
 )
 from mmpsbn.compare.runs import Run
 from mmpsbn.compare.tables import (
+    format_difference,
     format_interval,
     format_length,
     format_lr,
@@ -403,7 +404,7 @@ def format_differences(rows: Sequence[Row], baseline: str) -> str:
             row.norm,
             format_length(row.length) * several,
             str(pair.seeds),
-            '-' if pair.mean is None else f'{pair.mean:+.3f}',
+            '-' if pair.mean is None else format_difference(pair.mean),
             '-' if p is None else format_interval(pair.low, pair.high),
             '-' if p is None else format_p(p),
         ]

@@ -36,6 +36,11 @@ def format_mean(values: Sequence[float]) -> list[str]:
     return [f'{mean:.3f}', format_interval(mean - half, mean + half)]
 
 
+def format_difference(value: float, digits: int = 3) -> str:
+    """Format a difference with its sign, which 0 has as a plus."""
+    return f'{round(value, digits) + 0.0:+.{digits}f}'
+
+
 def format_interval(low: float, high: float) -> str:
     """Format an interval of mAP."""
     return f'{low:.3f} to {high:.3f}'
