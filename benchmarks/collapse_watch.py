@@ -40,7 +40,7 @@ class Cost(NamedTuple):
     torch: str
     rounds: int
     step: float
-    """Of a step that the hook watches."""
+    """The time of a step that the hook watches."""
     training: float
 
 
