@@ -22,13 +22,13 @@ import onnxruntime
 import torch
 from mmcv import imwrite
 from mmdet.utils import register_all_modules
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from benchmarks.shared.costs import Costs, add_results_argument, name_of
 from mmpsbn.analysis import ratios, time_alternately
 from mmpsbn.checkpoints.reading import Checkpoint
 from mmpsbn.cli.errors import exit_with_message
+from mmpsbn.config.reading import read_config
 from mmpsbn.detectors.build import build_model
 from mmpsbn.export import export_onnx
 from mmpsbn.export.onnx_file import folded_stock, prepare_image
@@ -121,7 +121,7 @@ def main():
         '|---|---|---|---|'
     )
     for path in args.configs:
-        cfg = Config.fromfile(path)
+        cfg = read_config(path)
         cfg.model.backbone.init_cfg = None
         with tempfile.TemporaryDirectory() as folder:
             ways = contenders(cfg, tuple(args.shape), Path(folder))

@@ -119,3 +119,7 @@ def test_a_file_of_other_measurements(monkeypatch, tmp_path):
     (tmp_path / 'memory.csv').write_text('a,b\n1,2\n')
     with pytest.raises(InputError, match='line 1 of .*memory.csv'):
         run(monkeypatch, memory, tmp_path)
+    with pytest.raises(InputError, match='memory.csv cannot be made: .* --results'):
+        run(monkeypatch, memory, tmp_path / 'memory.csv' / 'memory.csv')
+    with pytest.raises(InputError, match='no.py does not exist'):
+        run(monkeypatch, inference, tmp_path, 'no.py')

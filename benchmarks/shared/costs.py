@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from mmpsbn.errors import InputError
+
 from .rows import read_rows, write_rows
 
 
@@ -22,13 +24,20 @@ class Costs:
             columns.
 
     Raises:
-        InputError: If the file has other columns, or a value that does not
-            belong into its column.
+        InputError: If its folder cannot be made, if the file has other columns,
+            or if a value does not belong into its column.
     """
 
     def __init__(
         self, file: Path, measured: type[NamedTuple], cost: type[NamedTuple]
     ) -> None:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f'the folder {file.parent} cannot be made: {error.strerror}. Choose '
+                'another one with --results.'
+            ) from error
         self._file, self._types = file, (measured, cost)
         self._rows = read_rows(file, *self._types)
 
