@@ -11,12 +11,12 @@ files. README.md describes the protocol.
 """
 
 import argparse
-import os
 import time
 from functools import partial
 from pathlib import Path
 
 import mmpsbn.cli  # noqa: F401  First: it checks the stack.
+from benchmarks.shared.arguments import add_work_dir, check_counts, study_parser
 from benchmarks.shared.pool import in_processes
 from mmpsbn.cli.errors import exit_with_message, interrupt_on_signals
 
@@ -31,41 +31,18 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog='python -m benchmarks.detector_rounds',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = study_parser('detector_rounds', __doc__, FOLDER, SEEDS)
     parser.add_argument('--train', action='store_true')
     parser.add_argument(
         '--detectors', nargs='+', choices=DETECTORS, default=list(DETECTORS)
     )
-    parser.add_argument('--seeds', type=int, default=SEEDS, help='how many')
     parser.add_argument('--rounds', type=int, default=ROUNDS, help='how many')
-    parser.add_argument(
-        '--processes',
-        type=int,
-        default=len(os.sched_getaffinity(0)),
-        help='the number of runs in parallel, with one thread each',
-    )
-    parser.add_argument(
-        '--work-dir',
-        type=Path,
-        default=Path('work_dirs/detector_rounds'),
-        help='folder of the checkpoints',
-    )
-    parser.add_argument(
-        '--results',
-        type=Path,
-        default=FOLDER,
-        help='folder of the CSV files and the figures',
-    )
+    add_work_dir(parser, 'detector_rounds', 'checkpoints')
     parser.add_argument(
         '--pilot', type=Path, default=PILOT, help="folder of the pilot's CSV files"
     )
     args = parser.parse_args()
-    if min(args.seeds, args.rounds, args.processes) < 1:
-        parser.error('--seeds, --rounds and --processes must be at least 1')
+    check_counts(parser, args, 'seeds', 'rounds', 'processes')
     return args
 
 

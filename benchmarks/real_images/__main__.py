@@ -11,12 +11,11 @@ protocol.
 """
 
 import argparse
-import os
-from pathlib import Path
 
 from mmengine.logging import MMLogger
 
 import mmpsbn.cli  # noqa: F401  First: it checks the stack.
+from benchmarks.shared.arguments import add_work_dir, check_counts, study_parser
 from mmpsbn.cli.arguments import add_cfg_options
 from mmpsbn.cli.errors import exit_with_message, interrupt_on_signals
 from mmpsbn.cluster import add_cluster_arguments, make_cluster
@@ -32,42 +31,17 @@ FOLDER = README.parent
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog='python -m benchmarks.real_images',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = study_parser('real_images', __doc__, FOLDER, SEEDS, '--at-once')
     parser.add_argument(
         '--data',
         help="folder of NEU-DET in COCO2017's layout; without it, nothing is trained",
     )
     parser.add_argument('--studies', nargs='+', choices=STUDIES, default=list(STUDIES))
-    parser.add_argument(
-        '--seeds', type=int, default=SEEDS, help='final runs of each normalization'
-    )
-    parser.add_argument(
-        '--at-once',
-        type=int,
-        default=len(os.sched_getaffinity(0)),
-        help='how many runs in parallel',
-    )
-    parser.add_argument(
-        '--work-dir',
-        type=Path,
-        default=Path('work_dirs/real_images'),
-        help='folder of the runs',
-    )
-    parser.add_argument(
-        '--results',
-        type=Path,
-        default=FOLDER,
-        help='folder of the CSV files and the figures',
-    )
+    add_work_dir(parser, 'real_images', 'runs')
     add_cluster_arguments(parser)
     add_cfg_options(parser)
     args = parser.parse_args()
-    if min(args.seeds, args.at_once) < 1:
-        parser.error('--seeds and --at-once are at least 1')
+    check_counts(parser, args, 'seeds', 'at_once')
     return args
 
 

@@ -12,19 +12,21 @@ README.md describes the protocol.
 """
 
 import argparse
-import os
-import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.shared.command import missing_for_report
+from benchmarks.shared.arguments import (
+    add_work_dir,
+    check_counts,
+    exit_with_message,
+    study_parser,
+)
 from benchmarks.shared.data import DATA
 from benchmarks.shared.pool import in_processes
 from mmpsbn.cluster import Cluster, add_cluster_arguments, make_cluster, run_jobs
-from mmpsbn.errors import InputError
 
 from .results import Results
 from .studies import ROUNDS, SEEDS, STUDIES
@@ -35,11 +37,7 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog='python -m benchmarks.rounds',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = study_parser('rounds', __doc__, FOLDER, SEEDS)
     parser.add_argument('--data', choices=DATA, help='without it, nothing is trained')
     parser.add_argument('--data-root', help="folder of CIFAR-10's binary version")
     parser.add_argument(
@@ -48,31 +46,12 @@ def parse_args() -> argparse.Namespace:
         choices=('plain', 'residual'),
         default=['plain', 'residual'],
     )
-    parser.add_argument('--seeds', type=int, default=SEEDS, help='how many')
     parser.add_argument('--rounds', type=int, default=ROUNDS, help='how many')
     parser.add_argument('--device', default='cpu')
-    parser.add_argument(
-        '--processes',
-        type=int,
-        default=len(os.sched_getaffinity(0)),
-        help='the number of runs in parallel, with one thread or one job each',
-    )
-    parser.add_argument(
-        '--work-dir',
-        type=Path,
-        default=Path('work_dirs/rounds'),
-        help='folder of the checkpoints',
-    )
-    parser.add_argument(
-        '--results',
-        type=Path,
-        default=FOLDER,
-        help='folder of the CSV files and the figures',
-    )
+    add_work_dir(parser, 'rounds', 'checkpoints')
     add_cluster_arguments(parser)
     args = parser.parse_args()
-    if min(args.seeds, args.rounds, args.processes) < 1:
-        parser.error('--seeds, --rounds and --processes must be at least 1')
+    check_counts(parser, args, 'seeds', 'rounds', 'processes')
     # The machine that submits jobs may have no GPU.
     if args.cluster != 'slurm':
         try:
@@ -127,7 +106,7 @@ def train_missing(
 
 def main() -> None:
     args = parse_args()
-    try:
+    with exit_with_message(args.results):
         results = {study.name: Results(args.results, study) for study in STUDIES}
         if args.data:
             cluster = make_cluster(
@@ -138,18 +117,6 @@ def main() -> None:
         from .report import write_report
 
         print(f'Report: {write_report(list(results.values()), args.results)}')
-    except ImportError as error:
-        sys.exit(missing_for_report(args.results, error))
-    except InputError as error:
-        sys.exit(f'error: {error}')
-    except OSError as error:
-        sys.exit(f'error: {error.filename} cannot be read or written: {error.strerror}')
-    except KeyboardInterrupt:
-        print(
-            'Interrupted. The same command resumes from the last checkpoints.',
-            file=sys.stderr,
-        )
-        sys.exit(130)
 
 
 if __name__ == '__main__':

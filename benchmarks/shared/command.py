@@ -1,8 +1,6 @@
 """The command line of a study of classifiers: train what is missing, then report."""
 
 import argparse
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,6 +9,7 @@ from typing import NamedTuple
 
 from mmpsbn.errors import InputError
 
+from .arguments import check_counts, exit_with_message, study_parser
 from .data import DATA, load
 from .pool import in_processes
 from .rows import Rows, read_rows, write_rows
@@ -79,21 +78,11 @@ def run(study: Study, about: str, train: Callable, report: Callable) -> None:
             results on each data set, and the folder.
     """
     args = _parse(study, about)
-    try:
+    with exit_with_message(args.results):
         rows = study.read(args.results)
         if args.data:
             train_missing(study, rows[args.data], train, args)
-        try:
-            print(f'Report: {report(rows, args.results)}')
-        except ImportError as error:
-            sys.exit(missing_for_report(args.results, error))
-    except InputError as error:
-        sys.exit(f'error: {error}')
-    except OSError as error:
-        sys.exit(f'error: {error.filename} cannot be read or written: {error.strerror}')
-    except KeyboardInterrupt:
-        print('Interrupted. The same command resumes.', file=sys.stderr)
-        sys.exit(130)
+        print(f'Report: {report(rows, args.results)}')
 
 
 def train_missing(study: Study, rows: Rows, train: Callable, args) -> None:
@@ -127,20 +116,8 @@ def train_missing(study: Study, rows: Rows, train: Callable, args) -> None:
         )
 
 
-def missing_for_report(out: Path, error: ImportError) -> str:
-    """Return a message for a report that needs a missing package."""
-    return (
-        f'error: the results are in {out}, but their report needs {error.name}, '
-        'which is not installed. Install it, and repeat the command.'
-    )
-
-
 def _parse(study: Study, about: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=f'python -m benchmarks.{study.name}',
-        description=about,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = study_parser(study.name, about, study.folder, SEEDS)
     parser.add_argument('--data', choices=DATA, help='without it, nothing is trained')
     parser.add_argument('--data-root', help="folder of CIFAR-10's binary version")
     parser.add_argument(
@@ -152,7 +129,6 @@ def _parse(study: Study, about: str) -> argparse.Namespace:
             f'of {data}: {", ".join(own)}' for data, own in study.experiments.items()
         ),
     )
-    parser.add_argument('--seeds', type=int, default=SEEDS, help='how many')
     parser.add_argument('--epochs', type=int)
     quick = Path('work_dirs') / f'{study.name}-quick'
     parser.add_argument(
@@ -161,12 +137,8 @@ def _parse(study: Study, about: str) -> argparse.Namespace:
         help=f'{QUICK["seeds"]} seeds and {QUICK["epochs"]} epochs, in {quick}',
     )
     parser.add_argument('--device', default='cpu')
-    parser.add_argument(
-        '--processes', type=int, default=len(os.sched_getaffinity(0)), help='how many'
-    )
-    parser.add_argument(
-        '--results', type=Path, help='folder of the CSV files and the figures'
-    )
+    # It depends on --quick.
+    parser.set_defaults(results=None)
     args = parser.parse_args()
     if args.quick:
         vars(args).update(QUICK)
@@ -181,6 +153,5 @@ def _parse(study: Study, about: str) -> argparse.Namespace:
                 f'experiment on {args.data}. Choose from '
                 f'{", ".join(study.experiments[args.data])}.'
             )
-        if min(args.seeds, args.epochs, args.processes) < 1:
-            parser.error('--seeds, --epochs and --processes must be at least 1')
+        check_counts(parser, args, 'seeds', 'epochs', 'processes')
     return args
