@@ -195,7 +195,7 @@ def test_bn_goes_on_as_psbn_from_where_it_ended(start):
 
 
 def test_channels_are_judged_as_in_training():
-    net = training.classifier(Settings(0), dict(conv=4), 1, 10)
+    net = training.classifier(Settings(0), 1, 10)
     norms = [net.body[index].bn for index in (0, 2, 4, 6)]
     with torch.no_grad():
         # Far from every image: in evaluation nothing would be above 0.
@@ -218,7 +218,7 @@ def test_channels_are_judged_as_in_training():
 
 def test_decay_of_norm_parameters_alone_is_changed():
     job = Settings(0, alpha=0.1, norm_decay=0.0)
-    net = training.classifier(job, dict(conv=4), 1, 10)
+    net = training.classifier(job, 1, 10)
     groups = training._optimizer(net, job).param_groups
     assert [group['weight_decay'] for group in groups] == [5e-4, 0]
     names = {id(p): name for name, p in net.named_parameters()}

@@ -138,7 +138,7 @@ CIFAR10: dict[str, Experiment] = {
 STUDY = Study(
     Path(__file__).resolve().parent,
     dict(digits=EXPERIMENTS, cifar10=CIFAR10),
-    dict(digits=30, cifar10=20),
+    dict(digits=30, cifar10=6),
     Settings,
     Result,
 )

@@ -24,7 +24,7 @@ from mmpsbn.layers import PSBatchNorm2d
 
 from .experiments import Result, Settings, epochs_of_counts, start_of
 
-DEPTHS = dict(digits=dict(conv=4, resnet=7), cifar10=dict(conv=4, resnet=19))
+DEPTHS = dict(conv=4, resnet=7)
 HALVES = dict(all=None, first=0, second=1)
 
 
@@ -58,9 +58,7 @@ def _fit(settings: Settings, data: str, root: str | None, device: str) -> tuple:
     start = _start(start_of(settings), data, root, device) if settings.start else None
     torch.manual_seed(settings.seed)
     images = load(data, root, HALVES[settings.classes]).to(device)
-    net = classifier(
-        settings, DEPTHS[data], images.train_images.shape[1], images.classes
-    ).to(device)
+    net = classifier(settings, images.train_images.shape[1], images.classes).to(device)
     if start:
         if settings.classes != start_of(settings).classes:
             start = {**start, **net.fc.state_dict(prefix='fc.')}
@@ -93,9 +91,7 @@ def _start(settings: Settings, data: str, root: str | None, device: str) -> dict
     return _fit(settings, data, root, device)[0].state_dict()
 
 
-def classifier(
-    settings: Settings, depths: dict[str, int], channels: int, classes: int
-) -> Classifier:
+def classifier(settings: Settings, channels: int, classes: int) -> Classifier:
     """Build the network of a training, with random weights."""
     layers = Layers(
         partial(PSBatchNorm2d, alpha=settings.alpha)
@@ -104,7 +100,7 @@ def classifier(
     )
     net = Classifier(
         settings.network,
-        depths[settings.network],
+        DEPTHS[settings.network],
         channels,
         classes,
         layers,

@@ -81,10 +81,10 @@ CIFAR10: dict[str, Experiment] = {
         variants=[
             dict(variant, batch=BATCHES['cifar10'])
             for depth in (
-                dict(network=('conv',), depth=(16,)),
-                dict(network=('resnet',), depth=(19,)),
+                dict(network=('conv',), depth=(8,)),
+                dict(network=('resnet',), depth=(7,)),
             )
-            for variant in grid(lr=(0.05, 0.1, 0.2, 0.4), norm=ABLATION, **depth)
+            for variant in grid(lr=(0.02, 0.1, 0.4), norm=ABLATION, **depth)
         ]
     )
 }
@@ -92,7 +92,7 @@ CIFAR10: dict[str, Experiment] = {
 STUDY = Study(
     Path(__file__).resolve().parent,
     dict(digits=EXPERIMENTS, cifar10=CIFAR10),
-    dict(digits=12, cifar10=20),
+    dict(digits=12, cifar10=6),
     Settings,
     Result,
 )
