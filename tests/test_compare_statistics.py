@@ -57,6 +57,16 @@ def test_paired_differences_without_an_interval():
     assert compare_paired([0, 0], [0, 0]) == (2, 0, 0, 0, 1)
 
 
+def test_equal_differences_are_not_significant():
+    # mAP has three digits, so two seeds can have the same difference.
+    found = compare_paired([0.504, 0.516], [0.5, 0.512])
+    assert found == (2, pytest.approx(0.004), None, None, None)
+    assert describe_results([row('BN', 0.25, 0.35), row('GN', 0.26, 0.36)], 'BN') == (
+        'GN has no confidence interval, because every seed has the same difference '
+        'to BN.'
+    )
+
+
 def test_holm_by_hand():
     # .01 * 3, .03 * 2 and .04 * 1, of which the last may not be below.
     assert correct_p_values([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])

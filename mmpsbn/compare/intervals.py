@@ -8,13 +8,16 @@ from scipy import stats
 
 LEVEL = 0.95
 ALPHA = 1 - LEVEL
+ROUNDING = 1e-9  # Differences that are closer are the same.
 
 
 class PairedDifference(NamedTuple):
     """The mean difference between two normalizations over common seeds.
 
-    The interval and the p value are None if fewer than two seeds are common.
-    The mean is None if no seed is common.
+    The interval and the p value are None if fewer than two seeds are common, or
+    if all seeds have the same difference, which is not 0: mAP is rounded, and a
+    variance of 0 would make any difference significant. The mean is None if no
+    seed is common.
     """
 
     seeds: int
@@ -45,6 +48,8 @@ def compare_paired(
         return PairedDifference(number, mean)
     if not differences.any():  # The test statistic would be 0 / 0.
         return PairedDifference(number, 0.0, 0.0, 0.0, 1.0)
+    if np.ptp(differences) < ROUNDING:
+        return PairedDifference(number, mean)
     test = stats.ttest_rel(scores, baseline)
     low, high = test.confidence_interval(LEVEL)
     return PairedDifference(number, mean, float(low), float(high), float(test.pvalue))

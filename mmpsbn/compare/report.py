@@ -206,11 +206,14 @@ def _conclude(best: Sequence[Row], baseline: str) -> str:
                 f'(95 % CI {interval}, {pair.seeds} seeds, p {p})'
             )
     same = [one.row.norm for one in found if one.p is not None and not one.significant]
-    unknown = [one.row.norm for one in found if one.p is None]
-    common = 'no confidence interval, because fewer than two seeds are common with'
+    unknown = [one for one in found if one.p is None]
+    few = [one.row.norm for one in unknown if one.paired.seeds < 2]
+    constant = [one.row.norm for one in unknown if one.paired.seeds > 1]
+    without = 'no confidence interval, because'
     for names, verbs, text in (
         (same, ('is', 'are'), 'not significantly different from'),
-        (unknown, ('has', 'have'), common),
+        (few, ('has', 'have'), f'{without} fewer than two seeds are common with'),
+        (constant, ('has', 'have'), f'{without} every seed has the same difference to'),
     ):
         if names:
             joined = ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))
