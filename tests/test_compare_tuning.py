@@ -188,6 +188,7 @@ def test_tuned_trained_resumed_and_reported(compare, capsys, tmp_path):
             r'holds out 16 of the 16 images .* leaves the classes .* without an',
         ),
         (['--tune-seeds', '0'], 'it must be at least 1. Try --tune-seeds 1.'),
+        (['--tune-seeds', '2'], '--tune-seeds 2 has no effect without --tune'),
         (['--lengths', '1', '0'], '--lengths 0 is not supported: each is a mult'),
         (['--lengths', '-1'], '--lengths -1 is not supported: each is a mult'),
         (['--lengths', 'inf'], '--lengths inf is not supported: each is a mult'),
@@ -336,8 +337,12 @@ def test_schedules_that_cannot_be_stretched():
         dict(type='LinearLR', end=5, start_factor=0.1),
         dict(type='CosineAnnealingLR', begin=5, end=12, T_max=7),
     )
-    with pytest.raises(InputError, match='--lengths 0.1 is too short'):
-        stretch(cfg, 0.1)
+    with pytest.raises(InputError, match='--lengths 0.08 is too short'):
+        stretch(cfg, 0.08)
+    # 3.6 epochs would be 4, which is another multiple.
+    with pytest.raises(InputError, match='--lengths 0.3 .* it is 3.6 .* Try .* 0.333'):
+        stretch(scheduled(), 0.3)
+    stretch(scheduled(), 1 / 3)
 
 
 def initialized(plan, run):

@@ -103,6 +103,11 @@ def check_arguments(args):
                 f'{name} {number} is not supported: it must be at least 1. '
                 f'Try {name} {COUNTS[name][0]}.'
             )
+    if args.tune is None and args.tune_seeds > 1:
+        raise InputError(
+            f'--tune-seeds {args.tune_seeds} has no effect without --tune, because '
+            'nothing is tuned. Add --tune 0.2, or leave --tune-seeds out.'
+        )
     for lr in args.lrs:
         if not 0 < lr < math.inf:
             raise InputError(

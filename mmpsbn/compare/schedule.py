@@ -9,6 +9,7 @@ from mmpsbn.errors import InputError
 
 # Schedulers whose end does not follow from the settings below.
 ENDLESS = ('Exponential', 'CosineRestart', 'ReduceOnPlateau')
+TOLERANCE = 0.05  # Of a length, if it is rounded to epochs.
 DURATIONS = ('T_max', 'total_steps', 'step_size')
 
 
@@ -19,8 +20,8 @@ def stretch(cfg: Config, length: float) -> None:
     ``switch_epoch`` of hooks are moved. The warm-up keeps its length.
 
     Raises:
-        InputError: If the factor is not positive and finite, or if a scheduler
-            cannot be stretched.
+        InputError: If the factor is not positive and finite, if it is not close
+            to a whole number of epochs, or if a scheduler cannot be stretched.
     """
     if not 0 < length < math.inf:
         raise InputError(
@@ -31,7 +32,14 @@ def stretch(cfg: Config, length: float) -> None:
         return
     loop = cfg.train_cfg
     key = 'max_iters' if 'max_iters' in loop else 'max_epochs'
-    loop[key] = max(1, round(loop[key] * length))
+    exact, before = loop[key] * length, loop[key]
+    loop[key] = max(1, round(exact))
+    if abs(loop[key] - exact) > TOLERANCE * exact:
+        raise InputError(
+            f'--lengths {length:g} is not supported: it is {exact:g} of the '
+            f"{before} epochs or iterations of the config's schedule. Try --lengths "
+            f'{loop[key] / before:.3g}.'
+        )
     schedulers = [x for x in dicts_in(cfg.get('param_scheduler')) if 'type' in x]
     ends = {}  # The ends of the warm-ups in epochs (True) and iterations.
     for node in filter(_is_warm_up, schedulers):
