@@ -13,7 +13,7 @@ from helpers import SHORT
 from benchmarks.real_images import __main__ as command
 from benchmarks.real_images import studies
 from benchmarks.real_images.neu_det import convert
-from benchmarks.real_images.report import README
+from benchmarks.real_images.report import README, _section
 from benchmarks.real_images.results import Results, RunRow
 from benchmarks.real_images.studies import STUDIES, Study
 from mmpsbn.compare.runs import TUNING_SEED, Run
@@ -243,6 +243,16 @@ def test_lengths_that_take_the_rates_of_the_first(tmp_path):
     assert results.finals(norms) == []
     study = Study('', '', (0.1, 0.2), norms, (2,))
     assert studies.number_of_runs(study, 5) == 2 * 7 + 2 * 5
+    # A final run at another rate is not one of the study.
+    text = _section(study, results, [row], '')
+    assert f' {24 - 3 - 1} runs are missing.' in text
+
+
+def test_a_study_continues_if_tuning_runs_failed(neu_det, tmp_path, monkeypatch):
+    monkeypatch.setenv('MMDET_DATASETS', 'elsewhere')
+    results = Results(tmp_path / 'scratch.csv')
+    found = studies.comparisons(STUDIES['scratch'], results, str(neu_det), tmp_path)
+    assert [one.lengths for one in found] == [[1]]
 
 
 def test_untuned_comparisons_have_one_rate_each(neu_det, tmp_path, monkeypatch):

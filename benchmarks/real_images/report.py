@@ -69,7 +69,8 @@ def _section(study: Study, results: Results, rows: Sequence[Row], name: str) -> 
     own = results.all()
     devices = ', '.join(sorted({row.device for row in own}))
     hours = sum(row.seconds for row in own) / 3600
-    missing = number_of_runs(study) - len(own)
+    # Runs at a rate that is no longer chosen do not count.
+    missing = number_of_runs(study) - sum(len(row.runs) for row in [*tuning, *rows])
     others = ''.join(
         f'Compared with {norm}, which the protocol did not plan:\n\n'
         f'{format_differences(rows, norm)}'

@@ -153,9 +153,11 @@ def comparisons(
         if length not in study.untuned:
             yield compare(name, length, norms, study.lrs, tune=HELD_OUT)
             continue
+        # Normalizations are left out if their tuning runs failed.
         best = results.best_lrs(study.norms, study.untuned)
-        for lr in dict.fromkeys(best[norm, length] for norm in norms):
-            chosen = [norm for norm in norms if best[norm, length] == lr]
+        known = [norm for norm in norms if (norm, length) in best]
+        for lr in dict.fromkeys(best[norm, length] for norm in known):
+            chosen = [norm for norm in known if best[norm, length] == lr]
             yield compare(f'{name}_lr{format_lr(lr)}', length, chosen, [lr])
 
 
