@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from mmpsbn.config.data import find_images
 from mmpsbn.datasets import make_digits, read_classes
 from mmpsbn.datasets.digits import SPLITS, _draw_digits, material
 
@@ -102,3 +103,16 @@ def test_read_classes(digits, tmp_path):
         json.dumps(dict(categories=[dict(id=3, name='cat')]))
     )
     assert read_classes(str(tmp_path)) == ('cat',)
+
+
+def test_images_that_represent_a_data_set_are_of_all_classes(tmp_path):
+    for kind in 'ab':
+        for number in range(40):
+            file = tmp_path / f'{kind}_{number}.png'
+            cv2.imwrite(str(file), np.zeros((1, 1, 3), np.uint8))
+    found = find_images(None, str(tmp_path), 32)
+    kinds = [name.rpartition('/')[2][0] for name in found]
+    assert len(set(found)) == 32 and min(map(kinds.count, 'ab')) > 8
+    # Images to verify on are others than those that select channels.
+    assert find_images(None, str(tmp_path), 48)[:32] == found
+    assert len(find_images(None, str(tmp_path), 100)) == 80

@@ -4,6 +4,7 @@ import os.path as osp
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from mmdet.datasets import CocoDataset, XMLDataset
 from mmdet.registry import DATASETS
 from mmengine.config import Config
@@ -118,7 +119,10 @@ def check_classes(name: str, found: Sequence, classes: Sequence[str]) -> None:
 
 @explain_config_errors()
 def find_images(cfg: Config, folder: str | None, number: int) -> list[str]:
-    """Return the first images of a folder, sorted by name.
+    """Choose images of a folder at random, the same in every call.
+
+    The first ones by name may all show one class. A larger number of images
+    begins with those of a smaller number.
 
     Args:
         cfg (Config): The config whose training images are the default.
@@ -144,8 +148,10 @@ def find_images(cfg: Config, folder: str | None, number: int) -> list[str]:
         images = _training_images(files)
     else:
         images = list_images(folder)
-    check_images(images[:number])
-    return images[:number]
+    order = np.random.default_rng(0).permutation(len(images))
+    images = [images[at] for at in order[:number]]
+    check_images(images)
+    return images
 
 
 def _training_images(files: DataFiles) -> list[str]:
