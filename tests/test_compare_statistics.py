@@ -156,6 +156,12 @@ def test_unequal_trials_are_reported():
     assert 'The numbers of seeds differ (BN 3, psBN 2)' in describe_results(
         [BN, row('psBN', 0.5, 0.6)], 'BN'
     )
+    longer = [row('BN', 0.6, length=2), row('psBN', 0.6, length=2)]
+    even = [BN, row('psBN', 0.5, 0.6, 0.5), *longer]
+    assert 'seeds differ' not in describe_results(even, 'BN')
+    assert 'seeds differ at 1 x the schedule (BN 3, psBN 2)' in describe_results(
+        [BN, row('psBN', 0.5, 0.6), *longer], 'BN'
+    )
     assert 'The learning rates differ (BN 0.1, 0.2; psBN 0.1)' in describe_results(
         [BN, row('BN', 0.7, 0.71, 0.7, lr=0.2), row('psBN', 0.6, 0.6, 0.6)], 'BN'
     )

@@ -229,14 +229,17 @@ def _list_caveats(rows, best, tuning) -> list[str]:
     )
     if lost:
         caveats.append(f'Runs that diverged count as mAP 0 ({lost}).')
-    seeds = {row.norm: len(row.scores) for row in best}
-    if len({len(row.scores) for row in best}) > 1:
-        numbers = ', '.join(f'{norm} {n}' for norm, n in seeds.items())
-        caveats.append(
-            f'The numbers of seeds differ ({numbers}): only common seeds are compared.'
-        )
+    for title, own in group_by_length(best).items():
+        if len({len(row.scores) for row in own}) > 1:
+            place = f' at {title}' * bool(title)
+            numbers = ', '.join(f'{row.norm} {len(row.scores)}' for row in own)
+            caveats.append(
+                f'The numbers of seeds differ{place} ({numbers}): only common seeds '
+                'are compared.'
+            )
     tried = tuning or rows
-    lrs = {norm: sorted({x.lr for x in tried if x.norm == norm}) for norm in seeds}
+    norms = dict.fromkeys(row.norm for row in best)
+    lrs = {norm: sorted({x.lr for x in tried if x.norm == norm}) for norm in norms}
     if len(set(map(tuple, lrs.values()))) > 1:
         words = '; '.join(
             f'{norm} {", ".join(map(format_lr, own))}' for norm, own in lrs.items()
