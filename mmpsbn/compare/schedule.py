@@ -36,8 +36,8 @@ def stretch(cfg: Config, length: float) -> None:
     loop[key] = max(1, round(exact))
     if abs(loop[key] - exact) > TOLERANCE * exact:
         raise InputError(
-            f'--lengths {length:g} is not supported: it is {exact:g} of the '
-            f"{before} epochs or iterations of the config's schedule. Try --lengths "
+            f'--lengths {length:g} of {before} {key[4:]} is {exact:g}, and a '
+            f'training has a whole number of them. Try --lengths '
             f'{loop[key] / before:.3g}.'
         )
     schedulers = [x for x in dicts_in(cfg.get('param_scheduler')) if 'type' in x]
