@@ -340,7 +340,7 @@ def test_schedules_that_cannot_be_stretched():
     with pytest.raises(InputError, match='--lengths 0.08 is too short'):
         stretch(cfg, 0.08)
     # 3.6 epochs would be 4, which is another multiple.
-    with pytest.raises(InputError, match='--lengths 0.3 .* is 3.6 .* Try .* 0.333'):
+    with pytest.raises(InputError, match='--lengths 0.3 .* is 3.6,.* Try .* 0.333'):
         stretch(scheduled(), 0.3)
     stretch(scheduled(), 1 / 3)
 

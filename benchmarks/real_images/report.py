@@ -73,7 +73,7 @@ def _section(study: Study, results: Results, rows: Sequence[Row], name: str) -> 
     missing = number_of_runs(study) - sum(len(row.runs) for row in [*tuning, *rows])
     others = ''.join(
         f'Compared with {norm}, which the protocol did not plan:\n\n'
-        f'{format_differences(rows, norm)}'
+        f'{format_differences([row for row in rows if row.norm != baseline], norm)}'
         for norm in COMPARED
         if any(row.norm == norm for row in rows)
     )
