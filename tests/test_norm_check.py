@@ -428,6 +428,7 @@ def test_the_hook_reports_and_changes_nothing(norm, tmp_path):
     assert row_of(text, kind)[:-1] == [kind, '1', '8', *dead]
     assert 'at the start of these 20 iterations' in text
     assert ('stay dead' in text) == (kind == 'BN')
+    assert ('beta is then the shift of BN minus alpha' in text) == (kind == 'BN')
 
 
 def report(work_dir, activate, **kwargs):

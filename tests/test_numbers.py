@@ -278,6 +278,17 @@ def test_sentences_on_retraining(cifar10):
     assert f'with psBN {dead[1]:.0f} %' in front
 
 
+def test_recoveries_on_retraining():
+    page = 'benchmarks/rounds/README.md'
+    rows = table_with(page, 'abs(gamma / beta) at death', 'predicted rounds')
+    small = [row for row in rows if row[0] == '< 0.1']
+    near = [int(row[5]) for row in small]
+    exact = [int(row[4]) for row in small if row[1] != '1']
+    text = words_of('docs/retraining.md')
+    assert f'For {min(near)} to {max(near)} % of them' in text
+    assert f'it is exact for {min(exact)} to {max(exact)} %' in text
+
+
 def sentences_on_collapse(own):
     """What the pages say of the classifiers of digits, with the numbers."""
 

@@ -13,7 +13,7 @@ from helpers import ROOT
 from torch.nn import functional as F
 
 from benchmarks.rounds import __main__ as command
-from benchmarks.rounds import studies, tasks, training
+from benchmarks.rounds import figures, report, studies, tasks, training
 from benchmarks.rounds.measures import effective_rank, look
 from benchmarks.rounds.networks import new_network
 from benchmarks.rounds.recovery import Death, follow, predicted_rounds
@@ -370,6 +370,13 @@ def made_up(folder, study=STUDY, seeds=3):
 
 
 def test_report_from_csv_alone(monkeypatch, tmp_path):
+    drawn = []
+
+    def draw_recoveries(deaths, *args):
+        drawn.append([death.channel for death in deaths])
+        return figures.draw_recoveries(deaths, *args)
+
+    monkeypatch.setattr(report, 'draw_recoveries', draw_recoveries)
     made_up(tmp_path)
     page = tmp_path / 'README.md'
     page.write_text(
@@ -398,10 +405,13 @@ def test_report_from_csv_alone(monkeypatch, tmp_path):
         [0, -0.1], abs=1.5e-3
     )
     assert of_bn[3:] == ['0.0 / 25.0', '12.5 / 12.5', '20.0 / 20.0']
-    # Three seeds; the last death could still recover.
+    # Three seeds; the last death could still recover. Early recoveries alone
+    # would be a biased sample of such deaths, so the figure leaves them out.
+    assert drawn == [[0, 1, 2] * 3]
+    assert 'effective rank and weight norm over the rounds' in text
     assert rows[-2:] == [
-        ['< 0.1', '4 to 10', '6', '0', '0', '50', '50', '50'],
-        ['>= 0.1', '4 to 10', '3', '100', '0', '0', '0', '0'],
+        ['< 0.1', '4 to 10', '6', '0', '0', '0', '50', '50', '50'],
+        ['>= 0.1', '4 to 10', '3', '100', '0', '0', '0', '0', '0'],
     ]
     for name in ('0.0005', 'recovery'):
         assert (tmp_path / f'digits-plain-{name}.png').stat().st_size > 10000

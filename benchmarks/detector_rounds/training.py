@@ -112,12 +112,7 @@ def train_start(job: tuple[Study, Run], work_dir: Path) -> None:
             f'the starting detector of {study.name} diverged: its loss is not '
             f'finite at learning rate {run.lr:g}. Lower USUAL_LR.'
         )
-    _write(
-        file,
-        model=model.state_dict(),
-        layers=inspect(model, task.train),
-        mAP=evaluate(model, task.test),
-    )
+    _write(file, model=model.state_dict(), layers=inspect(model, task.train))
 
 
 def train(job: tuple[Study, Run], rounds: int, work_dir: Path) -> list[Round]:

@@ -37,12 +37,17 @@ PANELS = Panels(
         'accuracy': ('accuracy minus\nthat from scratch', None),
         'dead': ('dead channels, %', (0, 100)),
         'rank': ('effective rank', (0, None)),
+        'norm': ('weight norm', (0, None)),
     },
     frozenset(['dead']),
     SCRATCH,
     'from scratch',
     METHODS,
     lambda setting: f'learning rate {setting.lr:g}',
+)
+# What the figure of two methods shows.
+SHORT = PANELS._replace(
+    measures={name: PANELS.measures[name] for name in ('accuracy', 'dead', 'rank')}
 )
 
 
@@ -84,7 +89,11 @@ def draw_rounds(
     }
     shape = (len(measures), len(settings))
     in_row = len(settings) == 1
-    size = (7.5, 2.8) if in_row else (min(6.5, 1.6 + 2.6 * len(settings)), 6)
+    size = (
+        (7.5, 2.8)
+        if in_row
+        else (min(6.5, 1.6 + 2.6 * len(settings)), 2 * len(measures))
+    )
     with figure_file(str(out), *size) as figure:
         if in_row:
             axes = figure.subplots(*shape[::-1], squeeze=False).T

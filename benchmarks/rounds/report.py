@@ -16,7 +16,7 @@ from mmpsbn.compare.tables import (
     format_table,
 )
 
-from .figures import draw_recoveries, draw_rounds
+from .figures import SHORT, draw_recoveries, draw_rounds
 from .recovery import COLLAPSED, Death
 from .results import Results
 from .studies import HIGHEST, METHODS, PAIR, ROUNDS, SCRATCH, SEEDS, Setting
@@ -58,7 +58,7 @@ def _section(results: Results, folder: Path) -> str:
         parts += [verdict(found) + '\n', _differences(found) + '\n']
     figure = f'{name}.png'
     title = f'{TITLES[name]}, learning rate {HIGHEST.lr:g}'
-    if draw_rounds(series, [HIGHEST], WINDOW, folder / figure, title, PAIR):
+    if draw_rounds(series, [HIGHEST], WINDOW, folder / figure, title, PAIR, SHORT):
         parts.append(
             '![Accuracy, dead channels and effective rank of BN and psBN over the '
             f'rounds, learning rate {HIGHEST.lr:g}]({figure})\n'
@@ -69,7 +69,7 @@ def _section(results: Results, folder: Path) -> str:
         title = f'{TITLES[name]}, weight decay {decay:g}'
         if draw_rounds(series, settings, WINDOW, folder / figure, title):
             parts.append(
-                f'![Accuracy, dead channels and effective rank over '
+                '![Accuracy, dead channels, effective rank and weight norm over '
                 f'the rounds, weight decay {decay:g}]({figure})\n'
             )
     for setting in study.methods:
@@ -79,11 +79,17 @@ def _section(results: Results, folder: Path) -> str:
                 f'{setting.weight_decay:g}:\n',
                 _measures(series, setting) + '\n',
             ]
-    deaths = [death for own in results.deaths.values() for death in own]
-    if deaths:
-        parts += [_recoveries(deaths, series.end) + '\n']
+    # The others can recover after the last round.
+    due = [
+        death
+        for own in results.deaths.values()
+        for death in own
+        if death.predicted <= series.end
+    ]
+    if due:
+        parts += [_recoveries(due, series.end) + '\n']
         title = f'{TITLES[name]}, psBN'
-        if draw_recoveries(deaths, title, folder / f'{name}-recovery.png'):
+        if draw_recoveries(due, title, folder / f'{name}-recovery.png'):
             parts.append(
                 '![Predicted and observed rounds until a channel '
                 f'recovers]({name}-recovery.png)\n'
@@ -197,18 +203,21 @@ def _measures(series: Series, setting: Setting) -> str:
 
 
 def _recoveries(deaths: Sequence[Death], last: int) -> str:
-    """Compare predicted and observed rounds until recovery."""
+    """Compare predicted and observed rounds until recovery.
+
+    Args:
+        deaths (list[Death]): Those that are predicted to recover in time.
+        last (int): The last round.
+    """
     lines = []
     for collapsed in (True, False):
         for least, most in WAITS:
-            own = [
+            due = [
                 death
                 for death in deaths
                 if death.collapsed == collapsed
                 and least <= death.predicted - death.died <= most
             ]
-            # The others can recover after the last round.
-            due = [death for death in own if death.predicted <= last]
             back = [death for death in due if death.recovered]
             errors, simulated = (
                 np.array([death.recovered - getattr(death, name) for death in back])
@@ -224,6 +233,7 @@ def _recoveries(deaths: Sequence[Death], last: int) -> str:
                 )
                 shares = [
                     (errors < -1).sum(),
+                    (errors == 0).sum(),
                     (abs(errors) <= 1).sum(),
                     (errors > 1).sum(),
                     len(due) - len(back),
@@ -245,9 +255,10 @@ def _recoveries(deaths: Sequence[Death], last: int) -> str:
             'abs(gamma / beta) at death',
             'predicted rounds',
             'channels',
-            'earlier, %',
+            'earlier by 2 or more, %',
+            'predicted round, %',
             'predicted ± 1 round, %',
-            'later, %',
+            'later by 2 or more, %',
             'not recovered, %',
             'simulated ± 1 round, %',
         ],

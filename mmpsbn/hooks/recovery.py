@@ -133,7 +133,8 @@ def describe_start(layers: Sequence[StartingLayer], iterations: int) -> str:
         text += (
             ' Dead channels of BN stay dead, because weight decay moves '
             'beta to 0 but not above it. psBN takes the weights of BN '
-            "unchanged: set norm_cfg=dict(type='psBN')."
+            "unchanged: set norm_cfg=dict(type='psBN'). Its beta is then the "
+            'shift of BN minus alpha.'
         )
     return text
 
