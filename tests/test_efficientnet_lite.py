@@ -21,6 +21,7 @@ from helpers import (
     run,
 )
 from mmcv.cnn import fuse_conv_bn, is_norm
+from mmcv.ops import roi_align
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
@@ -103,6 +104,14 @@ def test_larger_variants_are_those_of_an_independent_implementation(arch):
     assert_same_features(
         features_of(model, x), features_of_reference(reference, x, arch)
     )
+
+
+def test_roi_features_in_training():
+    # MMCV reads the memory of features as if it were in NCHW order.
+    rois = torch.tensor([[0, 1.0, 1, 9, 9], [1, 3, 2, 15, 18]])
+    for feature in EfficientNetLite().train()(torch.randn(2, 3, 64, 64)):
+        expected = roi_align(feature.contiguous(), rois, 7, 0.25)
+        torch.testing.assert_close(roi_align(feature, rois, 7, 0.25), expected)
 
 
 def test_stages_have_the_documented_channels_and_strides():

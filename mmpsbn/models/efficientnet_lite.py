@@ -244,7 +244,8 @@ class EfficientNetLite(BaseModule):
         for number, name in enumerate(self.layers):
             x = getattr(self, name)(x)
             if number - 1 in self.out_indices:
-                outs.append(x)
+                # MMCV's RoIAlign misreads channels_last (test_roi_features_in_training).
+                outs.append(x.contiguous())
         return tuple(outs)
 
     def train(self, mode: bool = True) -> 'EfficientNetLite':
