@@ -244,7 +244,7 @@ class EfficientNetLite(BaseModule):
         for number, name in enumerate(self.layers):
             x = getattr(self, name)(x)
             if number - 1 in self.out_indices:
-                # MMCV's RoIAlign misreads channels_last (test_roi_features_in_training).
+                # MMCV's RoIAlign misreads them (test_roi_features_in_training).
                 outs.append(x.contiguous())
         return tuple(outs)
 
