@@ -100,6 +100,8 @@ def test_precise_statistics(base, tmp_path, monkeypatch):
     cfg = load_config(str(base), work_dir=str(tmp_path / 'work'))
     cfg.train_dataloader.sampler.shuffle = False
     cfg.model.backbone.frozen_stages = 1
+    cfg.param_scheduler = [dict(type='LinearLR', start_factor=0.1)]
+    cfg.custom_hooks = [dict(type='EMAHook')]
     cfg.dump(tmp_path / 'config.py')
     runner = build_runner(cfg)
     model = runner.model
