@@ -775,6 +775,17 @@ def test_categories_that_the_classes_do_not_name(refused, copied, tmp_path):
     assert '0 of the 10 classes' in message and 'metainfo' in message
 
 
+def test_categories_in_another_order_than_the_classes(refused, copied, tmp_path):
+    file = copied / 'annotations' / 'instances_train2017.json'
+    content = json.loads(file.read_text())
+    content['categories'][6:8] = content['categories'][7:5:-1]
+    file.write_text(json.dumps(content))
+    message = refused(
+        'tools/train.py', FASTER, '--work-dir', tmp_path / 'w', data=copied
+    )
+    assert f'label 6 is 7 in {file}' in message and 'metainfo names it 6' in message
+
+
 def test_another_number_of_classes_in_the_head(refused, digits, tmp_path):
     message = refused(
         'tools/train.py',

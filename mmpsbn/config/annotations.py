@@ -40,7 +40,9 @@ class UniqueIds(CocoDataset.COCOAPI):
     """The index of an annotation file in which each id is unique.
 
     In pycocotools' index, the last of several images with one id silently
-    gets the boxes of all, and categories likewise.
+    gets the boxes of all, and categories likewise. It returns categories in
+    the order of the file, by which MMDetection numbers labels, so this index
+    refuses classes in another order.
     """
 
     def createIndex(self) -> None:
@@ -48,6 +50,13 @@ class UniqueIds(CocoDataset.COCOAPI):
         for part, index in (('images', self.imgs), ('categories', self.cats)):
             if len(index) != len(self.dataset.get(part, index)):
                 raise ValueError(f"ids of '{part}' are not unique")
+
+    def get_cat_ids(self, cat_names=(), *args, **kwargs) -> list:
+        ids = super().get_cat_ids(cat_names, *args, **kwargs)
+        found = [self.cats[index]['name'] for index in ids]
+        if set(found) == set(cat_names) and found != list(cat_names):
+            raise ValueError('categories are in another order than the classes')
+        return ids
 
 
 def check_annotations(files: DataFiles) -> None:
@@ -60,10 +69,10 @@ def check_annotations(files: DataFiles) -> None:
             f'{files.annotations} lists no images, so there is nothing to read. '
             'Check that it is the annotation file of this data set.'
         )
-    names = {category['name'] for category in content['categories']}
     classes = files.classes
+    names = [category['name'] for category in content['categories']]
     check_classes(
-        files.annotations, [name for name in classes if name in names], classes
+        files.annotations, [name for name in names if name in classes], classes
     )
     if not content['annotations']:
         raise InputError(

@@ -102,10 +102,17 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
 
 
 def check_classes(name: str, found: Sequence, classes: Sequence[str]) -> None:
-    """Raise if an annotation file lacks classes of the data set.
+    """Raise if an annotation file lacks classes, or has them in another order.
+
+    MMDetection numbers labels by the order of the file.
+
+    Args:
+        name (str): The file.
+        found (list): Those of its categories that are classes.
+        classes (list[str]): The classes of the data set.
 
     Raises:
-        InputError: With the numbers, and what to set.
+        InputError: With the numbers or names, and what to set.
     """
     if len(found) != len(classes):
         raise InputError(
@@ -115,6 +122,16 @@ def check_classes(name: str, found: Sequence, classes: Sequence[str]) -> None:
             "category names, and num_classes of the model's heads to their "
             'number.'
         )
+    if set(found) != set(classes):
+        return  # Numbers instead of names.
+    for label, (own, other) in enumerate(zip(found, classes)):
+        if own != other:
+            raise InputError(
+                f'label {label} is {own} in {name}, because MMDetection numbers labels '
+                "in the order of the file's categories, but metainfo names it "
+                f"{other}. Sort 'categories' of each annotation file in the order of "
+                'the classes, or name the classes in the order that all files have.'
+            )
 
 
 @explain_config_errors()
