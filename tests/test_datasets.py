@@ -2,11 +2,13 @@
 
 import filecmp
 import json
+import shutil
 import sys
 
 import cv2
 import numpy as np
 import pytest
+from helpers import demo_config
 from pycocotools.coco import COCO
 
 from mmpsbn.config.data import find_images
@@ -116,3 +118,24 @@ def test_images_that_represent_a_data_set_are_of_all_classes(tmp_path):
     # Images to verify on are others than those that select channels.
     assert find_images(None, str(tmp_path), 48)[:32] == found
     assert len(find_images(None, str(tmp_path), 100)) == 80
+
+
+def test_training_images_are_those_of_the_annotations(digits, tmp_path):
+    for split in SPLITS:
+        shutil.copytree(digits / split, tmp_path / 'all' / split)
+    cfg = demo_config('faster-rcnn')
+    file = tmp_path / 'train.json'
+    content = json.loads((digits / 'annotations/instances_train2017.json').read_text())
+    for image in content['images']:
+        image['file_name'] = f'train2017/{image["file_name"]}'
+    file.write_text(json.dumps(content))
+    cfg.train_dataloader.dataset.update(
+        data_root='', ann_file=str(file), data_prefix=dict(img=f'{tmp_path}/all')
+    )
+    found = find_images(cfg, None, 100)
+    assert sorted(found) == sorted(map(str, tmp_path.glob('all/train2017/*.jpg')))
+    # A folder of images alone is enough for tools that run a model.
+    cfg.train_dataloader.dataset.update(
+        ann_file='missing.json', data_prefix=dict(img=f'{tmp_path}/all/val2017')
+    )
+    assert len(find_images(cfg, None, 100)) == 8

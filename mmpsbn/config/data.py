@@ -1,5 +1,6 @@
 """The files that the data sets of a config name."""
 
+import json
 import os.path as osp
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from mmengine.config import Config
 from mmpsbn.config.errors import explain_config_errors
 from mmpsbn.config.images import check_images, list_images
 from mmpsbn.config.model import dicts_in
-from mmpsbn.errors import InputError
+from mmpsbn.errors import InputError, describe_error
 
 # Where the data sets of MMDetection's configs belong, and what they contain.
 COCO = 'COCO2017', 'data/coco/', 'annotations/, train2017/, val2017/'
@@ -172,16 +173,26 @@ def find_images(cfg: Config, folder: str | None, number: int) -> list[str]:
 
 
 def _training_images(files: DataFiles) -> list[str]:
-    if not issubclass(files.kind, XMLDataset):
+    """Return the images that the annotations list.
+
+    A folder may have the images of training and of tests, and subfolders.
+    """
+    is_voc = issubclass(files.kind, XMLDataset)
+    if not (is_voc or files.in_coco_layout and osp.isfile(files.annotations)):
         return list_images(files.images)
-    # A folder of PASCAL VOC has the images of training and of tests.
     try:
-        with open(files.annotations) as stream:
-            names = stream.read().split()
-    except OSError as error:
+        with open(files.annotations, encoding='utf-8') as stream:
+            if is_voc:
+                names = [f'{name}.jpg' for name in stream.read().split()]
+            else:
+                listed = json.load(stream)['images']
+                names = sorted({image['file_name'] for image in listed})
+        if not names:
+            raise ValueError('it lists no images')
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
             f'the list of images {files.annotations} cannot be read '
-            f'({error.strerror}). Correct ann_file of the dataset, or name a folder '
-            'by --images.'
+            f'({describe_error(error)}). Correct ann_file of the dataset, or name a '
+            'folder by --images.'
         ) from error
-    return [osp.join(files.images, f'{name}.jpg') for name in names]
+    return [osp.join(files.images, name) for name in names]
