@@ -8,12 +8,14 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from helpers import demo_config
+from helpers import demo_config, of_digits
 from pycocotools.coco import COCO
 
-from mmpsbn.config.data import find_images
+from mmpsbn.config.data import check_data, find_images
+from mmpsbn.config.reading import TRAINING_LOADERS
 from mmpsbn.datasets import make_digits, read_classes
 from mmpsbn.datasets.digits import SPLITS, _draw_digits, material
+from mmpsbn.errors import InputError
 
 
 def test_has_coco2017_s_layout(digits):
@@ -139,3 +141,14 @@ def test_training_images_are_those_of_the_annotations(digits, tmp_path):
         ann_file='missing.json', data_prefix=dict(img=f'{tmp_path}/all/val2017')
     )
     assert len(find_images(cfg, None, 100)) == 8
+
+
+@pytest.mark.parametrize('other', ['instances_train2017', 'missing'])
+def test_an_evaluator_has_the_ground_truth_of_its_images(other, digits, tmp_path):
+    cfg = of_digits(demo_config('faster-rcnn'), digits)
+    shutil.copy(cfg.val_evaluator.ann_file, tmp_path / 'copy.json')
+    cfg.val_evaluator.ann_file = str(tmp_path / 'copy.json')
+    check_data(cfg, TRAINING_LOADERS)
+    cfg.val_evaluator.ann_file = f'{digits}/annotations/{other}.json'
+    with pytest.raises(InputError, match=f'val_dataloader reads .*{other}.json'):
+        check_data(cfg, TRAINING_LOADERS)

@@ -1,18 +1,19 @@
 """The files that the data sets of a config name."""
 
+import filecmp
 import json
 import os.path as osp
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from mmdet.datasets import CocoDataset, XMLDataset
+from mmdet.datasets import CocoDataset, CocoPanopticDataset, XMLDataset
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 
 from mmpsbn.config.errors import explain_config_errors
 from mmpsbn.config.images import check_images, list_images
-from mmpsbn.config.model import dicts_in
+from mmpsbn.config.model import dicts_in, type_of
 from mmpsbn.errors import InputError, describe_error
 
 # Where the data sets of MMDetection's configs belong, and what they contain.
@@ -99,6 +100,30 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
             raise InputError(
                 f'the annotation file {files.annotations} is empty. Create or '
                 'download it again.'
+            )
+    for loader in loaders:
+        _check_ground_truth(cfg, loader)
+
+
+def _check_ground_truth(cfg: Config, loader: str) -> None:
+    """Raise if the ground truth of an evaluator is not that of its images.
+
+    Images that are not evaluated would count as missed, or other boxes as
+    those of an image.
+    """
+    sets = list(data_files(cfg, (loader,)))
+    if len(sets) != 1 or issubclass(sets[0].kind, CocoPanopticDataset):
+        return
+    own = sets[0].annotations
+    for metric in dicts_in(cfg.get(loader.replace('dataloader', 'evaluator'))):
+        other = metric.get('ann_file')
+        if type_of(metric) != 'CocoMetric' or not other or '://' in other:
+            continue
+        if not (osp.isfile(other) and filecmp.cmp(own, other, shallow=False)):
+            raise InputError(
+                f'{loader} reads the images of {own}, but its evaluator has the ground '
+                f'truth of {other}, another file or none. Set ann_file of the '
+                'evaluator to that of the data set.'
             )
 
 
