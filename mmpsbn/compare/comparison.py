@@ -419,6 +419,7 @@ class Comparison:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=run.seed)
         record_results(cfg, self.folder(run), self.workload(run))
         initial.convert_starts(cfg, self.work_dir)
+        initial.remove_starting_norms(cfg, self.work_dir)
         if not cfg.get('load_from') or self._reinitialized:
             reference = replace_norm(self.cfg, 'BN')
             cfg.load_from = initial.write_initial(

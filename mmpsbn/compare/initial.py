@@ -18,7 +18,7 @@ from mmpsbn.checkpoints.matching import (
 from mmpsbn.checkpoints.reading import read_checkpoint
 from mmpsbn.compare.placing import replace_norm
 from mmpsbn.config.data import find_images
-from mmpsbn.config.model import dicts_in, mimic_inside, mimicnorm_parts
+from mmpsbn.config.model import dicts_in, mimic_inside, mimicnorm_parts, type_of
 from mmpsbn.convert import convert_to_mimicnorm
 from mmpsbn.convert.stock_config import stock_model
 from mmpsbn.detectors.build import build_model
@@ -110,6 +110,30 @@ def convert_starts(cfg: Config, folder: Path) -> None:
             images = find_images(cfg, None, CALIBRATION)
             convert_to_mimicnorm(cfg, checkpoint, images, str(out))
         node[key] = str(out)
+
+
+def remove_starting_norms(cfg: Config, folder: Path) -> None:
+    """Remove the norm layers from the weights of BN that a run with GN starts from.
+
+    MMEngine would load those of shortcuts, which have the same names. The
+    config is changed. Runs share the weights in the folder.
+    """
+    if type_of(cfg.model.backbone.get('norm_cfg')) != 'GN':
+        return
+    for node, key in find_starts(cfg):
+        source = node[key]
+        checkpoint = read_checkpoint(source)
+        state = checkpoint.state_dict
+        # GN has no running statistics.
+        norms = {layer_name(name) for name in state if name.endswith('.running_var')}
+        if norms:
+            digest = hashlib.sha256(str(source).encode()).hexdigest()
+            out = folder / f'without_norms_{Path(source).stem}_{digest[:8]}.pth'
+            kept = {k: v for k, v in state.items() if layer_name(k) not in norms}
+            buffer = io.BytesIO()
+            torch.save(dict(state_dict=kept), buffer)
+            write_atomically(out, buffer.getvalue())
+            node[key] = str(out)
 
 
 def write_initial(reference: Config, cfg: Config, *, seed: int, folder: Path) -> str:
