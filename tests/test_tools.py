@@ -651,6 +651,18 @@ def test_missing_coco_is_explained(refused, tmp_path):
         assert file in message
 
 
+@pytest.mark.parametrize('variable', [False, True])
+def test_a_data_root_without_effect(variable, refused, digits, tmp_path):
+    base = ROOT / 'configs/psbn/faster-rcnn_r50_fpn_psbn_1x_coco.py'
+    config = tmp_path / 'config.py'
+    config.write_text(f'_base_ = {str(base)!r}\ndata_root = {f"{digits}/"!r}\n')
+    arguments = config, '--work-dir', tmp_path
+    data = tmp_path if variable else None
+    message = refused('tools/train.py', *arguments, data=data, short=False)
+    root = f'{data or digits}/'
+    assert f'no data set of the config is under {root}' in message
+
+
 def test_a_work_dir_that_cannot_be_written(refused, digits, tmp_path):
     (tmp_path / 'file').touch()
     message = refused(

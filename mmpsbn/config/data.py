@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import os
 import os.path as osp
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -84,6 +85,17 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
     sets = list(data_files(cfg, loaders))
     paths = [path for files in sets for path in files[:2]]
     missing = [path for path in dict.fromkeys(paths) if not osp.exists(path)]
+    moved = os.environ.get('MMDET_DATASETS')
+    root = cfg.get('data_root') or moved or ''
+    if (missing or moved) and paths and not any(x.startswith(root) for x in paths):
+        raise InputError(
+            f'no data set of the config is under {root}, the value of '
+            f'{"MMDET_DATASETS" if moved else "data_root"}; the first is {paths[0]}. '
+            'A data_root that is set after the data sets, by a config that inherits '
+            'them or by --cfg-options, does not change them. Remove it and set '
+            'MMDET_DATASETS, or set data_root of each dataset and ann_file of each '
+            'evaluator.'
+        )
     if missing:
         name, root, content = (
             VOC if any(issubclass(files.kind, XMLDataset) for files in sets) else COCO
