@@ -43,6 +43,20 @@ def test_resume_takes_the_newest_whole_checkpoint(two_epochs):
         find_latest(str(two_epochs))
 
 
+def test_the_newest_checkpoint_of_a_copied_work_dir(tmp_path):
+    numbers = (9, 12, 10, 11)  # The order in which they were copied.
+    for seconds, number in enumerate(numbers, 1):
+        file = tmp_path / f'epoch_{number}.pth'
+        torch.save(dict(state_dict={}), file)
+        os.utime(file, (seconds, seconds))
+    (tmp_path / 'last_checkpoint').write_text('elsewhere/epoch_12.pth')
+    assert find_latest(str(tmp_path)).path == str(tmp_path / 'epoch_12.pth')
+    # A second, shorter training in the same work dir.
+    os.utime(tmp_path / 'epoch_9.pth', (9, 9))
+    (tmp_path / 'last_checkpoint').write_text('elsewhere/epoch_9.pth')
+    assert find_latest(str(tmp_path)).path == str(tmp_path / 'epoch_9.pth')
+
+
 def test_resume_without_a_checkpoint_starts_as_the_config_says(two_epochs):
     cfg = Config(dict(work_dir=str(two_epochs / 'new'), load_from='bn.pth'))
     set_resume(cfg, None)

@@ -21,7 +21,7 @@ from .safe_globals import torch_safe_globals
 
 HAS_SAFE_LOADING = digit_version(torch.__version__) >= digit_version('2.6')
 # The names of the files that MMEngine's CheckpointHook writes.
-NAMES = re.compile(r'(epoch|iter)_\d+\.pth')
+NAMES = re.compile(r'(epoch|iter)_(\d+)\.pth')
 
 
 def allow_mmengine_checkpoints() -> None:
@@ -133,7 +133,8 @@ def find_latest(work_dir: str) -> Checkpoint | None:
     """Find and read the newest complete checkpoint of a work dir.
 
     If a training was killed, MMEngine's file ``last_checkpoint`` may be
-    damaged or name an older checkpoint.
+    damaged or name an older checkpoint. If a work dir was copied, the times of
+    its files are not those of the training.
 
     Args:
         work_dir (str): The work dir of a training.
@@ -150,6 +151,7 @@ def find_latest(work_dir: str) -> Checkpoint | None:
         if os.path.isdir(work_dir)
         else []
     )
+    last = ''
     if os.path.isfile(os.path.join(work_dir, 'last_checkpoint')):
         last = find_latest_checkpoint(work_dir)
         if os.path.isdir(last):  # DeepSpeed writes folders, and reads them.
@@ -159,7 +161,7 @@ def find_latest(work_dir: str) -> Checkpoint | None:
         ):
             paths.append(last)
     damaged = None
-    for path in sorted(paths, key=os.path.getmtime, reverse=True):
+    for path in _newest_first(paths, last):
         try:
             return read_checkpoint(path)
         except DamagedCheckpoint as error:
@@ -167,6 +169,29 @@ def find_latest(work_dir: str) -> Checkpoint | None:
     if damaged:
         raise damaged
     return None
+
+
+def _newest_first(paths: list[str], last: str) -> list[str]:
+    """Sort checkpoints by time, after those that ``last_checkpoint`` decides.
+
+    These are the one that it names, and before it those of a later time and a
+    larger number.
+    """
+    by_time = sorted(paths, key=os.path.getmtime, reverse=True)
+    names = [os.path.basename(path) for path in by_time]
+    named = NAMES.fullmatch(os.path.basename(last))
+    if not named or named[0] not in names:
+        return by_time
+    index = names.index(named[0])
+    ahead = [
+        path
+        for path, name in zip(by_time[:index], names)
+        if (other := NAMES.fullmatch(name))
+        and other[1] == named[1]
+        and int(other[2]) > int(named[2])
+    ]
+    first = [*ahead, by_time[index]]
+    return first + [path for path in by_time if path not in first]
 
 
 def find_checkpoint(path: str) -> Checkpoint:
