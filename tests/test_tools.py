@@ -36,6 +36,7 @@ from mmpsbn.cli.errors import exit_with_message
 from mmpsbn.cli.runner import build_runner, set_tta
 from mmpsbn.config.model import config_scope
 from mmpsbn.config.reading import load_config, read_config
+from mmpsbn.detectors import build_model
 from mmpsbn.errors import InputError
 
 
@@ -649,6 +650,21 @@ def test_missing_coco_is_explained(refused, tmp_path):
         'val2017/',
     ):
         assert file in message
+
+
+def test_load_from_that_fits_nowhere(refused, digits, tmp_path):
+    # The model has them as backbone.conv1.weight and so on.
+    file = tmp_path / 'backbone.pth'
+    torch.save(build_model(Config.fromfile(ROOT / FASTER)).backbone.state_dict(), file)
+    message = refused(
+        'tools/train.py',
+        FASTER,
+        '--work-dir',
+        tmp_path,
+        data=digits,
+        options=[f'load_from={file}'],
+    )
+    assert 'conv1.weight' in message and 'model.backbone.init_cfg' in message
 
 
 @pytest.mark.parametrize('variable', [False, True])

@@ -2,7 +2,7 @@
 
 import argparse
 
-from mmpsbn.checkpoints.matching import check_compatible
+from mmpsbn.checkpoints.matching import check_any_fits, check_compatible
 from mmpsbn.cli.arguments import add_run_arguments
 from mmpsbn.cli.errors import exit_with_message
 from mmpsbn.cli.runner import build_runner, set_amp, set_auto_scale_lr
@@ -45,9 +45,11 @@ def main():
     elif cfg.get('resume'):
         checkpoint = set_resume(cfg, cfg.get('load_from'))
     check_data(cfg, TRAINING_LOADERS)
-    check_start(cfg)
+    start = check_start(cfg)
     with explain_config_errors(), explain_data_errors(cfg, TRAINING_LOADERS):
         runner = build_runner(cfg)
+        if start:
+            check_any_fits(runner.model, start)
         if checkpoint and checkpoint.content:  # DeepSpeed reads its own folders.
             check_compatible(runner.model, checkpoint)
             done, checkpoint = checkpoint.meta.get('iter', 0), None

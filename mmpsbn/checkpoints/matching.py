@@ -166,6 +166,30 @@ def check_compatible(model: nn.Module, checkpoint: Checkpoint) -> None:
         )
 
 
+def check_any_fits(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Raise if a model would load nothing from a checkpoint.
+
+    MMEngine only logs it, and training would start from other weights.
+
+    Args:
+        model (nn.Module): The model, or a wrapper of it such as DDP.
+        checkpoint (Checkpoint): The checkpoint.
+
+    Raises:
+        InputError: With the first keys of both.
+    """
+    if is_model_wrapper(model):
+        model = model.get_submodule('module')
+    own, state = model.state_dict(), checkpoint.state_dict
+    if not own.keys() & state.keys():
+        raise InputError(
+            f'load_from={checkpoint.path} has no weight that fits the model of the '
+            f'config: it has {", ".join(map(str, [*state][:3]))}, ..., and the model '
+            f'{", ".join([*own][:3])}, .... Name a checkpoint of this detector. '
+            'Weights of a backbone alone belong to model.backbone.init_cfg.checkpoint.'
+        )
+
+
 def _likely_reason(missing: list[str], unexpected: list[str]) -> str:
     norms, scales = '.running_var', '.scale'
 

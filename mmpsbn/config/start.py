@@ -34,18 +34,23 @@ def set_resume(cfg: Config, path: str | None) -> Checkpoint | None:
 
 
 @explain_config_errors()
-def check_start(cfg: Config) -> None:
+def check_start(cfg: Config) -> Checkpoint | None:
     """Raise if the weights that training starts from cannot be read.
 
     They are those of ``load_from``, and pretrained weights named in the
     model.
 
+    Returns:
+        Checkpoint: That of ``load_from``; None if a run resumes, or starts
+        without one.
+
     Raises:
         InputError: With the file, or with what to install.
     """
     # A checkpoint to resume from has been read already.
+    start = None
     if cfg.get('load_from') and not cfg.get('resume'):
-        _check_weights(cfg, cfg.load_from)
+        start = _check_weights(cfg, cfg.load_from)
     for node in dicts_in(cfg.model):
         weights = node.get('checkpoint')
         if node.get('type') != 'Pretrained' or not isinstance(weights, str):
@@ -54,10 +59,11 @@ def check_start(cfg: Config) -> None:
             _check_torchvision(weights)
         elif '://' not in weights or weights.startswith(SCHEME):
             _check_weights(cfg, weights)
+    return start
 
 
-def _check_weights(cfg: Config, path: str) -> None:
-    """Raise if weights cannot be read, or are those of MimicNorm for BN.
+def _check_weights(cfg: Config, path: str) -> Checkpoint:
+    """Read weights, and raise if they are those of MimicNorm for BN.
 
     MMEngine only logs keys that do not fit.
     """
@@ -77,6 +83,7 @@ def _check_weights(cfg: Config, path: str) -> None:
             "Set conv_cfg=dict(type='MimicConv') and "
             "norm_cfg=dict(type='MimicNorm'), or use other weights."
         )
+    return checkpoint
 
 
 def _check_torchvision(weights: str) -> None:
