@@ -1,9 +1,11 @@
 """Detectors as ONNX files."""
 
 import json
+import re
 import shutil
 import sys
 
+import mmcv
 import numpy as np
 import onnx
 import onnxruntime
@@ -203,6 +205,15 @@ def assert_session_of_the_docs_runs(file, image):
     assert names['image'].shape == (800, 800, 3)
     assert names['dets'].shape[1:] == (len(names['labels'][0]), 5)
     assert names['labels'].max() >= 0
+
+
+@pytest.mark.parametrize('size', [(480, 640), (200, 900), (900, 200)])
+def test_the_session_of_the_docs_scales_as_the_configs_do(size):
+    code = re.search(r'^(short.*\n)?scale = .*\n', SESSION.code, re.M)[0]
+    names = dict(image=np.zeros((*size, 3)))
+    exec(code, names)
+    _, scale = mmcv.rescale_size(size[::-1], (1333, 800), return_scale=True)
+    assert names['scale'] == pytest.approx(scale)
 
 
 @pytest.mark.slow
