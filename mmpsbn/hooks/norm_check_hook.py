@@ -44,7 +44,7 @@ def find_idle_norms(model: nn.Module, optim_wrapper: OptimWrapper) -> list[str]:
             reasons.append(
                 f'every {name} layer is in evaluation mode while training, '
                 'so it normalizes with running statistics that never change: set '
-                'norm_eval=False in the backbone'
+                'norm_eval=False in the backbone, and a smaller frozen_stages'
             )
     if shifted:
         learned = [m.bias for m in shifted if m.bias.requires_grad]
