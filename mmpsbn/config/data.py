@@ -124,8 +124,10 @@ def _check_ground_truth(cfg: Config, loader: str) -> None:
     those of an image.
     """
     sets = list(data_files(cfg, (loader,)))
-    if len(sets) != 1 or issubclass(sets[0].kind, CocoPanopticDataset):
+    if len(sets) != 1 or not sets[0].in_coco_layout:
         return
+    if issubclass(sets[0].kind, CocoPanopticDataset):
+        return  # Its annotations are those of segments, without boxes.
     own = sets[0].annotations
     for metric in dicts_in(cfg.get(loader.replace('dataloader', 'evaluator'))):
         other = metric.get('ann_file')
