@@ -87,7 +87,7 @@ def check_data(cfg: Config, loaders: Sequence[str]) -> None:
     missing = [path for path in dict.fromkeys(paths) if not osp.exists(path)]
     moved = os.environ.get('MMDET_DATASETS')
     root = cfg.get('data_root') or moved or ''
-    if (missing or moved) and paths and not any(x.startswith(root) for x in paths):
+    if missing and not any(path.startswith(root) for path in paths):
         raise InputError(
             f'no data set of the config is under {root}, the value of '
             f'{"MMDET_DATASETS" if moved else "data_root"}; the first is {paths[0]}. '
