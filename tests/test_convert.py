@@ -23,6 +23,7 @@ from helpers import (
     trained_detector,
 )
 from mmdet.models.backbones import ResNet
+from mmdet.models.dense_heads import RetinaSepBNHead
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
@@ -44,6 +45,7 @@ from mmpsbn.convert.to_mimicnorm import (
     listen_to,
     recalibrate,
 )
+from mmpsbn.convert.to_stock import stock_state
 from mmpsbn.detectors.build import load_images
 from mmpsbn.detectors.outputs import distance
 from mmpsbn.errors import InputError
@@ -169,6 +171,41 @@ def test_channel_statistics():
     whole = torch.cat([p.permute(1, 0, 2, 3).flatten(1) for p in parts], 1)
     torch.testing.assert_close(found.mean.float(), whole.mean(1))
     torch.testing.assert_close(found.var.float(), whole.var(1, correction=0))
+
+
+def test_convs_without_a_norm_layer_convert_both_ways():
+    neck = dict(
+        type='FPN',
+        in_channels=[8, 16],
+        out_channels=8,
+        num_outs=2,
+        conv_cfg=dict(type='MimicConv'),
+    )
+    stock_neck = stock_model(neck)
+    assert 'norm_cfg' not in stock_neck
+    source, target = build(stock_neck), build(neck)
+    inputs = torch.rand(2, 8, 16, 16), torch.rand(2, 16, 8, 8)
+
+    def run(model):
+        return list(model(inputs))
+
+    target.lateral_convs[0].conv.set_scale(2)
+    fold(source, target)
+    before = distance(run(target), run(source))
+    recalibrate(source, target, run)
+    assert distance(run(target), run(source)) < 0.5 * before
+    target.lateral_convs[0].conv.set_scale(3)
+    back = build(stock_neck)
+    back.load_state_dict(stock_state(target, back))
+    torch.testing.assert_close(run(back), run(target))
+
+
+def test_a_conv_that_several_norm_layers_share_is_refused():
+    head = RetinaSepBNHead(
+        num_classes=3, in_channels=8, feat_channels=8, num_ins=2, **MIMIC
+    )
+    with pytest.raises(InputError, match='shares cls_convs.0.0.conv .*RetinaHead'):
+        find_pairs(head)
 
 
 def test_psbn_converts_too(digits, tmp_path):
