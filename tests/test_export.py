@@ -1,6 +1,7 @@
 """Detectors as ONNX files."""
 
 import json
+import math
 import shutil
 import sys
 
@@ -28,6 +29,7 @@ from mmcv.ops import batched_nms
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.structures import DetDataSample
 
+from mmpsbn.detectors import Agreement
 from mmpsbn.detectors.outputs import largest_difference, same_detections
 from mmpsbn.errors import InputError
 from mmpsbn.export import export_onnx, onnx_file
@@ -108,6 +110,13 @@ def test_rois_are_extracted_on_their_levels():
     torch.testing.assert_close(
         extract_rois(extractor, features, rois), extractor(features, rois)
     )
+
+
+@pytest.mark.parametrize('differences', [(math.nan, 0.0), (0.0, math.nan)])
+def test_nan_on_any_image_is_refused(differences):
+    parts = [Agreement(1, difference, 5, 5) for difference in differences]
+    with pytest.raises(InputError, match='differ'):
+        Agreement.total(parts).require('the file')
 
 
 @pytest.mark.parametrize('detector', DETECTORS)
