@@ -97,9 +97,12 @@ def test_operators_are_sound():
     )
 
 
-def test_rois_are_extracted_on_their_levels():
+@pytest.mark.parametrize(
+    'settings', [dict(sampling_ratio=0), dict(sampling_ratio=2), dict(aligned=False)]
+)
+def test_rois_are_extracted_on_their_levels(settings):
     extractor = SingleRoIExtractor(
-        dict(type='RoIAlign', output_size=5, sampling_ratio=0),
+        dict(type='RoIAlign', output_size=5, **settings),
         4,
         [4, 8, 16],
         finest_scale=10,
