@@ -24,6 +24,7 @@ from helpers import (
 )
 from mmdet.models.backbones import ResNet
 from mmdet.models.dense_heads import RetinaSepBNHead
+from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
@@ -47,7 +48,7 @@ from mmpsbn.convert.to_mimicnorm import (
 )
 from mmpsbn.convert.to_stock import stock_state
 from mmpsbn.detectors.build import load_images
-from mmpsbn.detectors.outputs import distance
+from mmpsbn.detectors.outputs import BatchRunner, distance, largest_difference
 from mmpsbn.errors import InputError
 from mmpsbn.layers import MimicConv
 from mmpsbn.layers.last_bn import LastBN
@@ -506,6 +507,25 @@ def test_annotations_of_a_panoptic_pipeline_are_not_loaded(digits):
     cfg.test_dataloader.dataset.pipeline.insert(1, dict(type='LoadPanopticAnnotations'))
     batch = load_images(cfg, images(digits)[:1], build(cfg.model))
     assert len(batch['inputs']) == 1
+
+
+def test_outputs_of_a_semantic_head_are_compared():
+    model = stock('panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco').model
+    model.backbone.update(depth=18, base_channels=8, init_cfg=None)
+    model.neck.update(in_channels=[8, 16, 32, 64], out_channels=32)
+    model.rpn_head.update(in_channels=32, feat_channels=32)
+    model.roi_head.bbox_roi_extractor.out_channels = 32
+    model.roi_head.bbox_head.update(in_channels=32, fc_out_channels=8)
+    model.roi_head.mask_roi_extractor.out_channels = 32
+    model.roi_head.mask_head.update(in_channels=32, conv_out_channels=8)
+    model.semantic_head.update(in_channels=32, inner_channels=32)
+    model.test_cfg.rpn.max_per_img = 5
+    model = build(model).eval()
+    samples = [DetDataSample(metainfo=dict(img_shape=(64, 64)))]
+    run = BatchRunner(dict(inputs=torch.randn(1, 3, 64, 64), data_samples=samples))
+    expected = run(model)
+    model.semantic_head.conv_logits.bias.data += 1
+    assert largest_difference(run(model), expected) > 0
 
 
 @pytest.mark.parametrize(

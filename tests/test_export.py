@@ -102,10 +102,7 @@ def test_operators_are_sound():
 )
 def test_rois_are_extracted_on_their_levels(settings):
     extractor = SingleRoIExtractor(
-        dict(type='RoIAlign', output_size=5, **settings),
-        4,
-        [4, 8, 16],
-        finest_scale=10,
+        dict(type='RoIAlign', output_size=5, **settings), 4, [4, 8, 16], finest_scale=10
     )
     features = [torch.randn(2, 4, 96 // s, 96 // s) for s in (4, 8, 16)]
     rois = torch.cat([torch.randint(0, 2, (60, 1)), boxes(60)], 1)
