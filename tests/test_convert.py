@@ -23,6 +23,8 @@ from helpers import (
     trained_detector,
 )
 from mmdet.models.backbones import ResNet
+from mmdet.models.dense_heads import RetinaSepBNHead
+from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
@@ -44,8 +46,9 @@ from mmpsbn.convert.to_mimicnorm import (
     listen_to,
     recalibrate,
 )
+from mmpsbn.convert.to_stock import stock_state
 from mmpsbn.detectors.build import load_images
-from mmpsbn.detectors.outputs import distance
+from mmpsbn.detectors.outputs import BatchRunner, distance, largest_difference
 from mmpsbn.errors import InputError
 from mmpsbn.layers import MimicConv
 from mmpsbn.layers.last_bn import LastBN
@@ -169,6 +172,41 @@ def test_channel_statistics():
     whole = torch.cat([p.permute(1, 0, 2, 3).flatten(1) for p in parts], 1)
     torch.testing.assert_close(found.mean.float(), whole.mean(1))
     torch.testing.assert_close(found.var.float(), whole.var(1, correction=0))
+
+
+def test_convs_without_a_norm_layer_convert_both_ways():
+    neck = dict(
+        type='FPN',
+        in_channels=[8, 16],
+        out_channels=8,
+        num_outs=2,
+        conv_cfg=dict(type='MimicConv'),
+    )
+    stock_neck = stock_model(neck)
+    assert 'norm_cfg' not in stock_neck
+    source, target = build(stock_neck), build(neck)
+    inputs = torch.rand(2, 8, 16, 16), torch.rand(2, 16, 8, 8)
+
+    def run(model):
+        return list(model(inputs))
+
+    target.lateral_convs[0].conv.set_scale(2)
+    fold(source, target)
+    before = distance(run(target), run(source))
+    recalibrate(source, target, run)
+    assert distance(run(target), run(source)) < 0.5 * before
+    target.lateral_convs[0].conv.set_scale(3)
+    back = build(stock_neck)
+    back.load_state_dict(stock_state(target, back))
+    torch.testing.assert_close(run(back), run(target))
+
+
+def test_a_conv_that_several_norm_layers_share_is_refused():
+    head = RetinaSepBNHead(
+        num_classes=3, in_channels=8, feat_channels=8, num_ins=2, **MIMIC
+    )
+    with pytest.raises(InputError, match='shares cls_convs.0.0.conv .*RetinaHead'):
+        find_pairs(head)
 
 
 def test_psbn_converts_too(digits, tmp_path):
@@ -469,6 +507,25 @@ def test_annotations_of_a_panoptic_pipeline_are_not_loaded(digits):
     cfg.test_dataloader.dataset.pipeline.insert(1, dict(type='LoadPanopticAnnotations'))
     batch = load_images(cfg, images(digits)[:1], build(cfg.model))
     assert len(batch['inputs']) == 1
+
+
+def test_outputs_of_a_semantic_head_are_compared():
+    model = stock('panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco').model
+    model.backbone.update(depth=18, base_channels=8, init_cfg=None)
+    model.neck.update(in_channels=[8, 16, 32, 64], out_channels=32)
+    model.rpn_head.update(in_channels=32, feat_channels=32)
+    model.roi_head.bbox_roi_extractor.out_channels = 32
+    model.roi_head.bbox_head.update(in_channels=32, fc_out_channels=8)
+    model.roi_head.mask_roi_extractor.out_channels = 32
+    model.roi_head.mask_head.update(in_channels=32, conv_out_channels=8)
+    model.semantic_head.update(in_channels=32, inner_channels=32)
+    model.test_cfg.rpn.max_per_img = 5
+    model = build(model).eval()
+    samples = [DetDataSample(metainfo=dict(img_shape=(64, 64)))]
+    run = BatchRunner(dict(inputs=torch.randn(1, 3, 64, 64), data_samples=samples))
+    expected = run(model)
+    model.semantic_head.conv_logits.bias.data += 1
+    assert largest_difference(run(model), expected) > 0
 
 
 @pytest.mark.parametrize(

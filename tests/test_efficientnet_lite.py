@@ -114,6 +114,14 @@ def test_roi_features_in_training():
         torch.testing.assert_close(roi_align(feature, rois, 7, 0.25), expected)
 
 
+def test_deformable_convs_in_training():
+    model = EfficientNetLite(out_indices=[0], conv_cfg=dict(type='DCNv2')).train()
+    x = expected = torch.randn(1, 3, 16, 16)
+    for name in model.layers:
+        expected = model.get_submodule(name)(expected)
+    torch.testing.assert_close(model(x), (expected,))
+
+
 def test_stages_have_the_documented_channels_and_strides():
     model = EfficientNetLite(out_indices=EVERY_STAGE).eval()
     features = features_of(model, torch.ones(1, 3, 64, 33))

@@ -1,6 +1,7 @@
 """Detectors as ONNX files."""
 
 import json
+import math
 import re
 import shutil
 import sys
@@ -30,6 +31,7 @@ from mmcv.ops import batched_nms
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.structures import DetDataSample
 
+from mmpsbn.detectors import Agreement
 from mmpsbn.detectors.outputs import largest_difference, same_detections
 from mmpsbn.errors import InputError
 from mmpsbn.export import export_onnx, onnx_file
@@ -97,12 +99,12 @@ def test_operators_are_sound():
     )
 
 
-def test_rois_are_extracted_on_their_levels():
+@pytest.mark.parametrize(
+    'settings', [dict(sampling_ratio=0), dict(sampling_ratio=2), dict(aligned=False)]
+)
+def test_rois_are_extracted_on_their_levels(settings):
     extractor = SingleRoIExtractor(
-        dict(type='RoIAlign', output_size=5, sampling_ratio=0),
-        4,
-        [4, 8, 16],
-        finest_scale=10,
+        dict(type='RoIAlign', output_size=5, **settings), 4, [4, 8, 16], finest_scale=10
     )
     features = [torch.randn(2, 4, 96 // s, 96 // s) for s in (4, 8, 16)]
     rois = torch.cat([torch.randint(0, 2, (60, 1)), boxes(60)], 1)
@@ -110,6 +112,13 @@ def test_rois_are_extracted_on_their_levels():
     torch.testing.assert_close(
         extract_rois(extractor, features, rois), extractor(features, rois)
     )
+
+
+@pytest.mark.parametrize('differences', [(math.nan, 0.0), (0.0, math.nan)])
+def test_nan_on_any_image_is_refused(differences):
+    parts = [Agreement(1, difference, 5, 5) for difference in differences]
+    with pytest.raises(InputError, match='differ'):
+        Agreement.total(parts).require('the file')
 
 
 @pytest.mark.parametrize('detector', DETECTORS)

@@ -23,11 +23,10 @@ def stock_model(model: dict) -> dict:
     for node in dicts_in(model):
         if type_of(node.get('conv_cfg')) == 'MimicConv':
             del node['conv_cfg']
-            # What else it has is BN's, too: eps.
-            node['norm_cfg'] = dict(
-                node.get('norm_cfg') or {}, type='BN', requires_grad=True
-            )
         # Some parts of models have other names for it than norm_cfg.
+        if type_of(node) == 'MimicNorm':
+            # What else it has is BN's, too: eps.
+            node.update(type='BN', requires_grad=True)
         if type_of(node) in STOCK_NORMS:
             node['type'] = STOCK_NORMS[type_of(node)]
             node.pop('alpha', None)

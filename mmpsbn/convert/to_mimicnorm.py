@@ -18,7 +18,7 @@ from mmpsbn.detectors.outputs import BatchRunner, distance
 from mmpsbn.errors import InputError
 from mmpsbn.layers import MimicConv, MimicNorm
 from mmpsbn.layers.last_bn import LastBN
-from mmpsbn.layers.mimic_wiring import module_before
+from mmpsbn.layers.mimic_wiring import mimic_convs, module_before
 
 
 class Pair(NamedTuple):
@@ -32,9 +32,10 @@ def find_pairs(model: nn.Module) -> list[Pair]:
     """The pairs of MimicConv and MimicNorm of a model.
 
     Raises:
-        InputError: If the convolution of a norm layer is not known.
+        InputError: If the convolution of a norm layer is not known, or if it
+            has several norm layers.
     """
-    pairs = []
+    pairs: list[Pair] = []
     names = {id(module): name for name, module in model.named_modules()}
     for name, module in model.named_modules():
         if isinstance(module, MimicNorm):
@@ -45,7 +46,16 @@ def find_pairs(model: nn.Module) -> list[Pair]:
                     f'{name} cannot be converted: no MimicConv comes before it in its '
                     'module. Place each MimicNorm after its MimicConv.'
                 )
-            pairs.append(Pair(names[id(conv)], name))
+            own = names[id(conv)]
+            for pair in pairs:
+                if pair.conv == own:
+                    raise InputError(
+                        f'{name} cannot be converted: it shares {own} with '
+                        f'{pair.norm}, and a convolution takes over only one norm '
+                        'layer. Choose a part that shares its norm layers, too '
+                        '(RetinaHead instead of RetinaSepBNHead).'
+                    )
+            pairs.append(Pair(own, name))
     return pairs
 
 
@@ -80,9 +90,10 @@ def fold(source: nn.Module, target: nn.Module) -> None:
         )
         mimic.weight.copy_(weight)
         mimic.bias.copy_(bias)
+        mimic.center_()
+    for mimic in mimic_convs(target):
         if mimic.scale is not None:
             mimic.scale.fill_(1)
-        mimic.center_()
 
 
 class ChannelStatistics:
@@ -139,7 +150,13 @@ def recalibrate(source: nn.Module, target: nn.Module, run) -> None:
         target (nn.Module): The model with MimicNorm, with the same names.
         run (callable): ``run(model)`` runs it on the images to measure on.
     """
-    convs = {pair.norm: target.get_submodule(pair.conv) for pair in find_pairs(target)}
+    pairs = {pair.norm: pair.conv for pair in find_pairs(target)}
+    convs = {}
+    for name, module in target.named_modules():
+        if name in pairs:
+            convs[name] = target.get_submodule(pairs[name])
+        elif isinstance(module, MimicConv) and name not in pairs.values():
+            convs[name] = module  # No norm layer follows.
     wanted = {name: ChannelStatistics() for name in convs}
     with listen_to(source, list(convs), lambda name, output: wanted[name].add(output)):
         run(source)

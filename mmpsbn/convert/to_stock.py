@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from mmpsbn.convert.to_mimicnorm import find_pairs
+from mmpsbn.layers import MimicConv
 from mmpsbn.layers.last_bn import LastBN
 
 
@@ -23,10 +24,7 @@ def stock_state(model: nn.Module, stock: nn.Module) -> dict[str, Tensor]:
     """
     state = {name: value.clone() for name, value in model.state_dict().items()}
     for pair in find_pairs(model):
-        conv = model.get_submodule(pair.conv)
         bn = stock.get_submodule(pair.norm)
-        state.pop(f'{pair.conv}.scale', None)
-        state[f'{pair.conv}.weight'] = conv.applied_weight
         bias = state.pop(f'{pair.conv}.bias')
         ones = torch.ones_like(bias)
         # x -> (x - 0) / sqrt(1 - eps + eps) * 1 + bias
@@ -40,7 +38,9 @@ def stock_state(model: nn.Module, stock: nn.Module) -> dict[str, Tensor]:
         for name, value in values.items():
             state[f'{pair.norm}.{name}'] = value
     for name, layer in model.named_modules():
-        if isinstance(layer, LastBN):
+        if isinstance(layer, MimicConv):
+            state[f'{name}.weight'] = layer.applied_weight
+        elif isinstance(layer, LastBN):
             folded = fuse_conv_bn_weights(
                 layer.weight,
                 None,

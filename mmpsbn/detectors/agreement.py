@@ -1,5 +1,6 @@
 """Whether two models compute the same on images."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -48,7 +49,10 @@ class Agreement(NamedTuple):
     def total(cls, parts: Iterable['Agreement']) -> 'Agreement':
         """Combine the agreement on several batches of images."""
         images, differences, detections, same = zip(*parts)
-        return cls(sum(images), max(differences), sum(detections), sum(same))
+        # Python's max ignores NaN behind a number.
+        unknown = any(map(math.isnan, differences))
+        difference = math.nan if unknown else max(differences)
+        return cls(sum(images), difference, sum(detections), sum(same))
 
     def require(self, model: str) -> None:
         """Raise an InputError unless both models compute the same.

@@ -47,6 +47,8 @@ class BatchRunner:
         # Those of Cascade RPN and Sparse R-CNN only predict.
         if type(model.rpn_head).forward is not nn.Module.forward:
             outputs = _tensors(model.rpn_head(features)) + outputs
+        if getattr(model, 'semantic_head', None) is not None:
+            outputs += _tensors(model.semantic_head(features))
         return outputs
 
     @torch.no_grad()

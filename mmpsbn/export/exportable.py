@@ -164,8 +164,8 @@ def extract_rois(
 ) -> Tensor:
     """RoIAlign of each RoI on the level of its size.
 
-    Each level sees all RoIs, those of other levels as boxes without an area:
-    they have no samples, take no time, and give 0.
+    Each level sees all RoIs, those of other levels as boxes without an area,
+    which take the least time. What they give is ignored.
 
     Args:
         extractor (SingleRoIExtractor): The detector's.
@@ -179,16 +179,17 @@ def extract_rois(
     level_of = extractor.map_roi_levels(rois, len(features)).unsqueeze(1)
     total = 0
     for level, (feature, layer) in enumerate(zip(features, extractor.roi_layers)):
-        boxes = rois[:, 1:].where(level_of == level, 0)
-        total = total + roi_align(
+        own = level_of == level
+        found = roi_align(
             feature,
-            boxes,
+            rois[:, 1:].where(own, 0),
             rois[:, 0].long(),
             *layer.output_size,
             layer.spatial_scale,
             layer.sampling_ratio,
             layer.aligned,
         )
+        total = total + found.where(own[:, :, None, None], 0)
     return total
 
 

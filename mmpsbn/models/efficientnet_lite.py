@@ -234,10 +234,12 @@ class EfficientNetLite(BaseModule):
                 channels = stage.channels
             self.add_module(f'layer{number}', nn.Sequential(*blocks))
             self.layers.append(f'layer{number}')
+        # MMCV's deformable convolutions misread the memory format in forward.
+        self.plain = isinstance(self.conv1.conv, nn.Conv2d)
         self._freeze_stages()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        if self.training and x.device.type == 'cpu':
+        if self.training and x.device.type == 'cpu' and self.plain:
             # In this memory format a training step takes less time.
             x = x.contiguous(memory_format=torch.channels_last)
         outs = []
