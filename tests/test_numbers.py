@@ -47,6 +47,8 @@ from mmpsbn.compare.tables import (
 from mmpsbn.hooks import FilterCollapseHook
 
 NAMES = {'frozen BN': 'FrozenBN'}
+# The schedule of each study in the tables, as a multiple of its first one.
+LENGTHS = {'faster-rcnn': 1, 'retinanet': 1.5, 'scratch': 1}
 HALF = Setting(0.4, 5e-4)
 FULL = Setting(0.8, 5e-4)
 PLAIN = next(one for one in ROUND_STUDIES if one.name == 'cifar10-plain')
@@ -172,54 +174,71 @@ def opposite(paired):
 def test_neu_det(neu_det, page):
     head = ['Norm', 'Faster R-CNN', 'RetinaNet', 'Faster R-CNN, random weights']
     table = {NAMES.get(name, name): cells for name, *cells in table_with(page, *head)}
-    for column, study in enumerate(neu_det.values()):
-        rows = {row.norm: row for row in study if row.length == 1}
+    for column, (name, study) in enumerate(neu_det.items()):
+        rows = {row.norm: row for row in study if row.length == LENGTHS[name]}
         mean, interval = format_mean(rows['BN'].scores)
         assert table['BN'][column] == f'{mean} ({interval})'
         assert {name for name in table if table[name][column]} == {*rows}
-        for name, one in differences(study).items():
+        for norm, one in differences(study, LENGTHS[name]).items():
             text = with_interval(one.paired)
             expected = f'**{text}**' if one.significant else text
-            assert table[name][column] == expected, (column, name)
+            assert table[norm][column] == expected, (column, norm)
 
 
 def test_sentences_on_neu_det(neu_det):
-    text = words_of('docs/choosing.md')
-    full = {name: differences(rows) for name, rows in neu_det.items()}
+    text, front = words_of('docs/choosing.md'), words_of('README.md')
+    full = {name: differences(rows, LENGTHS[name]) for name, rows in neu_det.items()}
     finetuned = ('faster-rcnn', 'retinanet')
-    gains = [
-        full[study][norm].paired.mean
-        for study in finetuned
-        for norm in ('MimicNorm', 'FrozenBN')
-    ]
-    assert f'{min(gains):.3f} to {max(gains):.3f} mAP above BN' in text
+    for norm, words in (
+        ('MimicNorm', 'MimicNorm is {} mAP above BN'),
+        ('FrozenBN', 'above BN, frozen BN {}'),
+    ):
+        both = [with_interval(full[study][norm].paired, '') for study in finetuned]
+        assert words.format(' and '.join(both)) in text
+        assert all(full[study][norm].significant for study in finetuned)
     scratch = full['scratch']
     assert f'{with_interval(scratch["MimicNorm"].paired, "")} mAP above BN' in text
     assert scratch['psBN'].significant
     assert f'{-scratch["psBN"].paired.mean:.3f} mAP below it' in text
-    for study in finetuned:
-        assert not full[study]['psBN'].significant
-        assert not full[study]['BN+LastBN'].significant
-    half = [
-        differences(neu_det[one], 0.5)['MimicNorm'].paired.mean for one in finetuned
-    ]
-    assert f'smaller: {half[0]:.3f} and {half[1]:.3f}' in text
+    psbn = [full[study]['psBN'] for study in finetuned]
+    both = [format_interval(one.paired.low, one.paired.high) for one in psbn]
+    assert f'when finetuned ({both[0]} and {both[1]})' in text
+    assert not any(one.significant for one in psbn)
+    assert not full['faster-rcnn']['BN+LastBN'].significant
+    # The first schedule of RetinaNet, and half of both.
+    first = differences(neu_det['retinanet'])
+    both = [first[norm] for norm in ('GN', 'BN+LastBN')]
+    listed = ' and '.join(with_interval(one.paired) for one in both)
+    assert f'significantly different from it: {listed}' in text
+    assert not any(one.significant for one in both)
+    half = [differences(neu_det[study], 0.5)['MimicNorm'] for study in finetuned]
+    assert not half[0].significant and half[1].significant
+    steps = half[1], first['MimicNorm'], full['retinanet']['MimicNorm']
+    means = [f'{one.paired.mean:.3f}' for one in steps]
+    assert f'difference is {means[0]}, {means[1]} and {means[2]} after' in text
+    steps = half[0], full['faster-rcnn']['MimicNorm']
+    means = [f'{one.paired.mean:.3f}' for one in steps]
+    assert f'and {means[0]} (not significant) and {means[1]} after' in text
     frozen = [
-        differences(neu_det[one], 1, 'MimicNorm')['FrozenBN'] for one in finetuned
+        differences(neu_det[one], LENGTHS[one], 'MimicNorm')['FrozenBN']
+        for one in finetuned
     ]
     assert not frozen[0].significant and frozen[1].significant
-    front = words_of('README.md')
     found = opposite(frozen[1].paired)
     assert f'above frozen BN by {found}' in text and f'above it by {found}' in front
     last = [differences(neu_det[one], 1, 'MimicNorm')['BN+LastBN'] for one in finetuned]
     assert f'above BN+LastBN by {opposite(last[1].paired)}' in text
     assert last[1].significant and not last[0].significant
     rows = {
-        (s, row.norm): row for s in neu_det for row in neu_det[s] if row.length == 1
+        (study, row.norm): row
+        for study, length in LENGTHS.items()
+        for row in neu_det[study]
+        if row.length == length
     }
     scores = [format_mean(rows[study, 'BN'].scores50)[0] for study in neu_det]
-    for page in (text, front):
-        assert f'{scores[0]}, {scores[1]} and {scores[2]}' in page
+    assert f'mAP50 is {scores[0]}, {scores[1]} and {scores[2]}' in front
+    assert f'its mAP50 is {scores[2]}, and the protocol asks for 0.5' in text
+    assert [float(score) >= 0.5 for score in scores] == [True, True, False]
     dead = [
         100 * np.mean(rows[study, norm].dead)
         for study in finetuned
