@@ -209,7 +209,7 @@ def test_sentences_on_neu_det(neu_det):
     first = differences(neu_det['retinanet'])
     both = [first[norm] for norm in ('GN', 'BN+LastBN')]
     listed = ' and '.join(with_interval(one.paired) for one in both)
-    assert f'significantly different from it: {listed}' in text
+    assert f'for 6 epochs with them: {listed}' in text
     assert not any(one.significant for one in both)
     half = [differences(neu_det[study], 0.5)['MimicNorm'] for study in finetuned]
     assert not half[0].significant and half[1].significant
@@ -237,7 +237,7 @@ def test_sentences_on_neu_det(neu_det):
     }
     scores = [format_mean(rows[study, 'BN'].scores50)[0] for study in neu_det]
     assert f'mAP50 is {scores[0]}, {scores[1]} and {scores[2]}' in front
-    assert f'its mAP50 is {scores[2]}, and the protocol asks for 0.5' in text
+    assert f"BN's mAP50 is {scores[2]}, and the protocol asks for 0.5" in text
     assert [float(score) >= 0.5 for score in scores] == [True, True, False]
     dead = [
         100 * np.mean(rows[study, norm].dead)
