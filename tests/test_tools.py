@@ -550,6 +550,7 @@ def test_infer_draws_and_writes(one, trained, digits, tmp_path):
         (dict(inputs='nowhere'), 'nowhere cannot be read'),
         (dict(inputs='empty'), 'has no image'),
         (dict(inputs='bad.jpg'), 'bad.jpg cannot be read'),
+        (dict(inputs='.'), 'would have the same predictions file, preds/bad.json'),
         (dict(checkpoint='other.pth'), 'does not fit the model'),
         (dict(out='bad.jpg'), 'cannot be created'),
         (dict(device='cuda:99'), '--device cuda:99 cannot be used'),
@@ -558,7 +559,8 @@ def test_infer_draws_and_writes(one, trained, digits, tmp_path):
 )
 def test_infer_refuses(change, words, refused, trained, digits, tmp_path):
     (tmp_path / 'empty').mkdir()
-    (tmp_path / 'bad.jpg').write_text('no image')
+    for name in ('bad.jpg', 'bad.png'):
+        (tmp_path / name).write_text('no image')
     torch.save(dict(state_dict=dict(a=torch.zeros(1))), tmp_path / 'other.pth')
     given = dict(
         inputs=digits / 'val2017',

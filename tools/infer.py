@@ -7,6 +7,7 @@ file with labels, scores and boxes (x1, y1, x2, y2 in pixels) for each image.
 import argparse
 import os
 import warnings
+from pathlib import Path
 
 import mmpsbn.cli  # noqa: F401  It checks the stack, so it is first.
 
@@ -69,6 +70,14 @@ def main():
     check_device(args.device)
     MMLogger.get_instance('mmengine', log_level='ERROR')
     images = [args.inputs] if os.path.isfile(args.inputs) else list_images(args.inputs)
+    by_stem = {}
+    for image in images:
+        other = by_stem.setdefault(Path(image).stem, image)
+        if other != image:
+            raise InputError(
+                f'{other} and {image} would have the same predictions file, '
+                f'preds/{Path(image).stem}.json. Rename one of them.'
+            )
     cfg = read_config(args.config, args.cfg_options)
     checkpoint = read_checkpoint(args.checkpoint)
     try:
