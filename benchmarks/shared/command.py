@@ -137,7 +137,7 @@ def _parse(study: Study, about: str) -> argparse.Namespace:
         help=f'{QUICK["seeds"]} seeds and {QUICK["epochs"]} epochs, in {quick}',
     )
     parser.add_argument('--device', default='cpu')
-    # It depends on --quick.
+    # The default depends on --quick.
     parser.set_defaults(results=None)
     args = parser.parse_args()
     if args.quick:

@@ -234,7 +234,7 @@ class EfficientNetLite(BaseModule):
                 channels = stage.channels
             self.add_module(f'layer{number}', nn.Sequential(*blocks))
             self.layers.append(f'layer{number}')
-        # MMCV's deformable convolutions misread the memory format in forward.
+        # MMCV's deformable convolutions misread images in channels_last.
         self.plain = isinstance(self.conv1.conv, nn.Conv2d)
         self._freeze_stages()
 
@@ -246,7 +246,7 @@ class EfficientNetLite(BaseModule):
         for number, name in enumerate(self.layers):
             x = getattr(self, name)(x)
             if number - 1 in self.out_indices:
-                # MMCV's RoIAlign misreads them (test_roi_features_in_training).
+                # MMCV's RoIAlign misreads features in channels_last.
                 outs.append(x.contiguous())
         return tuple(outs)
 
