@@ -19,6 +19,7 @@ from benchmarks.collapse.experiments import (
     start_of,
 )
 from benchmarks.shared import data
+from benchmarks.shared.arguments import exit_with_message
 from benchmarks.shared.rows import Numbers, write_rows
 from benchmarks.shared.settings import Experiment
 from benchmarks.shared.training import flipped_and_cropped
@@ -304,3 +305,16 @@ def test_an_experiment_that_a_data_set_does_not_have(monkeypatch, capsys):
         main()
     message = capsys.readouterr().err
     assert 'gamma: there is no such experiment on cifar10' in message
+
+
+@pytest.mark.parametrize(
+    'code, words',
+    [
+        ('import no_such_package', 'no_such_package is needed and not installed'),
+        ('raise ImportError("the stack")', 'error: the stack'),
+    ],
+)
+def test_a_package_that_cannot_be_imported_is_named(code, words, tmp_path):
+    with pytest.raises(SystemExit, match=words):
+        with exit_with_message(tmp_path):
+            exec(code)

@@ -75,12 +75,12 @@ def exit_with_message(results: Path) -> Iterator[None]:
     """
     try:
         yield
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         sys.exit(
             f'error: {error.name} is needed and not installed. Install it, and '
             f'repeat the command. The results so far are in {results}.'
         )
-    except InputError as error:
+    except (ImportError, InputError) as error:
         sys.exit(f'error: {error}')
     except OSError as error:
         sys.exit(f'error: {error.filename} cannot be read or written: {error.strerror}')
