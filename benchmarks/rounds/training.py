@@ -81,17 +81,18 @@ def fit(net: Network, task: Task, run: Run) -> bool:
     optimizer = torch.optim.SGD(
         net.parameters(), run.lr, momentum=MOMENTUM, weight_decay=run.weight_decay
     )
+    # A tensor, because a GPU would otherwise wait for Python in each step.
+    finite = torch.ones((), dtype=torch.bool, device=task.batches.device)
     for lr, chosen in zip(learning_rates(run.lr, len(task.batches)), task.batches):
         optimizer.param_groups[0]['lr'] = lr
         loss = F.cross_entropy(
             net(task.train_images[chosen]), task.train_labels[chosen]
         )
-        if not loss.isfinite():
-            return False
+        finite &= loss.isfinite()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return True
+    return bool(finite)
 
 
 def train(
