@@ -25,6 +25,7 @@ from benchmarks.detector_rounds.results import Results
 from benchmarks.detector_rounds.studies import (
     METHODS,
     RESTART,
+    USUAL_LR,
     Run,
     Setting,
     Study,
@@ -298,6 +299,11 @@ def test_learning_rates_come_from_the_pilot(tmp_path):
     file.write_text('\n'.join(text.splitlines()[:-1]) + '\n')
     with pytest.raises(InputError, match='everywhere has tried 5 of 6 .* Run python'):
         highest_lrs(tmp_path)
+
+
+def test_the_usual_rate_is_the_highest_that_works():
+    # So says README.md.
+    assert set(highest_lrs().values()) == {USUAL_LR}
 
 
 def test_report_from_csv_alone(monkeypatch, tmp_path):

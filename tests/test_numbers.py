@@ -5,6 +5,7 @@ import inspect
 import re
 import shutil
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from benchmarks import (
 )
 from benchmarks.collapse import experiments as collapse_experiments
 from benchmarks.collapse import report as collapse_report
+from benchmarks.collapse.fits import format_exponent
 from benchmarks.gpu import page as gpu_page
 from benchmarks.mimicnorm import experiments as mimicnorm_experiments
 from benchmarks.mimicnorm import report as mimicnorm_report
@@ -119,10 +121,10 @@ def words_of(page):
 
 
 class Trainings:
-    """The results of a study on digits."""
+    """The results of a study on a data set."""
 
-    def __init__(self, study):
-        self.results = study.read(study.folder)['digits']
+    def __init__(self, study, data='digits'):
+        self.results = study.read(study.folder)[data]
 
     def of(self, **settings):
         """The results of a variant, in the order of the seeds."""
@@ -402,7 +404,54 @@ def test_sentences_on_collapse():
             assert own.share('died', **settings, alpha=alpha) == '0.0'
 
 
+def test_sentences_on_collapse_of_cifar10():
+    own = Trainings(collapse_experiments.STUDY, 'cifar10')
+    plain = collapse_experiments.CIFAR10['lr']._replace(
+        variants=[
+            one
+            for one in collapse_experiments.CIFAR10['lr'].variants
+            if one['network'] == 'conv'
+        ]
+    )
+    rows = collapse_report.make_rows(plain, own.results, collapse_report.Row)
+    pairs = collapse_report.compare(rows)
+    assert len(pairs) == 5
+    dead = [
+        '{} and {} %'.format(*(own.share(lr=lr, alpha=alpha) for alpha in (0.0, 0.1)))
+        for lr in (0.8, 1.6, 3.2)
+    ]
+    low = [abs(one.paired.mean) for one in pairs if one.psbn.settings.lr <= 1.6]
+    last = pairs[-1]
+    fits = collapse_report.fit_all(rows, 'lr')
+    exponents = [[law.exponent for law in fit.laws] for fit in fits]
+    whole = [format_exponent(one.laws) for one in fits if len(one.rows) == 5]
+    text = words_of('benchmarks/collapse/README.md')
+    assert 'plain network are {}, {} and {}'.format(*dead) in text
+    assert f'differ by {max(low):.2f} points at most' in text
+    assert last.psbn.settings.lr == 3.2 and last.p > 0.05
+    assert (
+        f'({np.mean(last.bn.accuracies):.1f} %, and '
+        f'{np.mean(last.psbn.accuracies):.1f} % with psBN)' in text
+    )
+    assert f'at the end is {whole[-1]}' in text
+    for found in exponents:
+        assert abs(np.mean(found) - 2) < confidence_margin(found)
+    assert f'has {dead[1]} at this rate' in words_of('docs/choosing.md')
+
+
 BATCH_NORMS = ('BN', 'GN', 'MimicNorm')
+
+
+def best_of_ablation(own, lrs, **settings):
+    """The best mean accuracies, over the learning rates."""
+    found = [
+        max(own.accuracy(norm=norm, lr=lr, **settings) for lr in lrs)
+        for norm in ('BN', 'MimicNorm', 'weight mean', 'last BN', 'none')
+    ]
+    return (
+        '{:.1f} % with BN, {:.1f} % with MimicNorm, {:.1f} % with weight mean, '
+        '{:.1f} % with last BN and {:.1f} % with neither'.format(*found)
+    )
 
 
 def sentences_on_mimicnorm(own):
@@ -413,19 +462,7 @@ def sentences_on_mimicnorm(own):
         found = [own.accuracy(norm=norm, batch=batch) for norm in BATCH_NORMS]
         return 'BN has {:.1f} %, GN {:.1f} % and MimicNorm {:.1f} %'.format(*found)
 
-    def best(**settings):
-        """The best mean accuracies of the ablation, over the learning rates."""
-        found = [
-            max(
-                own.accuracy(norm=norm, lr=lr, **settings)
-                for lr in mimicnorm_experiments.LRS
-            )
-            for norm in ('BN', 'MimicNorm', 'weight mean', 'last BN', 'none')
-        ]
-        return (
-            '{:.1f} % with BN, {:.1f} % with MimicNorm, {:.1f} % with weight mean, '
-            '{:.1f} % with last BN and {:.1f} % with neither'.format(*found)
-        )
+    best = partial(best_of_ablation, own, mimicnorm_experiments.LRS)
 
     def last(measure, moment, *norms):
         """The means at the last ReLU."""
@@ -463,6 +500,25 @@ def test_sentences_on_mimicnorm():
     text = words_of('benchmarks/mimicnorm/README.md')
     assert [one for one in found if one not in text] == []
     assert found[2].partition('; with four')[0] in words_of('docs/choosing.md')
+
+
+def test_sentences_on_mimicnorm_of_cifar10():
+    own = Trainings(mimicnorm_experiments.STUDY, 'cifar10')
+    lrs, plain = (0.02, 0.1, 0.4), dict(depth=8, batch=128)
+    text = words_of('benchmarks/mimicnorm/README.md')
+    sentence = 'The best mean accuracy is {} in the plain network of depth 8'
+    assert sentence.format(best_of_ablation(own, lrs, **plain)) in text
+    mimic, bn = (
+        [own.accuracy(norm=norm, lr=lr, **plain) for lr in lrs]
+        for norm in ('MimicNorm', 'BN')
+    )
+    assert max(np.subtract(mimic, bn)) == mimic[0] - bn[0]
+    assert min(np.subtract(mimic, bn)) > 0
+    assert f'{mimic[0]:.1f} and {bn[0]:.1f} % at lr 0.02' in text
+    row = 'plain network of depth 8, CIFAR-10, best rate | {:.2f} | {:.2f}'
+    assert row.format(max(bn), max(mimic)) in text
+    for norm in ('none', 'weight mean'):
+        assert max(one.accuracy for one in own.of(norm=norm, lr=0.4, **plain)) < 0.2
 
 
 PAGE = 'benchmarks/README.md'

@@ -139,6 +139,7 @@ STUDY = Study(
     Path(__file__).resolve().parent,
     dict(digits=EXPERIMENTS, cifar10=CIFAR10),
     dict(digits=30, cifar10=6),
+    dict(digits=5, cifar10=3),
     Settings,
     Result,
 )

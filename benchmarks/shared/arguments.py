@@ -11,7 +11,11 @@ from mmpsbn.errors import InputError
 
 
 def study_parser(
-    name: str, about: str, folder: Path, seeds: int, parallel: str = '--processes'
+    name: str,
+    about: str,
+    folder: Path,
+    seeds: int | None = None,
+    parallel: str = '--processes',
 ) -> argparse.ArgumentParser:
     """Make a parser with the options that all studies have.
 
@@ -19,7 +23,7 @@ def study_parser(
         name (str): The name of the study's package.
         about (str): The beginning of ``--help``.
         folder (Path): The folder with the committed results.
-        seeds (int): The default of ``--seeds``.
+        seeds (int, optional): The default of ``--seeds``.
         parallel (str): The name of the option for runs in parallel.
     """
     parser = argparse.ArgumentParser(

@@ -15,7 +15,6 @@ from .pool import in_processes
 from .rows import Rows, read_rows, write_rows
 from .settings import Experiment, describe
 
-SEEDS = 5
 QUICK = dict(seeds=2, epochs=5)
 
 
@@ -28,6 +27,8 @@ class Study(NamedTuple):
     """The experiments on each data set, by their names."""
     epochs: dict[str, int]
     """The length of a training on each data set."""
+    seeds: dict[str, int]
+    """The number of seeds on each data set."""
     settings: type[NamedTuple]
     result: type[NamedTuple]
 
@@ -117,7 +118,7 @@ def train_missing(study: Study, rows: Rows, train: Callable, args) -> None:
 
 
 def _parse(study: Study, about: str) -> argparse.Namespace:
-    parser = study_parser(study.name, about, study.folder, SEEDS)
+    parser = study_parser(study.name, about, study.folder)
     parser.add_argument('--data', choices=DATA, help='without it, nothing is trained')
     parser.add_argument('--data-root', help="folder of CIFAR-10's binary version")
     parser.add_argument(
@@ -144,8 +145,8 @@ def _parse(study: Study, about: str) -> argparse.Namespace:
         vars(args).update(QUICK)
     args.results = args.results or (quick if args.quick else study.folder)
     if args.data:
-        if args.epochs is None:
-            args.epochs = study.epochs[args.data]
+        args.epochs = study.epochs[args.data] if args.epochs is None else args.epochs
+        args.seeds = study.seeds[args.data] if args.seeds is None else args.seeds
         unknown = set(args.experiments) - set(study.experiments[args.data])
         if unknown:
             parser.error(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from mmpsbn.compare.intervals import confidence_margin
 
-from .command import SEEDS, Study
+from .command import Study
 from .rows import Rows
 
 TITLES = dict(digits='Digits', cifar10='CIFAR-10')
@@ -19,7 +19,7 @@ def heading(study: Study, data: str, rows: Rows) -> str:
     """Say what was trained on a data set, what is missing, and how long it took."""
     seconds = sum(result.seconds for (result,) in rows.values())
     epochs = next(iter(rows)).epochs
-    missing = len(set(study.jobs(data, SEEDS, epochs)) - set(rows))
+    missing = len(set(study.jobs(data, study.seeds[data], epochs)) - set(rows))
     return (
         f'### {TITLES[data]}\n\n'
         f'{len(rows)} trainings of {epochs} epochs with '
