@@ -37,7 +37,7 @@ ABOUT = {
     'Memory': 'A training step of a {network} in float32 with {batch} images, and the '
     'largest batch that fits, to a sixteenth. "Stored" counts the activations that '
     'autograd stores. The MimicNorm paper (arXiv:2010.09278) reports that it saves 17 '
-    "to 20 % of BN's total memory.",
+    "% of BN's total memory with ResNet-50.",
     'Studies': 'The trainings at full size.',
 }
 
