@@ -257,6 +257,14 @@ def test_sentences_on_neu_det(neu_det):
     lrs = [format_lr(rows['retinanet', norm].lr) for norm in ('MimicNorm', 'FrozenBN')]
     assert f'frozen BN is {lrs[0]}' in text and lrs[0] == lrs[1]
     assert f'that of BN is {format_lr(rows["retinanet", "BN"].lr)}' in text
+    # D is w / (1 - m) times the sum of the rates, about half of lr x steps.
+    steps = {'faster-rcnn': 720, 'retinanet': 1620}
+    decays = [
+        1e-4 / (1 - 0.9) * rows[study, norm].lr * steps[study] / 2
+        for study in finetuned
+        for norm in ('BN', 'psBN', 'MimicNorm')
+    ]
+    assert f'is at most {max(decays):.2f}' in text
 
 
 def dead_share(results, setting, method, end):
@@ -513,15 +521,15 @@ def test_sentences_on_mimicnorm_of_cifar10():
     text = words_of('benchmarks/mimicnorm/README.md')
     sentence = 'The best mean accuracy is {} in the plain network of depth 8'
     assert sentence.format(best_of_ablation(own, lrs, **plain)) in text
-    mimic, bn = (
+    mimic, bn, neither = (
         [own.accuracy(norm=norm, lr=lr, **plain) for lr in lrs]
-        for norm in ('MimicNorm', 'BN')
+        for norm in ('MimicNorm', 'BN', 'none')
     )
     assert max(np.subtract(mimic, bn)) == mimic[0] - bn[0]
     assert min(np.subtract(mimic, bn)) > 0
     assert f'{mimic[0]:.1f} and {bn[0]:.1f} % at lr 0.02' in text
-    row = 'plain network of depth 8, CIFAR-10, best rate | {:.2f} | {:.2f}'
-    assert row.format(max(bn), max(mimic)) in text
+    row = 'plain network of depth 8, CIFAR-10, best rate | {:.2f} | {:.2f} | {:.2f} |'
+    assert row.format(max(bn), max(mimic), max(neither)) in text
     for norm in ('none', 'weight mean'):
         assert max(one.accuracy for one in own.of(norm=norm, lr=0.4, **plain)) < 0.2
 

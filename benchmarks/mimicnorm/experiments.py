@@ -92,10 +92,10 @@ CIFAR10: dict[str, Experiment] = {
 STUDY = Study(
     Path(__file__).resolve().parent,
     dict(digits=EXPERIMENTS, cifar10=CIFAR10),
-    dict(digits=12, cifar10=6),
-    dict(digits=5, cifar10=3),
-    Settings,
-    Result,
+    epochs=dict(digits=12, cifar10=6),
+    seeds=dict(digits=5, cifar10=3),
+    settings=Settings,
+    result=Result,
 )
 
 

@@ -81,7 +81,7 @@ def fit(net: Network, task: Task, run: Run) -> bool:
     optimizer = torch.optim.SGD(
         net.parameters(), run.lr, momentum=MOMENTUM, weight_decay=run.weight_decay
     )
-    # A tensor, because a GPU would otherwise wait for Python in each step.
+    # Reading a bool in each step would wait for the GPU.
     finite = torch.ones((), dtype=torch.bool, device=task.batches.device)
     for lr, chosen in zip(learning_rates(run.lr, len(task.batches)), task.batches):
         optimizer.param_groups[0]['lr'] = lr
