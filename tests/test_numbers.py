@@ -51,8 +51,8 @@ from mmpsbn.hooks import FilterCollapseHook
 NAMES = {'frozen BN': 'FrozenBN'}
 # The schedule of each study in the tables, as a multiple of its first one.
 LENGTHS = {'faster-rcnn': 1, 'retinanet': 1.5, 'scratch': 2}
-HALF = Setting(0.4, 5e-4)
-FULL = Setting(0.8, 5e-4)
+LOW, HALF, FULL = (Setting(lr, 5e-4) for lr in (0.2, 0.4, 0.8))
+ROUNDS_PAGE = 'benchmarks/rounds/README.md'
 PLAIN = next(one for one in ROUND_STUDIES if one.name == 'cifar10-plain')
 
 
@@ -86,9 +86,14 @@ def neu_det():
 
 
 @pytest.fixture(scope='module')
-def cifar10():
-    results = RoundResults(folder_of(rounds), PLAIN)
-    return Series(results.rounds, (SCRATCH, *METHODS))
+def networks():
+    """The rounds of each study of classifiers, by its name."""
+    return {
+        study.name: Series(
+            RoundResults(folder_of(rounds), study).rounds, (SCRATCH, *METHODS)
+        )
+        for study in ROUND_STUDIES
+    }
 
 
 @pytest.mark.parametrize(
@@ -272,55 +277,189 @@ def dead_share(results, setting, method, end):
     return 100 * np.mean(results.window(setting, method, 'dead', end))
 
 
-def test_table_on_retraining(cifar10):
+def relative(results, setting, method, end=AT[-1], baseline=SCRATCH):
+    """The mean accuracy relative to another method, its margin and interval."""
+    own = results.window(setting, method, 'accuracy', end, baseline)
+    mean, margin = np.mean(own), confidence_margin(own)
+    return mean, margin, f'{mean:.3f} ({mean - margin:.3f} to {mean + margin:.3f})'
+
+
+def test_table_on_retraining(networks):
     table = table_with('docs/retraining.md', f'Learning rate {FULL.lr:g}, rounds')
+    plain = networks['cifar10-plain']
     assert len(table) == 4
     for name, *cells in table:
         method, measure = name.split(': ')
         for end, cell in zip(AT, cells, strict=True):
             if measure == 'dead channels':
-                assert cell == f'{dead_share(cifar10, FULL, method, end):.0f} %', name
+                assert cell == f'{dead_share(plain, FULL, method, end):.0f} %', name
             else:
                 assert measure == 'accuracy minus that from scratch'
-                own = cifar10.window(FULL, method, 'accuracy', end, SCRATCH)
-                margin = confidence_margin(own)
-                assert cell == f'{np.mean(own):+.3f} ± {margin:.3f}', (name, end)
+                mean, margin, _ = relative(plain, FULL, method, end)
+                assert cell == f'{mean:+.3f} ± {margin:.3f}', (name, end)
 
 
-def test_sentences_on_retraining(cifar10):
-    text = words_of('docs/retraining.md')
-    compared = cifar10.compare(PLAIN.methods, 'accuracy', AT)
-    found = {(one.setting, one.end): one for one in compared}
-    late, last = found[FULL, 100], found[FULL, 150]
-    for one in (late, last):
-        pair = one.paired
-        assert f'{pair.mean:.3f} ({pair.low:.3f} to {pair.high:.3f})' in text
-    assert f'p = {late.p:.2f} and {last.p:.2f}' in text
-    words = {8: 'eight'}
-    assert f'all {words.get(len(found), len(found))} comparisons' in text
-    half = [dead_share(cifar10, HALF, own, 150) for own in ('BN', 'psBN')]
-    assert f"{half[0]:.0f} % of BN's channels and {half[1]:.0f} % of psBN's" in text
-    assert found[HALF, 150].p > 0.05
-    dead = [dead_share(cifar10, FULL, own, 150) for own in ('BN', 'psBN')]
-    front = words_of('README.md')
-    lost = [
-        -np.mean(cifar10.window(FULL, own, 'accuracy', 150, SCRATCH))
-        for own in ('BN', 'psBN')
-    ]
-    assert 'BN falls by {:.3f} and that of psBN by {:.3f}'.format(*lost) in front
+def comparisons(networks):
+    """psBN minus BN at the end of each study: by its name and setting."""
+    return {
+        (study.name, one.setting, one.end): one
+        for study in ROUND_STUDIES
+        for one in networks[study.name].compare(study.methods, 'accuracy', AT)
+    }
+
+
+def test_sentences_on_dead_channels_after_all_rounds(networks):
+    page, front = words_of('docs/retraining.md'), words_of('README.md')
+    text, choosing = words_of(ROUNDS_PAGE), words_of('docs/choosing.md')
+
+    def shares(setting, method):
+        return [dead_share(own, setting, method, 150) for own in networks.values()]
+
+    lists = {
+        (setting, method): '{:.0f}, {:.0f} and {:.0f} %'.format(
+            *shares(setting, method)
+        )
+        for setting in (FULL, LOW)
+        for method in ('BN', 'psBN')
+    }
+    for setting in (FULL, LOW):
+        bn, psbn = lists[setting, 'BN'], lists[setting, 'psBN']
+        assert f'{bn} are dead with BN, and {psbn} with psBN' in text
+    assert max(shares(LOW, SCRATCH)) == 0
+    ranges = {
+        key: f'{min(shares(*key)):.0f} to {max(shares(*key)):.0f} %' for key in lists
+    }
+    assert f'At 0.2, {ranges[LOW, "BN"]} of' in page
+    assert f'and {ranges[LOW, "psBN"]} with psBN' in page
+    assert (
+        f'{ranges[FULL, "BN"]} dead channels with BN, {ranges[FULL, "psBN"]}'
+        in choosing
+    )
+    plain = networks['cifar10-plain']
+    dead = [dead_share(plain, FULL, own, 150) for own in ('BN', 'psBN')]
     assert f'with BN, {dead[0]:.0f} % of the channels are dead' in front
     assert f'with psBN {dead[1]:.0f} %' in front
+    less, low = (
+        dead_share(plain, one._replace(weight_decay=1e-4), 'BN', 150)
+        for one in (FULL, LOW)
+    )
+    assert (
+        f'{less:.0f} instead of {dead[0]:.0f} % of the plain '
+        f"network's channels are dead at lr 0.8, and {low:.1f} instead"
+        f' of {shares(LOW, "BN")[0]:.0f} %' in text
+    )
+    assert (
+        f"{less:.0f} % of BN's channels are dead at 0.8, and {low:.1f} % at 0.2" in page
+    )
+    found = [
+        one
+        for study in ROUND_STUDIES
+        for one in networks[study.name].compare(study.methods, 'dead', AT)
+        if one.p < 0.05
+    ]
+    assert all(one.paired.mean < 0 for one in found)
+    assert f'{len(found)} of {len(comparisons(networks))} comparisons' in text
+    redo = dead_share(networks['cifar10-residual'], FULL, 'BN+ReDo', 150)
+    assert f'{redo:.0f} % of its channels are dead' in text
+    assert f'in the residual network, {redo:.0f} % are dead' in page
+
+
+def test_sentences_on_accuracy_after_all_rounds(networks):
+    page, text = words_of('docs/retraining.md'), words_of(ROUNDS_PAGE)
+    found = comparisons(networks)
+    full = [found[name, FULL, 150] for name in networks]
+    assert all(one.p > 0.05 for one in full)
+    means = '{:.3f}, {:.3f} and {:.3f}'.format(*(one.paired.mean for one in full))
+    assert f'by {means}.' in page and f'({means})' in text
+    lost = {
+        method: [relative(own, FULL, method)[0] for own in networks.values()]
+        for method in ('BN', 'psBN', 'GN')
+    }
+    assert (
+        'BN is {:.3f}, {:.3f} and {:.3f} below a network from scratch, and psBN is '
+        '{:.3f} below, {:.3f} above and {:.3f} below it'.format(
+            *(-one for one in lost['BN']),
+            -lost['psBN'][0],
+            lost['psBN'][1],
+            -lost['psBN'][2],
+        )
+        in text
+    )
+    assert (
+        f'BN falls by {-lost["BN"][0]:.3f} and that of psBN by {-lost["psBN"][0]:.3f}'
+        in words_of('README.md')
+    )
+    others = [
+        one
+        for (_, setting, end), one in found.items()
+        if end == 150 and setting != FULL
+    ]
+    largest = max(abs(one.paired.mean) for one in others)
+    assert f'psBN and BN differ by {largest:.3f} at most' in text
+    (significant,) = [one for one in found.values() if one.p < 0.05]
+    assert found['digits-plain', HALF, 150] is significant
+    assert f'(digits, lr 0.4: {significant.paired.mean:.3f})' in text
+    dead = dead_share(networks['digits-plain'], HALF, 'BN', 150)
+    assert f"up to {dead:.0f} % of BN's channels" in text
+    first = min(
+        (one.paired.mean, name, setting)
+        for (name, setting, end), one in found.items()
+        if end == 10
+    )
+    assert first[1:] == ('cifar10-residual', Setting(0.8, 1e-4))
+    assert f"its mean is up to {-first[0]:.3f} below BN's" in text
+    for name, own in networks.items():
+        accuracy = np.mean(own.window(FULL, 'GN', 'accuracy', 150))
+        assert abs(accuracy - 0.5) < 0.005, name
+
+
+def test_sentences_on_the_best_setting_and_on_remedies(networks):
+    page, text = words_of('docs/retraining.md'), words_of(ROUNDS_PAGE)
+    plain = networks['cifar10-plain']
+    accuracies = {
+        (np.mean(plain.window(setting, method, 'accuracy', 150)), method): setting
+        for setting in PLAIN.methods
+        for method in plain.methods(setting)
+    }
+    assert max(accuracies)[1] == 'BN'
+    best = accuracies[max(accuracies)]
+    assert best == LOW._replace(weight_decay=1e-4)
+    assert f'{relative(plain, best, "BN")[0]:.3f} above a network from scratch' in text
+    for method, place in (('BN+S&P', 'BN+S&P is'), ('BN+ReDo', 'BN+ReDo is')):
+        above = relative(plain, FULL, method, baseline='psBN')[2]
+        assert f'{place} {above} above psBN in the plain network' in text
+        assert above in page
+    for name in ('cifar10-residual', 'digits-plain'):
+        mean, margin, _ = relative(networks[name], FULL, 'BN+S&P', baseline='psBN')
+        assert abs(mean) < margin, name
+    above = relative(plain, LOW, 'psBN', baseline='BN+S&P')[2]
+    assert f'At lr 0.2 it is {above} below psBN' in text
+    above = relative(plain, LOW, 'psBN', baseline='MimicNorm')[2]
+    assert f'psBN is above it by {above} at lr 0.2' in text
+    ranks = [
+        np.mean(plain.window(setting, 'MimicNorm', 'rank', 150))
+        for setting in (FULL, HALF, LOW)
+    ]
+    assert f'falls to {min(ranks):.1f} to {max(ranks):.1f} in the plain' in text
 
 
 def test_recoveries_on_retraining():
-    page = 'benchmarks/rounds/README.md'
-    rows = table_with(page, 'abs(gamma / beta) at death', 'predicted rounds')
-    small = [row for row in rows if row[0] == '< 0.1']
-    near = [int(row[5]) for row in small]
-    exact = [int(row[4]) for row in small if row[1] != '1']
-    text = words_of('docs/retraining.md')
-    assert f'For {min(near)} to {max(near)} % of them' in text
-    assert f'it is exact for {min(exact)} to {max(exact)} %' in text
+    rows = [
+        row
+        for table in tables_of(ROUNDS_PAGE)
+        if table[0][0] == 'abs(gamma / beta) at death'
+        for row in table[2:]
+        if row[0] == '< 0.1'
+    ]
+    assert len(rows) == 5 * len(ROUND_STUDIES)
+    late = max(int(row[6]) for row in rows if row[1] != '31 or more')
+    soon = [int(row[5]) for row in rows if row[1] in ('1', '2 to 3')]
+    later = [int(row[5]) for row in rows if row[1] not in ('1', '2 to 3')]
+    text = words_of(ROUNDS_PAGE)
+    for page in (text, words_of('docs/retraining.md')):
+        assert f'at most {late} % recover two or more rounds later' in page
+    assert f'at most one round for {min(soon)} to {max(soon)} % of them' in text
+    assert f'Beyond, {min(later)} to {max(later)} % do' in text
 
 
 def sentences_on_collapse(own):
@@ -419,37 +558,51 @@ def test_sentences_on_collapse():
 
 def test_sentences_on_collapse_of_cifar10():
     own = Trainings(collapse_experiments.STUDY, 'cifar10')
-    plain = collapse_experiments.CIFAR10['lr']._replace(
-        variants=[
-            one
-            for one in collapse_experiments.CIFAR10['lr'].variants
-            if one['network'] == 'conv'
-        ]
-    )
-    rows = collapse_report.make_rows(plain, own.results, collapse_report.Row)
+    experiment = collapse_experiments.CIFAR10['lr']
+    rows = collapse_report.make_rows(experiment, own.results, collapse_report.Row)
     pairs = collapse_report.compare(rows)
-    assert len(pairs) == 5
-    dead = [
-        '{} and {} %'.format(*(own.share(lr=lr, alpha=alpha) for alpha in (0.0, 0.1)))
-        for lr in (0.8, 1.6, 3.2)
-    ]
-    low = [abs(one.paired.mean) for one in pairs if one.psbn.settings.lr <= 1.6]
-    last = pairs[-1]
-    fits = collapse_report.fit_all(rows, 'lr')
-    exponents = [[law.exponent for law in fit.laws] for fit in fits]
-    whole = [format_exponent(one.laws) for one in fits if len(one.rows) == 5]
+    assert len(pairs) == 10
     text = words_of('benchmarks/collapse/README.md')
-    assert 'plain network are {}, {} and {}'.format(*dead) in text
-    assert f'differ by {max(low):.2f} points at most' in text
-    assert last.psbn.settings.lr == 3.2 and last.p > 0.05
+    dead = {
+        network: '{} and {} %, {} and {} % and {} and {} %'.format(
+            *(
+                share
+                for lr in (0.8, 1.6, 3.2)
+                for share in own.shares(network=network, lr=lr)
+            )
+        )
+        for network in ('conv', 'resnet')
+    }
     assert (
-        f'({np.mean(last.bn.accuracies):.1f} %, and '
-        f'{np.mean(last.psbn.accuracies):.1f} % with psBN)' in text
+        f'are {dead["conv"]} in the plain network, and {dead["resnet"]} in the ResNet'
+        in text
     )
-    assert f'at the end is {whole[-1]}' in text
-    for found in exponents:
-        assert abs(np.mean(found) - 2) < confidence_margin(found)
-    assert f'has {dead[1]} at this rate' in words_of('docs/choosing.md')
+    low = [abs(one.paired.mean) for one in pairs if one.psbn.settings.lr <= 1.6]
+    assert f'differ by {max(low):.2f} points at most' in text
+    assert all(one.p > 0.05 for one in pairs)
+    last = [one for one in pairs if one.psbn.settings.lr == 3.2]
+    bn, psbn = (
+        '{:.1f} and {:.1f} %'.format(
+            *(np.mean(getattr(one, norm).accuracies) for one in last)
+        )
+        for norm in ('bn', 'psbn')
+    )
+    assert f'({bn}, and {psbn} with psBN)' in text
+    whole = {
+        fit.rows[0].settings.network: fit.laws
+        for fit in collapse_report.fit_all(rows, 'lr')
+        if len(fit.rows) == 5  # The last one is that at the end.
+    }
+    for network, place in (('conv', 'the plain network'), ('resnet', 'the ResNet')):
+        assert f'{format_exponent(whole[network])} in {place}' in text
+    away = {
+        network: abs(np.mean(found) - 2) > confidence_margin(found)
+        for network, laws in whole.items()
+        for found in [[law.exponent for law in laws]]
+    }
+    assert away == dict(conv=False, resnet=True)
+    plain = '{} and {} %'.format(*own.shares(lr=1.6))
+    assert f'has {plain} at this rate' in words_of('docs/choosing.md')
 
 
 BATCH_NORMS = ('BN', 'GN', 'MimicNorm')
@@ -517,21 +670,34 @@ def test_sentences_on_mimicnorm():
 
 def test_sentences_on_mimicnorm_of_cifar10():
     own = Trainings(mimicnorm_experiments.STUDY, 'cifar10')
-    lrs, plain = (0.02, 0.1, 0.4), dict(depth=8, batch=128)
+    lrs = 0.02, 0.1, 0.4
+    plain = dict(depth=8, batch=128)
+    resnet = dict(network='resnet', depth=7, batch=128)
     text = words_of('benchmarks/mimicnorm/README.md')
-    sentence = 'The best mean accuracy is {} in the plain network of depth 8'
-    assert sentence.format(best_of_ablation(own, lrs, **plain)) in text
-    mimic, bn, neither = (
-        [own.accuracy(norm=norm, lr=lr, **plain) for lr in lrs]
-        for norm in ('MimicNorm', 'BN', 'none')
-    )
-    assert max(np.subtract(mimic, bn)) == mimic[0] - bn[0]
-    assert min(np.subtract(mimic, bn)) > 0
-    assert f'{mimic[0]:.1f} and {bn[0]:.1f} % at lr 0.02' in text
-    row = 'plain network of depth 8, CIFAR-10, best rate | {:.2f} | {:.2f} | {:.2f} |'
-    assert row.format(max(bn), max(mimic), max(neither)) in text
-    for norm in ('none', 'weight mean'):
-        assert max(one.accuracy for one in own.of(norm=norm, lr=0.4, **plain)) < 0.2
+    best = [best_of_ablation(own, lrs, **network) for network in (plain, resnet)]
+    sentence = 'is {} in the plain network of depth 8, and {} in the ResNet of depth 7.'
+    assert sentence.format(*best) in text
+    for network, name in (
+        (plain, 'plain network of depth 8'),
+        (resnet, 'ResNet of depth 7'),
+    ):
+        mimic, bn, neither = (
+            [own.accuracy(norm=norm, lr=lr, **network) for lr in lrs]
+            for norm in ('MimicNorm', 'BN', 'none')
+        )
+        above = np.subtract(mimic, bn)
+        assert above[0] == max(above) and min(above) > 0, name
+        row = '{}, CIFAR-10, best rate | {:.2f} | {:.2f} | {:.2f} |'
+        assert row.format(name, max(bn), max(mimic), max(neither)) in text
+        if network is plain:
+            assert f'{mimic[0]:.1f} and {bn[0]:.1f} % at lr 0.02 in the plain' in text
+    found = [
+        one.accuracy >= 0.2
+        for network in (plain, resnet)
+        for norm in ('none', 'weight mean')
+        for one in own.of(norm=norm, lr=0.4, **network)
+    ]
+    assert f'{sum(found)} of {len(found)} trainings succeeds at lr 0.4' in text
 
 
 PAGE = 'benchmarks/README.md'

@@ -55,7 +55,8 @@ def _section(results: Results, folder: Path) -> str:
         parts.append(f'{missing} of {len(study.runs(SEEDS))} runs are missing.\n')
     found = series.compare(study.methods, 'accuracy', AT)
     if found:
-        parts += [verdict(found) + '\n', _differences(found) + '\n']
+        dead = series.compare(study.methods, 'dead', AT)
+        parts += [f'{verdict(found)} {_of_dead(dead)}\n', _differences(found) + '\n']
     figure = f'{name}.png'
     title = f'{TITLES[name]}, learning rate {HIGHEST.lr:g}'
     if draw_rounds(series, [HIGHEST], WINDOW, folder / figure, title, PAIR, SHORT):
@@ -119,6 +120,18 @@ def verdict(found: Sequence[Comparison]) -> str:
             f'{-least.paired.mean:.3f} at most ({_in_words(least)})'
         )
     return text + '.'
+
+
+def _of_dead(found: Sequence[Comparison]) -> str:
+    """Say in how many windows psBN has fewer or more dead channels."""
+    fewer, more = (
+        sum(one.p < ALPHA and sign * one.paired.mean > 0 for one in found)
+        for sign in (-1, 1)
+    )
+    return (
+        f'It has significantly fewer dead channels in {fewer}, and significantly '
+        f'more in {more}.'
+    )
 
 
 def _in_words(one: Comparison) -> str:
