@@ -6,7 +6,7 @@ Pruning", arXiv:2301.12900.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,8 +44,30 @@ def readers(model: nn.Module) -> list[str]:
     ]
 
 
+def detector_outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Return all outputs of a detector before post-processing."""
+    # What is traced are gradients, and ResNet.eval() freezes layers again.
+    model.requires_grad_(True)
+    features = model.extract_feat(images)
+    # A RoI extractor has their number of channels, so that these stay: what
+    # no layer gives is an output to Torch-Pruning.
+    outputs = [feature * 1 for feature in features]
+    two_stage = hasattr(model, 'roi_head')
+    head = model.rpn_head if two_stage else model.bbox_head
+    outputs += [level for levels in head(features) for level in levels]
+    if two_stage:
+        extractor = model.roi_head.bbox_roi_extractor
+        size = extractor.roi_layers[0].output_size
+        rois = images.new_zeros(1, extractor.out_channels, *size)
+        outputs += model.roi_head.bbox_head(rois)
+    return outputs
+
+
 def remove_constants(
-    model: nn.Module, values: dict[str, Tensor], images: Tensor
+    model: nn.Module,
+    values: dict[str, Tensor],
+    images: Tensor,
+    forward: Callable[[nn.Module, Tensor], list[Tensor]] = detector_outputs,
 ) -> Removal:
     """Remove channels that are constant for every layer that reads them.
 
@@ -60,11 +82,13 @@ def remove_constants(
             folded; it is changed.
         values (dict): See :class:`~mmpsbn.prune.constant_inputs.InputWatch`.
         images (Tensor): ``(B, 3, H, W)``, to trace the model with.
+        forward (callable): Computes what the model gives, for models that are
+            no detectors of MMDetection. The channels of these outputs stay.
 
     Raises:
         InputError: If Torch-Pruning cannot follow the model.
     """
-    graph = _graph(model, images)
+    graph = _graph(model, images, forward)
     names = {module: name for name, module in model.named_modules()}
     plans, kept = [], Counter()
     for group in list(graph.get_all_groups()):
@@ -85,7 +109,7 @@ def remove_constants(
     return Removal(channels, sizes, removed, kept)
 
 
-def _graph(model: nn.Module, images: Tensor):
+def _graph(model: nn.Module, images: Tensor, forward: Callable):
     """Torch-Pruning's graph of all but the post-processing."""
     import torch_pruning
 
@@ -95,7 +119,7 @@ def _graph(model: nn.Module, images: Tensor):
     try:
         with torch.enable_grad():
             return torch_pruning.DependencyGraph().build_dependency(
-                model, images, forward_fn=_forward, verbose=False
+                model, images, forward_fn=forward, verbose=False
             )
     except Exception as error:  # Whatever a model makes it stumble over.
         cause = next(iter(str(error).splitlines()), type(error).__name__)
@@ -103,24 +127,6 @@ def _graph(model: nn.Module, images: Tensor):
             f'Torch-Pruning cannot follow this {type(model).__name__}: '
             f'{cause.rstrip(".")}. Use tools/export_onnx.py, which keeps all channels.'
         ) from error
-
-
-def _forward(model: nn.Module, images: Tensor) -> list[Tensor]:
-    # What is traced are gradients, and ResNet.eval() freezes layers again.
-    model.requires_grad_(True)
-    features = model.extract_feat(images)
-    # A RoI extractor has their number of channels, so that these stay: what
-    # no layer gives is an output to Torch-Pruning.
-    outputs = [feature * 1 for feature in features]
-    two_stage = hasattr(model, 'roi_head')
-    head = model.rpn_head if two_stage else model.bbox_head
-    outputs += [level for levels in head(features) for level in levels]
-    if two_stage:
-        extractor = model.roi_head.bbox_roi_extractor
-        size = extractor.roi_layers[0].output_size
-        rois = images.new_zeros(1, extractor.out_channels, *size)
-        outputs += model.roi_head.bbox_head(rois)
-    return outputs
 
 
 def _layers(group) -> list[tuple[nn.Module, bool]]:
