@@ -13,7 +13,7 @@ from helpers import ROOT
 from torch.nn import functional as F
 
 from benchmarks.rounds import __main__ as command
-from benchmarks.rounds import figures, report, studies, tasks, training
+from benchmarks.rounds import figures, pruning, report, studies, tasks, training
 from benchmarks.rounds.measures import effective_rank, look
 from benchmarks.rounds.networks import new_network
 from benchmarks.rounds.recovery import Death, follow, predicted_rounds
@@ -337,6 +337,52 @@ def test_jobs_of_a_cluster_give_the_same_rows(monkeypatch, tmp_path):
     assert same(Results(tmp_path, study).rounds[run], rows)
     assert len(list((tmp_path / 'work' / 'jobs').glob('*_result.pkl'))) == 1
     assert not list((tmp_path / 'work').rglob('*.job'))
+
+
+@pytest.mark.parametrize('method', ['BN', 'psBN'])
+def test_a_network_without_its_dead_channels_computes_the_same(method):
+    net, seen = new_network('plain', method, 1, 0, 1), torch.rand(64, 1, 8, 8)
+    dead = (31, 30, 50, 60)
+    with torch.no_grad():
+        net.fc.weight.normal_()
+        for unit, count in zip(net.body, dead):
+            unit.norm.bias[:count] = -99
+        net(seen)  # Running statistics.
+    size = pruning.pruned_size(net, seen.double(), torch.rand(8, 1, 8, 8).double())
+    assert (size.channels, size.removed) == (192, sum(dead))
+    alive = [1, *(w - count for w, count in zip((32, 32, 64, 64), dead))]
+    convs = sum((9 * one + 1) * other for one, other in zip(alive, alive[1:]))
+    assert size.remaining == convs + 2 * alive[-1] + 2 < size.parameters
+    assert size.difference < 1e-12 and not size.changed
+
+
+def test_pruning_resumes(short, monkeypatch, tmp_path, capsys):
+    pruned = []
+    monkeypatch.setattr(
+        pruning,
+        'in_processes',
+        lambda waves, processes: (
+            pruned.append(job) or (job, function(job))
+            for function, jobs in waves
+            for job in jobs
+        ),
+    )
+    monkeypatch.setattr(pruning, 'CHECKPOINT_EVERY', 2)
+    options = '--results', str(tmp_path), '--work-dir', str(tmp_path / 'work')
+
+    def command_with(*own):
+        monkeypatch.setattr(sys, 'argv', ['pruning', *options, *own])
+        pruned.clear()
+        pruning.main()
+
+    command_with('--rounds', '2', '--seeds', '1')
+    assert pruned == [Run(name, *HIGH, 0) for name in ('BN', 'psBN')]
+    command_with('--rounds', '2', '--seeds', '2')
+    assert pruned == [Run(name, *HIGH, 1) for name in ('BN', 'psBN')]
+    assert len((tmp_path / pruning.FILE).read_text().splitlines()) == 5
+    with pytest.raises(SystemExit):
+        command_with('--rounds', '3')
+    assert 'must be a multiple of 2' in capsys.readouterr().err
 
 
 def made_up(folder, study=STUDY, seeds=3):

@@ -31,7 +31,7 @@ from mmpsbn.stack import check_packages
 from .networks import ConvUnit, Network, new_network
 from .studies import HIGHEST, PAIR, ROUNDS, SEEDS, STUDIES, Run
 from .tasks import images, task_of
-from .training import checkpoint_of, read_checkpoint, train
+from .training import CHECKPOINT_EVERY, checkpoint_of, read_checkpoint, train
 
 FOLDER = Path(__file__).resolve().parent
 FILE = 'pruning.csv'
@@ -109,10 +109,17 @@ def main() -> None:
     add_work_dir(parser, 'rounds-pruning', 'checkpoints')
     args = parser.parse_args()
     check_counts(parser, args, 'seeds', 'rounds', 'processes')
+    if args.rounds % CHECKPOINT_EVERY:
+        parser.error(
+            f'--rounds is {args.rounds}, but must be a multiple of {CHECKPOINT_EVERY}: '
+            'what is pruned is a checkpoint'
+        )
     with exit_with_message(args.results):
         check_packages('pruning', 'prune', 'torch_pruning')
         rows = read_rows(args.results / FILE, Run, Size)
-        runs = [Run(name, *HIGHEST, seed) for name in PAIR for seed in range(args.seeds)]
+        runs = [
+            Run(name, *HIGHEST, seed) for name in PAIR for seed in range(args.seeds)
+        ]
         missing = [run for run in runs if run not in rows]
         function = partial(measure, rounds=args.rounds, work_dir=args.work_dir)
         for run, size in in_processes([(function, missing)], args.processes):
