@@ -8,14 +8,16 @@ import numpy as np
 from benchmarks.rounds.figures import Panels, draw_rounds
 from benchmarks.rounds.training import MOMENTUM, learning_rates
 from benchmarks.shared.pages import write_page
-from benchmarks.shared.series import WINDOW, Comparison, Series
-from mmpsbn.compare.intervals import ALPHA, confidence_margin
-from mmpsbn.compare.tables import (
-    format_difference,
-    format_interval,
-    format_p,
-    format_table,
+from benchmarks.shared.series import (
+    WINDOW,
+    Comparison,
+    Series,
+    count_significant,
+    difference_table,
+    rounds_up_to,
 )
+from mmpsbn.compare.intervals import confidence_margin
+from mmpsbn.compare.tables import format_table
 
 from .results import Results
 from .studies import METHODS, RESTART, ROUNDS, SEEDS, Setting
@@ -37,8 +39,9 @@ PANELS = Panels(
     RESTART,
     'restart',
     METHODS,
-    lambda setting: f'{setting.placement}, lr {setting.lr:g}',
+    lambda setting: setting.name,
 )
+COLUMNS = {'Norm layers': lambda setting: setting.name}
 
 
 def decay_of(lr: float) -> float:
@@ -81,7 +84,7 @@ def _section(results: Results, folder: Path) -> str:
     ]
     found = series.compare(study.settings, 'mAP', AT)
     if found:
-        parts += [verdict(found) + '\n', _differences(found) + '\n']
+        parts += [verdict(found) + '\n', difference_table(found, COLUMNS) + '\n']
     return '\n'.join(parts)
 
 
@@ -91,7 +94,7 @@ def accumulation(series: Series, settings: Sequence[Setting]) -> str:
     for setting in settings:
         decay = decay_of(setting.lr)
         text = (
-            f'- {_name(setting)}: D = {decay:.2g} in one round and '
+            f'- {setting.name}: D = {decay:.2g} in one round and '
             f'{ROUNDS * decay:.2g} in {ROUNDS} rounds.'
         )
         for measure, judge in JUDGES.items():
@@ -105,7 +108,7 @@ def accumulation(series: Series, settings: Sequence[Setting]) -> str:
                     f' Dead channels of BN {judge} '
                     f'{"accumulate" if change >= ACCUMULATED else "do not accumulate"} '
                     f'({change:+.1f} percentage points from rounds 1 to {WINDOW} to '
-                    f'rounds {_rounds(series.end)}).'
+                    f'rounds {rounds_up_to(series.end)}).'
                 )
         sentences.append(text)
     return '\n'.join(sentences)
@@ -113,38 +116,10 @@ def accumulation(series: Series, settings: Sequence[Setting]) -> str:
 
 def verdict(found: Sequence[Comparison]) -> str:
     """Say in how many windows psBN has a higher mAP, and in how many a lower one."""
-    better, worse = (
-        sum(one.p < ALPHA and sign * one.paired.mean > 0 for one in found)
-        for sign in (1, -1)
-    )
+    better, worse = count_significant(found)
     return (
         f'The mAP of psBN is significantly higher than that of BN in {better} of '
         f'{len(found)} comparisons, and significantly lower in {worse}.'
-    )
-
-
-def _name(setting: Setting) -> str:
-    return f'{setting.placement}, lr {setting.lr:g}'
-
-
-def _rounds(end: int) -> str:
-    return f'{end - WINDOW + 1} to {end}'
-
-
-def _differences(found: Sequence[Comparison]) -> str:
-    return format_table(
-        ['Norm layers', 'rounds', 'psBN minus BN', '95 % CI', 'p (Holm)', 'seeds'],
-        [
-            [
-                _name(one.setting),
-                _rounds(one.end),
-                format_difference(one.paired.mean),
-                format_interval(one.paired.low, one.paired.high),
-                format_p(one.p),
-                str(one.paired.seeds),
-            ]
-            for one in found
-        ],
     )
 
 
@@ -172,7 +147,7 @@ def _measures(series: Series, settings: Sequence[Setting]) -> str:
                 )
             lines.append(
                 [
-                    _name(setting),
+                    setting.name,
                     f'{method} (mAP)' if method == RESTART else method,
                     *cells,
                 ]
@@ -181,7 +156,7 @@ def _measures(series: Series, settings: Sequence[Setting]) -> str:
         [
             'Norm layers',
             'method',
-            *(f'rounds {_rounds(end)}' for end in ends),
+            *(f'rounds {rounds_up_to(end)}' for end in ends),
             'dead on images, %',
             'died / recovered',
             'dead by parameters, %',

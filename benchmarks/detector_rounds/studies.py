@@ -37,6 +37,10 @@ class Setting(NamedTuple):
     placement: str
     lr: float
 
+    @property
+    def name(self) -> str:
+        return f'{self.placement}, lr {self.lr:g}'
+
 
 class Study(NamedTuple):
     """A detector with its settings."""

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.shared.pages import write_page
-from benchmarks.shared.series import WINDOW, Comparison, Series
-from mmpsbn.compare.intervals import ALPHA, confidence_margin
-from mmpsbn.compare.tables import (
-    format_difference,
-    format_interval,
-    format_p,
-    format_table,
+from benchmarks.shared.series import (
+    WINDOW,
+    Comparison,
+    Series,
+    count_significant,
+    difference_table,
+    rounds_up_to,
 )
+from mmpsbn.compare.intervals import ALPHA, confidence_margin
+from mmpsbn.compare.tables import format_difference, format_table
 
 from .figures import SHORT, draw_recoveries, draw_rounds
 from .recovery import COLLAPSED, Death
@@ -23,6 +25,10 @@ from .studies import HIGHEST, METHODS, PAIR, ROUNDS, SCRATCH, SEEDS, Setting
 
 AT = (10, 50, 100, 150)
 WAITS = ((1, 1), (2, 3), (4, 10), (11, 30), (31, math.inf))
+COLUMNS = {
+    'Learning rate': lambda setting: f'{setting.lr:g}',
+    'weight decay': lambda setting: f'{setting.weight_decay:g}',
+}
 TITLES = {
     'cifar10-plain': 'CIFAR-10, plain network',
     'cifar10-residual': 'CIFAR-10, residual network',
@@ -56,7 +62,10 @@ def _section(results: Results, folder: Path) -> str:
     found = series.compare(study.methods, 'accuracy', AT)
     if found:
         dead = series.compare(study.methods, 'dead', AT)
-        parts += [f'{verdict(found)} {_of_dead(dead)}\n', _differences(found) + '\n']
+        parts += [
+            f'{verdict(found)} {_of_dead(dead)}\n',
+            difference_table(found, COLUMNS) + '\n',
+        ]
     figure = f'{name}.png'
     title = f'{TITLES[name]}, learning rate {HIGHEST.lr:g}'
     if draw_rounds(series, [HIGHEST], WINDOW, folder / figure, title, PAIR, SHORT):
@@ -123,11 +132,8 @@ def verdict(found: Sequence[Comparison]) -> str:
 
 
 def _of_dead(found: Sequence[Comparison]) -> str:
-    """Say in how many windows psBN has fewer or more dead channels."""
-    fewer, more = (
-        sum(one.p < ALPHA and sign * one.paired.mean > 0 for one in found)
-        for sign in (-1, 1)
-    )
+    """Say in how many windows psBN has more or fewer dead channels."""
+    more, fewer = count_significant(found)
     return (
         f'It has significantly fewer dead channels in {fewer}, and significantly '
         f'more in {more}.'
@@ -137,37 +143,7 @@ def _of_dead(found: Sequence[Comparison]) -> str:
 def _in_words(one: Comparison) -> str:
     return (
         f'learning rate {one.setting.lr:g}, weight decay '
-        f'{one.setting.weight_decay:g}, {_rounds(one.end)}'
-    )
-
-
-def _rounds(end: int) -> str:
-    return f'rounds {end - WINDOW + 1} to {end}'
-
-
-def _differences(found: Sequence[Comparison]) -> str:
-    return format_table(
-        [
-            'Learning rate',
-            'weight decay',
-            'rounds',
-            'psBN minus BN',
-            '95 % CI',
-            'p (Holm)',
-            'seeds',
-        ],
-        [
-            [
-                f'{one.setting.lr:g}',
-                f'{one.setting.weight_decay:g}',
-                _rounds(one.end)[len('rounds ') :],
-                format_difference(one.paired.mean),
-                format_interval(one.paired.low, one.paired.high),
-                format_p(one.p),
-                str(one.paired.seeds),
-            ]
-            for one in found
-        ],
+        f'{one.setting.weight_decay:g}, rounds {rounds_up_to(one.end)}'
     )
 
 
@@ -206,7 +182,7 @@ def _measures(series: Series, setting: Setting) -> str:
     return format_table(
         [
             'Method',
-            *(_rounds(end) for end in ends),
+            *(f'rounds {rounds_up_to(end)}' for end in ends),
             'dead, %',
             'effective rank',
             'weight norm',

@@ -1,11 +1,22 @@
 """The rounds of runs, averaged over windows and compared by seed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from mmpsbn.compare.intervals import PairedDifference, compare_paired, correct_p_values
+from mmpsbn.compare.intervals import (
+    ALPHA,
+    PairedDifference,
+    compare_paired,
+    correct_p_values,
+)
+from mmpsbn.compare.tables import (
+    format_difference,
+    format_interval,
+    format_p,
+    format_table,
+)
 
 from .rows import Rows
 
@@ -21,6 +32,43 @@ class Comparison(NamedTuple):
     paired: PairedDifference
     p: float
     """Corrected over all comparisons of a study."""
+
+
+def count_significant(found: Iterable[Comparison]) -> tuple[int, int]:
+    """Count the differences that are significantly above 0, and those below."""
+    means = [one.paired.mean for one in found if one.p < ALPHA]
+    return sum(mean > 0 for mean in means), sum(mean < 0 for mean in means)
+
+
+def rounds_up_to(end: int) -> str:
+    """Name the rounds of a window."""
+    return f'{end - WINDOW + 1} to {end}'
+
+
+def difference_table(
+    found: Iterable[Comparison], columns: dict[str, Callable[[NamedTuple], str]]
+) -> str:
+    """Format the differences of psBN and BN.
+
+    Args:
+        found (list[Comparison]): The differences.
+        columns (dict): The header of each column that names a setting, and a
+            function from a setting to its cell.
+    """
+    return format_table(
+        [*columns, 'rounds', 'psBN minus BN', '95 % CI', 'p (Holm)', 'seeds'],
+        [
+            [
+                *(cell(one.setting) for cell in columns.values()),
+                rounds_up_to(one.end),
+                format_difference(one.paired.mean),
+                format_interval(one.paired.low, one.paired.high),
+                format_p(one.p),
+                str(one.paired.seeds),
+            ]
+            for one in found
+        ],
+    )
 
 
 class Series:
