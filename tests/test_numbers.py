@@ -31,12 +31,14 @@ from benchmarks.mimicnorm import report as mimicnorm_report
 from benchmarks.real_images.report import write_report as report_on_real_images
 from benchmarks.real_images.results import Results
 from benchmarks.real_images.studies import STUDIES
+from benchmarks.rounds import pruning
 from benchmarks.rounds.report import AT
 from benchmarks.rounds.report import write_report as report_on_rounds
 from benchmarks.rounds.results import Results as RoundResults
-from benchmarks.rounds.studies import METHODS, SCRATCH, Setting
+from benchmarks.rounds.studies import METHODS, SCRATCH, Run, Setting
 from benchmarks.rounds.studies import STUDIES as ROUND_STUDIES
 from benchmarks.shared.costs import Costs
+from benchmarks.shared.rows import read_rows
 from benchmarks.shared.series import Series
 from mmpsbn.compare.intervals import confidence_margin
 from mmpsbn.compare.report import compare_with_baseline
@@ -460,6 +462,30 @@ def test_recoveries_on_retraining():
         assert f'at most {late} % recover two or more rounds later' in page
     assert f'at most one round for {min(soon)} to {max(soon)} % of them' in text
     assert f'Beyond, {min(later)} to {max(later)} % do' in text
+
+
+def test_sentences_on_pruning():
+    rows = read_rows(folder_of(rounds) / pruning.FILE, Run, pruning.Size)
+    sizes = {
+        method: [own[0] for run, own in rows.items() if run.method == method]
+        for method in ('BN', 'psBN')
+    }
+    (full,) = {one.parameters for own in sizes.values() for one in own}
+    bn, psbn = (
+        f'{min(found):,} to {max(found):,}'
+        for found in ([one.remaining for one in own] for own in sizes.values())
+    )
+    text, page = words_of(ROUNDS_PAGE), words_of('docs/retraining.md')
+    assert f'has {full:,} parameters with its BN folded' in text
+    assert f'With BN, {bn} parameters remain, and with psBN {psbn} (five seeds' in text
+    assert (
+        f'Of the {full:,} parameters of the digits network below, {bn} remain after '
+        f'150 rounds with BN, and {psbn} with psBN' in page
+    )
+    assert all(len(own) == 5 for own in sizes.values())
+    largest = max(one.difference for own in sizes.values() for one in own)
+    assert f'logits differ by {largest:.0e}'.replace('e-0', 'e-') in text
+    assert not any(one.changed for own in sizes.values() for one in own)
 
 
 def sentences_on_collapse(own):
