@@ -77,17 +77,19 @@ def replayed(net: Network, images: Tensor) -> Network:
     """Let a GPU replay the passes of a network's training as CUDA graphs.
 
     It computes these small layers faster than Python launches their kernels.
+    The ``forward`` of a copy would run the graphs of the original.
 
     Args:
         net (Network): It is changed in place, and its state is kept.
-        images (Tensor): A batch.
+        images (Tensor): A batch, which is unchanged.
 
     Returns:
         Network: The network. On a CPU it is unchanged.
     """
     if images.is_cuda:
         state = copy.deepcopy(net.state_dict())
-        torch.cuda.make_graphed_callables(net.train(), (images,))
+        # The graphs write every later batch into the one of the capture.
+        torch.cuda.make_graphed_callables(net.train(), (images.clone(),))
         net.load_state_dict(state)  # The capture updates running statistics.
     return net
 
@@ -146,8 +148,8 @@ def train(
             study.network, run.method, data.train_images.shape[1], run.seed, number
         ).to(device)
 
-    batch = data.train_images[:BATCH]
-    net, file = replayed(new(1), batch), checkpoint_of(job, work_dir)
+    net = replayed(new(1), data.train_images[:BATCH])
+    file = checkpoint_of(job, work_dir)
     history: list[Round] = []
     deaths: list[Death] = []
     dead = {}
@@ -159,7 +161,8 @@ def train(
         dead = state['dead']
     for number in rounds_of(run.method, rounds)[len(history) :]:
         if run.method == SCRATCH:
-            net = replayed(new(number), batch)
+            # A new network would need new CUDA graphs.
+            net.load_state_dict(new(number).state_dict())
         elif history and math.isnan(history[-1].dead):
             history.append(_lost(number))
             continue
