@@ -20,6 +20,7 @@ from benchmarks.collapse.experiments import (
 )
 from benchmarks.shared import data
 from benchmarks.shared.arguments import exit_with_message
+from benchmarks.shared.pages import write_sections
 from benchmarks.shared.rows import Numbers, write_rows
 from benchmarks.shared.settings import Experiment
 from benchmarks.shared.training import flipped_and_cropped
@@ -297,6 +298,22 @@ def test_augmented_images_are_shifted_and_flipped():
     assert {down for down, _ in offsets} == set(range(9))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_a_device_that_cannot_be_used(monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, 'argv', ['collapse', '--data', 'digits', '--device', 'cuda']
+    )
+    with pytest.raises(SystemExit):
+        main()
+    assert '--device cuda cannot be used' in capsys.readouterr().err
+
+
+def test_a_readme_without_marks_is_kept(tmp_path):
+    (tmp_path / 'README.md').write_text('mine')
+    assert write_sections(['a', 'b'], tmp_path).read_text() == 'a\nb'
+    assert (tmp_path / 'README.md').read_text() == 'mine'
+
+
 def test_an_experiment_that_a_data_set_does_not_have(monkeypatch, capsys):
     monkeypatch.setattr(
         sys, 'argv', ['collapse', '--data', 'cifar10', '--experiments', 'gamma']
@@ -312,9 +329,15 @@ def test_an_experiment_that_a_data_set_does_not_have(monkeypatch, capsys):
     [
         ('import no_such_package', 'no_such_package is needed and not installed'),
         ('raise ImportError("the stack")', 'error: the stack'),
+        ('raise OSError(28, "No space left")', 'a file cannot be .*: No space left'),
+        (
+            'from concurrent.futures.process import BrokenProcessPool\n'
+            'raise BrokenProcessPool',
+            'Lower --processes',
+        ),
     ],
 )
-def test_a_package_that_cannot_be_imported_is_named(code, words, tmp_path):
+def test_errors_that_the_user_can_correct_are_messages(code, words, tmp_path):
     with pytest.raises(SystemExit, match=words):
         with exit_with_message(tmp_path):
             exec(code)

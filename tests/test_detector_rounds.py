@@ -13,7 +13,7 @@ from helpers import ROOT, wait_for
 
 from benchmarks.detector_rounds import __main__ as command
 from benchmarks.detector_rounds import studies, tasks, training
-from benchmarks.detector_rounds.detectors import CLASS_LAYERS, new_detector
+from benchmarks.detector_rounds.detectors import CLASS_LAYERS, config_of, new_detector
 from benchmarks.detector_rounds.pilot import (
     LRS,
     PLACES,
@@ -351,7 +351,8 @@ def test_report_from_csv_alone(monkeypatch, tmp_path):
         '20 / 0',
     ]
     decay = decay_of(0.04)
-    assert decay == pytest.approx(1e-4 / 0.1 * 0.04 * 46, rel=0.01)
+    cfg = config_of('retinanet', 'backbone', 'BN').optim_wrapper.optimizer
+    assert decay == pytest.approx(cfg.weight_decay / 0.1 * 0.04 * 46, rel=0.01)
     assert rows[-1][:3] == ['backbone, lr 0.04', '11 to 20', '+0.101']
     assert f'D = {decay:.2g} in one round and {40 * decay:.2g} in 40 rounds' in text
     assert 'BN on images accumulate (+10.0 percentage points' in text

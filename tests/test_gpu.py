@@ -10,6 +10,9 @@ import torch.distributed as dist
 from helpers import ANY_SCORE, FASTER, MIMIC_FASTER, MIMIC_RETINA, RETINA, build, run
 from torch import nn
 
+from benchmarks.rounds.networks import new_network
+from benchmarks.rounds.studies import METHODS
+from benchmarks.rounds.training import replayed
 from mmpsbn.config.reading import read_config
 from mmpsbn.layers import LastBNLinear, MimicConv, PSBatchNorm2d, PSSyncBatchNorm
 
@@ -108,6 +111,26 @@ def test_channels_last_and_autocast(make):
             found = copy.deepcopy(net)(x)
         error = (found.double() - expected).norm() / expected.norm()
         assert error < 0.1
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_replayed_passes_of_rounds(method):
+    """The graphs change neither the images nor what a pass computes."""
+    images = torch.randn(256, 3, 16, 16, device='cuda')
+    before, labels = images.clone(), torch.arange(64, device='cuda') % 2
+    net = new_network('residual', method, 3, 0, 1).cuda().train()
+    twin = copy.deepcopy(net)
+    replayed(net, images[:64])
+    for one in (net, twin):
+        for start in (64, 128):
+            one.zero_grad()
+            loss = nn.functional.cross_entropy(one(images[start : start + 64]), labels)
+            loss.backward()
+    assert images.equal(before)
+    for own, other in zip(net.parameters(), twin.parameters()):
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-2, atol=1e-4)
+    for own, other in zip(net.buffers(), twin.buffers()):
+        torch.testing.assert_close(own, other)
 
 
 @networks

@@ -347,6 +347,15 @@ def test_what_is_read_by(body, removed, kept):
     torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_the_precision_of_a_bias_is_that_of_its_layer():
+    body = (*first(2.0), nn.Conv2d(4, 4, 1, bias=False))
+    model, x = ToyDetector(*body).double().eval(), torch.rand(1, 3, 8, 8).double()
+    with InputWatch(model, readers(model)) as watch:
+        model.bbox_head(model.extract_feat(x))
+    assert remove_constants(model, watch.values, x).removed
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+
+
 def test_norm_layers_that_mix_channels_stay():
     model = ToyDetector(*first(-1.0), nn.GroupNorm(2, 4)).eval()
     watch, x = InputWatch(model, readers(model)), torch.rand(1, 3, 8, 8)

@@ -28,6 +28,7 @@ from benchmarks.rounds.training import (
     simulated_decay_of,
     train,
 )
+from benchmarks.shared.series import Series
 from mmpsbn.errors import InputError
 
 HIGH = Setting(0.8, 5e-4)
@@ -49,10 +50,11 @@ def in_this_process(monkeypatch):
     def in_processes(waves, processes):
         for function, jobs in waves:
             for job in jobs:
-                trained.append(job[1])
+                trained.append(job if isinstance(job, Run) else job[1])
                 yield job, function(job)
 
-    monkeypatch.setattr(command, 'in_processes', in_processes)
+    for module in (command, pruning):
+        monkeypatch.setattr(module, 'in_processes', in_processes)
     return trained
 
 
@@ -356,33 +358,21 @@ def test_a_network_without_its_dead_channels_computes_the_same(method):
     assert size.difference < 1e-12 and not size.changed
 
 
-def test_pruning_resumes(short, monkeypatch, tmp_path, capsys):
-    pruned = []
-    monkeypatch.setattr(
-        pruning,
-        'in_processes',
-        lambda waves, processes: (
-            pruned.append(job) or (job, function(job))
-            for function, jobs in waves
-            for job in jobs
-        ),
-    )
-    monkeypatch.setattr(pruning, 'CHECKPOINT_EVERY', 2)
+def test_pruning_resumes(short, in_this_process, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(pruning, 'ROUNDS', 2)
     options = '--results', str(tmp_path), '--work-dir', str(tmp_path / 'work')
-
-    def command_with(*own):
-        monkeypatch.setattr(sys, 'argv', ['pruning', *options, *own])
-        pruned.clear()
+    for seeds in (1, 2):
+        monkeypatch.setattr(sys, 'argv', ['pruning', *options, '--seeds', str(seeds)])
+        in_this_process.clear()
         pruning.main()
-
-    command_with('--rounds', '2', '--seeds', '1')
-    assert pruned == [Run(name, *HIGH, 0) for name in ('BN', 'psBN')]
-    command_with('--rounds', '2', '--seeds', '2')
-    assert pruned == [Run(name, *HIGH, 1) for name in ('BN', 'psBN')]
+        assert in_this_process == [Run(own, *HIGH, seeds - 1) for own in ('BN', 'psBN')]
+        assert not [*(tmp_path / 'work').rglob('*.pth')]
     assert len((tmp_path / pruning.FILE).read_text().splitlines()) == 5
-    with pytest.raises(SystemExit):
-        command_with('--rounds', '3')
-    assert 'must be a multiple of 2' in capsys.readouterr().err
+    # A checkpoint of fewer rounds than it should have.
+    run = Run('BN', *HIGH, 2)
+    train((pruning.STUDY, run), 4, tmp_path / 'work')
+    with pytest.raises(InputError, match='4 of 2 rounds'):
+        pruning.measure(run, tmp_path / 'work')
 
 
 def made_up(folder, study=STUDY, seeds=3):
@@ -465,9 +455,19 @@ def test_report_from_csv_alone(monkeypatch, tmp_path):
     assert page.read_text() == text
 
 
+def test_windows_without_a_p_value_are_left_out():
+    """The same difference for all seeds has none."""
+    rows = {
+        Run(method, *HIGH, seed): [Round(1, accuracy, 0.0, 1.0, 1.0, 0, 0)]
+        for seed in range(3)
+        for method, accuracy in (('BN', 0.5), ('psBN', 0.625))
+    }
+    assert Series(rows, METHODS).compare([HIGH], 'accuracy', [1]) == []
+
+
 def test_report_without_runs(monkeypatch, tmp_path):
     main(monkeypatch, tmp_path)
-    assert (tmp_path / 'report.md').read_text() == 'There are no runs yet.\n'
+    assert (tmp_path / 'report.md').read_text() == 'There are no results yet.\n'
 
 
 @pytest.mark.parametrize(

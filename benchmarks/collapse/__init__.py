@@ -1,1 +1,1 @@
-"""What arXiv:2001.11216 says of collapsed filters, tried on digits."""
+"""What arXiv:2001.11216 says of collapsed filters, tried on digits and CIFAR-10."""

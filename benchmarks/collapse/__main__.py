@@ -16,15 +16,8 @@ from .experiments import STUDY
 from .training import train
 
 
-def write_report(*args):
-    """Write the report, whose modules need more packages than training."""
-    from .report import write_report
-
-    return write_report(*args)
-
-
 def main() -> None:
-    run(STUDY, __doc__, train, write_report)
+    run(STUDY, __doc__, train)
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.shared import settings as shared
-from benchmarks.shared.pages import write_page
+from benchmarks.shared.pages import write_sections
 from benchmarks.shared.rows import Rows
 from benchmarks.shared.settings import make_rows, varied
 from benchmarks.shared.tables import TITLES, format_mean, heading, value_of
@@ -67,19 +67,15 @@ class Fit(NamedTuple):
 
 
 def write_report(results: dict[str, Rows], folder: Path) -> Path:
-    """Write the figures, and the tables between the marks of a page.
+    """Write the page and its figures into a folder, and return the page.
 
     Args:
         results (dict): The results on each data set.
-        folder (Path): The folder of the figures. If it has a README.md with
-            the two marks, the tables are written there, otherwise to
-            report.md.
-
-    Returns:
-        Path: The page.
+        folder (Path): The folder.
     """
-    parts = [_section(data, rows, folder) for data, rows in results.items() if rows]
-    return write_page(folder, '\n'.join(parts) or 'There are no results yet.\n')
+    return write_sections(
+        (_section(data, rows, folder) for data, rows in results.items() if rows), folder
+    )
 
 
 def _section(data: str, results: Rows, folder: Path) -> str:

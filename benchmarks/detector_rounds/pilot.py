@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean
 
 import mmpsbn.cli  # noqa: F401  First: it checks the stack.
+from benchmarks.shared.arguments import add_work_dir
 from mmpsbn.cli.errors import exit_with_message, interrupt_on_signals
 from mmpsbn.compare.tables import format_table
 from mmpsbn.errors import InputError
@@ -100,9 +101,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        '--work-dir', type=Path, default=Path('work_dirs/detector_rounds_pilot')
-    )
+    add_work_dir(parser, 'detector_rounds_pilot', 'checkpoints')
     parser.add_argument('--results', type=Path, default=FOLDER)
     args = parser.parse_args()
     lines = []

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.rounds.figures import Panels, draw_rounds
-from benchmarks.rounds.training import MOMENTUM, learning_rates
-from benchmarks.shared.pages import write_page
+from benchmarks.rounds.studies import Setting as RoundSetting
+from benchmarks.rounds.training import decay_of as decay_of_round
+from benchmarks.shared.pages import write_sections
 from benchmarks.shared.series import (
     WINDOW,
     Comparison,
@@ -46,23 +47,14 @@ COLUMNS = {'Norm layers': lambda setting: setting.name}
 
 def decay_of(lr: float) -> float:
     """Compute D of one round, see docs/methods.md."""
-    return WEIGHT_DECAY / (1 - MOMENTUM) * sum(learning_rates(lr, STEPS))
+    return decay_of_round(RoundSetting(lr, WEIGHT_DECAY), STEPS)
 
 
 def write_report(results: Sequence[Results], folder: Path) -> Path:
-    """Write the figures, and the tables between the marks of a page.
-
-    Args:
-        results (list[Results]): The results of each study.
-        folder (Path): The folder of the figures. If it has a README.md with
-            the two marks, the tables are written there, otherwise to
-            report.md.
-
-    Returns:
-        Path: The page.
-    """
-    text = '\n'.join(_section(own, folder) for own in results if own.rounds)
-    return write_page(folder, text or 'There are no runs yet.\n')
+    """Write the page and its figures into a folder, and return the page."""
+    return write_sections(
+        (_section(own, folder) for own in results if own.rounds), folder
+    )
 
 
 def _section(results: Results, folder: Path) -> str:

@@ -16,11 +16,10 @@ import time
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from benchmarks.shared.arguments import (
     add_work_dir,
     check_counts,
+    check_device,
     exit_with_message,
     study_parser,
 )
@@ -54,10 +53,7 @@ def parse_args() -> argparse.Namespace:
     check_counts(parser, args, 'seeds', 'rounds', 'processes')
     # The machine that submits jobs may have no GPU.
     if args.cluster != 'slurm':
-        try:
-            torch.empty(1, device=args.device)
-        except (RuntimeError, AssertionError) as error:
-            parser.error(f'--device {args.device} cannot be used: {error}')
+        check_device(parser, args.device)
     return args
 
 

@@ -4,7 +4,8 @@
 
 The command trains BN and psBN on digits, removes the channels that are
 constant on the training images of the last round, and adds a row for each run
-to pruning.csv. It resumes after an interruption. It needs torch-pruning.
+to pruning.csv. It resumes after an interruption. It needs torch-pruning and,
+unlike the other commands of benchmarks.rounds, MMDetection.
 """
 
 import copy
@@ -24,6 +25,7 @@ from benchmarks.shared.arguments import (
 )
 from benchmarks.shared.pool import in_processes
 from benchmarks.shared.rows import read_rows, write_rows
+from mmpsbn.errors import InputError
 from mmpsbn.prune.constant_inputs import InputWatch
 from mmpsbn.prune.removal import readers, remove_constants
 from mmpsbn.stack import check_packages
@@ -31,7 +33,7 @@ from mmpsbn.stack import check_packages
 from .networks import ConvUnit, Network, new_network
 from .studies import HIGHEST, PAIR, ROUNDS, SEEDS, STUDIES, Run
 from .tasks import images, task_of
-from .training import CHECKPOINT_EVERY, checkpoint_of, read_checkpoint, train
+from .training import checkpoint_of, read_checkpoint, train
 
 FOLDER = Path(__file__).resolve().parent
 FILE = 'pruning.csv'
@@ -63,17 +65,26 @@ def folded(net: Network) -> Network:
     return net
 
 
-def measure(run: Run, rounds: int, work_dir: Path) -> Size:
-    """Train a run of digits and prune its last network."""
+def measure(run: Run, work_dir: Path) -> Size:
+    """Train a run of digits and prune its last network.
+
+    Raises:
+        InputError: If the loss of the run was not finite, so it has no network.
+    """
     job = STUDY, run
-    train(job, rounds, work_dir)
+    train(job, ROUNDS, work_dir)
+    file = checkpoint_of(job, work_dir)
+    state = read_checkpoint(file)
+    if len(state['history']) != ROUNDS:
+        raise InputError(
+            f'{file} has {len(state["history"])} of {ROUNDS} rounds, because the loss '
+            'was not finite later. A run that diverged cannot be pruned.'
+        )
     data = images(STUDY.data, None, 'cpu')
     net = new_network(STUDY.network, run.method, data.train_images.shape[1], 0, 1)
-    net.load_state_dict(read_checkpoint(checkpoint_of(job, work_dir))['net'])
-    task = task_of(STUDY.data, data, run.seed, rounds)
-    size = pruned_size(net, task.train_images.double(), task.test_images.double())
-    checkpoint_of(job, work_dir).unlink()
-    return size
+    net.load_state_dict(state['net'])
+    task = task_of(STUDY.data, data, run.seed, ROUNDS)
+    return pruned_size(net, task.train_images.double(), task.test_images.double())
 
 
 def pruned_size(net: Network, seen: Tensor, others: Tensor) -> Size:
@@ -105,15 +116,9 @@ def pruned_size(net: Network, seen: Tensor, others: Tensor) -> Size:
 
 def main() -> None:
     parser = study_parser('rounds.pruning', __doc__, FOLDER, SEEDS)
-    parser.add_argument('--rounds', type=int, default=ROUNDS, help='how many')
     add_work_dir(parser, 'rounds-pruning', 'checkpoints')
     args = parser.parse_args()
-    check_counts(parser, args, 'seeds', 'rounds', 'processes')
-    if args.rounds % CHECKPOINT_EVERY:
-        parser.error(
-            f'--rounds is {args.rounds}, but must be a multiple of {CHECKPOINT_EVERY}: '
-            'what is pruned is a checkpoint'
-        )
+    check_counts(parser, args, 'seeds', 'processes')
     with exit_with_message(args.results):
         check_packages('pruning', 'prune', 'torch_pruning')
         rows = read_rows(args.results / FILE, Run, Size)
@@ -121,10 +126,11 @@ def main() -> None:
             Run(name, *HIGHEST, seed) for name in PAIR for seed in range(args.seeds)
         ]
         missing = [run for run in runs if run not in rows]
-        function = partial(measure, rounds=args.rounds, work_dir=args.work_dir)
+        function = partial(measure, work_dir=args.work_dir)
         for run, size in in_processes([(function, missing)], args.processes):
             rows[run] = [size]
             write_rows(args.results / FILE, rows, Run, Size)
+            checkpoint_of((STUDY, run), args.work_dir).unlink()
             print(
                 f'{run.method}, seed {run.seed}: {size.removed} of {size.channels} '
                 f'channels removed, {size.remaining} of {size.parameters} parameters '

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.shared.pages import write_page
+from benchmarks.shared.pages import write_sections
 from benchmarks.shared.series import (
     WINDOW,
     Comparison,
@@ -37,19 +37,10 @@ TITLES = {
 
 
 def write_report(results: Sequence[Results], folder: Path) -> Path:
-    """Write the figures, and the tables between the marks of a page.
-
-    Args:
-        results (list[Results]): The results of each study.
-        folder (Path): The folder of the figures. If it has a README.md with
-            the two marks, the tables are written there, otherwise to
-            report.md.
-
-    Returns:
-        Path: The page.
-    """
-    text = '\n'.join(_section(own, folder) for own in results if own.rounds)
-    return write_page(folder, text or 'There are no runs yet.\n')
+    """Write the page and its figures into a folder, and return the page."""
+    return write_sections(
+        (_section(own, folder) for own in results if own.rounds), folder
+    )
 
 
 def _section(results: Results, folder: Path) -> str:

@@ -18,7 +18,7 @@ from .measures import effective_rank, look, weight_norm
 from .networks import Network, accuracy, new_network, seed_torch
 from .recovery import Death, follow
 from .remedies import reset_dead_units, shrink_and_perturb
-from .studies import SCRATCH, Run, Study, rounds_of
+from .studies import SCRATCH, Run, Setting, Study, rounds_of
 from .tasks import BATCH, Task, images, task_of
 
 MOMENTUM, WARM_UP = 0.9, 10
@@ -55,7 +55,7 @@ def learning_rates(lr: float, steps: int) -> list[float]:
     ]
 
 
-def decay_of(run: Run, steps: int) -> float:
+def decay_of(run: Run | Setting, steps: int) -> float:
     """Compute D of one round, see docs/methods.md."""
     return run.weight_decay / (1 - MOMENTUM) * sum(learning_rates(run.lr, steps))
 

@@ -4,8 +4,11 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from mmpsbn.errors import InputError
 
@@ -67,6 +70,14 @@ def check_counts(
             parser.error(f'--{option} is {getattr(args, name)}, but must be at least 1')
 
 
+def check_device(parser: argparse.ArgumentParser, device: str) -> None:
+    """End with a message if a device cannot be used."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f'--device {device} cannot be used: {error}')
+
+
 @contextmanager
 def exit_with_message(results: Path) -> Iterator[None]:
     """End the program with a message if the user can correct the error.
@@ -86,8 +97,16 @@ def exit_with_message(results: Path) -> Iterator[None]:
         )
     except (ImportError, InputError) as error:
         sys.exit(f'error: {error}')
+    except (BrokenProcessPool, torch.cuda.OutOfMemoryError):
+        sys.exit(
+            'error: there is not enough memory for this many trainings in parallel, or '
+            'the system has stopped one. Lower --processes; the command resumes.'
+        )
     except OSError as error:
-        sys.exit(f'error: {error.filename} cannot be read or written: {error.strerror}')
+        sys.exit(
+            f'error: {error.filename or "a file"} cannot be read or written: '
+            f'{error.strerror}. Correct this, and repeat the command, which resumes.'
+        )
     except KeyboardInterrupt:
         print('Interrupted. The same command resumes.', file=sys.stderr)
         sys.exit(130)

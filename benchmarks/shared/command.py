@@ -4,12 +4,13 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 from mmpsbn.errors import InputError
 
-from .arguments import check_counts, exit_with_message, study_parser
+from .arguments import check_counts, check_device, exit_with_message, study_parser
 from .data import DATA, load
 from .pool import in_processes
 from .rows import Rows, read_rows, write_rows
@@ -67,23 +68,23 @@ class Study(NamedTuple):
         }
 
 
-def run(study: Study, about: str, train: Callable, report: Callable) -> None:
+def run(study: Study, about: str, train: Callable) -> None:
     """Run the command.
 
     Args:
-        study (Study): The study.
+        study (Study): The study. Its package has a module ``report``.
         about (str): The beginning of ``--help``.
         train (callable): Returns the result of settings, a data set, its
             folder and a device.
-        report (callable): Writes the report and returns its path; of the
-            results on each data set, and the folder.
     """
     args = _parse(study, about)
     with exit_with_message(args.results):
         rows = study.read(args.results)
         if args.data:
             train_missing(study, rows[args.data], train, args)
-        print(f'Report: {report(rows, args.results)}')
+        # The report needs the whole of mmpsbn, and training does not.
+        report = import_module(f'benchmarks.{study.name}.report')
+        print(f'Report: {report.write_report(rows, args.results)}')
 
 
 def train_missing(study: Study, rows: Rows, train: Callable, args) -> None:
@@ -142,7 +143,8 @@ def _parse(study: Study, about: str) -> argparse.Namespace:
     parser.set_defaults(results=None)
     args = parser.parse_args()
     if args.quick:
-        vars(args).update(QUICK)
+        given = {name: getattr(args, name) for name in QUICK if getattr(args, name)}
+        vars(args).update(QUICK | given)
     args.results = args.results or (quick if args.quick else study.folder)
     if args.data:
         args.epochs = study.epochs[args.data] if args.epochs is None else args.epochs
@@ -155,4 +157,5 @@ def _parse(study: Study, about: str) -> argparse.Namespace:
                 f'{", ".join(study.experiments[args.data])}.'
             )
         check_counts(parser, args, 'seeds', 'epochs', 'processes')
+        check_device(parser, args.device)
     return args

@@ -1,5 +1,6 @@
 """The page that a report is written to."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from mmpsbn.files import write_atomically
@@ -14,14 +15,20 @@ def fill_page(page: Path, text: str) -> None:
     write_atomically(page, f'{before}{BEGIN}\n\n{text}{END}{after}'.encode())
 
 
-def write_page(folder: Path, text: str) -> Path:
-    """Write a text between the marks of README.md, or to report.md without it.
+def write_sections(sections: Iterable[str], folder: Path) -> Path:
+    """Write the sections of a report.
+
+    Args:
+        sections (list[str]): The sections.
+        folder (Path): If it has a README.md with the two marks, the report is
+            written there, otherwise to report.md.
 
     Returns:
         Path: The page.
     """
+    text = '\n'.join(sections) or 'There are no results yet.\n'
     page = folder / 'README.md'
-    if page.exists():
+    if page.exists() and BEGIN in page.read_text():
         fill_page(page, f'{text}\n')
     else:
         page = folder / 'report.md'

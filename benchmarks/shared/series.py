@@ -140,28 +140,24 @@ class Series:
         return found
 
     def compare(
-        self,
-        settings: Iterable[NamedTuple],
-        measure: str,
-        ends: Sequence[int],
-        method: str = 'psBN',
-        baseline: str = 'BN',
+        self, settings: Iterable[NamedTuple], measure: str, ends: Sequence[int]
     ) -> list[Comparison]:
-        """Compare two methods in all settings and windows of a study.
+        """Compare psBN with BN in all settings and windows of a study.
+
+        Windows in which all seeds have the same difference have no p value,
+        and are left out.
 
         Args:
             settings (list[Setting]): The settings.
             measure (str): A column of the CSV file.
             ends (list[int]): The last round of each window.
-            method (str): The method. Defaults to psBN.
-            baseline (str): The method that is subtracted. Defaults to BN.
         """
         found = []
         for setting in settings:
             for end in ends:
-                differences = self.window(setting, method, measure, end, baseline)
-                if len(differences) > 1:
-                    paired = compare_paired(differences, np.zeros_like(differences))
+                differences = self.window(setting, 'psBN', measure, end, 'BN')
+                paired = compare_paired(differences, np.zeros_like(differences))
+                if paired.p is not None:
                     found.append((setting, end, paired))
         return [
             Comparison(*one, p)

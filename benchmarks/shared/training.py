@@ -94,7 +94,7 @@ def flipped_and_cropped(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def accuracy(net: nn.Module, data: Data) -> float:
-    """The share of the test images that is classified rightly."""
+    """Compute the share of test images that are classified correctly."""
     net.eval()
     right = sum(
         int((net(images).argmax(1) == labels).sum())

@@ -198,5 +198,5 @@ def _absorb(layer: nn.Module, channels: list[int], value: Tensor) -> None:
         layer.weight[:, channels].reshape(len(layer.weight), len(channels), -1).sum(2)
     )
     if layer.bias is None:
-        layer.bias = nn.Parameter(torch.zeros(len(weight)))
+        layer.bias = nn.Parameter(weight.new_zeros(len(weight)))
     layer.bias += weight @ value
