@@ -17,7 +17,7 @@ from benchmarks.shared.series import (
     difference_table,
     rounds_up_to,
 )
-from mmpsbn.compare.intervals import confidence_margin
+from benchmarks.shared.tables import format_mean
 from mmpsbn.compare.tables import format_table
 
 from .results import Results
@@ -123,9 +123,10 @@ def _measures(series: Series, settings: Sequence[Setting]) -> str:
         for method in series.methods(setting):
             baseline = None if method == RESTART else RESTART
             cells = [
-                _mean(
+                format_mean(
                     series.window(setting, method, 'mAP', end, baseline),
-                    '+.3f' if baseline else '.3f',
+                    3,
+                    '+' if baseline else '',
                 )
                 for end in ends
             ]
@@ -165,16 +166,9 @@ def _shares(series, setting, method, measure, ends: Sequence[int]) -> str:
         for end in ends
     ]
     return ' / '.join(
-        [_mean(own, '.1f').split(' ')[0] for own in values[:-1]]
-        + [_mean(own, '.1f') for own in values[-1:]]
+        [f'{np.mean(own):.1f}' if own else '-' for own in values[:-1]]
+        + [format_mean(own, 1) for own in values[-1:]]
     )
-
-
-def _mean(values: Sequence[float], form: str) -> str:
-    if not values:
-        return '-'
-    margin = f' ± {confidence_margin(values):{form[-3:]}}' if len(values) > 1 else ''
-    return f'{np.mean(values):{form}}{margin}'
 
 
 def _total(series, setting, method, measure) -> str:

@@ -13,12 +13,16 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from benchmarks.rounds.networks import seed_torch
-from benchmarks.rounds.training import checkpoint_of, learning_rates, read_checkpoint
+from benchmarks.rounds.training import (
+    checkpoint_of,
+    learning_rates,
+    read_checkpoint,
+    write_checkpoint,
+)
 from mmpsbn.analysis.collapse import ChannelWatch
 from mmpsbn.analysis.report import Layer, describe_layer
 from mmpsbn.analysis.rounds import IMAGES, PARAMETERS, changes
 from mmpsbn.errors import InputError
-from mmpsbn.files import write_atomically
 
 from .detectors import config_of, new_detector, reset_class_layers, set_training
 from .studies import RESTART, USUAL_LR, Run, Study, rounds_of
@@ -170,10 +174,7 @@ def start_of(job: tuple[Study, Run], work_dir: Path) -> Path:
 
 
 def _write(file: Path, layers: list[Layer], **state) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()
-    torch.save(dict(state, layers=[list(layer) for layer in layers]), content)
-    write_atomically(file, content.getvalue())
+    write_checkpoint(file, **state, layers=[list(layer) for layer in layers])
 
 
 def _round(model, task, number, before, layers) -> Round:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from benchmarks.shared.figures import draw_series
 from benchmarks.shared.series import Series
 from mmpsbn.analysis.style import COLOR_OF, figure_file
-from mmpsbn.compare.intervals import confidence_margin
 
 from .recovery import COLLAPSED, Death
 from .studies import METHODS, SCRATCH
@@ -104,8 +104,16 @@ def draw_rounds(
             for axis, (measure, (label, _)) in zip(column, measures.items()):
                 for method, name in names.items():
                     lines = _values(series, setting, method, measure, ends, panels)
-                    if any(map(len, lines)):
-                        handles[name] = _line(axis, ends, lines, COLOR_OF[name])
+                    if any(lines):
+                        handles[name] = draw_series(
+                            axis,
+                            list(zip(ends, lines)),
+                            (-np.inf, np.inf),
+                            color=COLOR_OF[name],
+                            marker='.',
+                            lw=1.4,
+                            ms=4,
+                        )
                 if not index:
                     axis.set_ylabel(label)
                 if in_row or measure == list(measures)[-1]:
@@ -130,7 +138,7 @@ def draw_rounds(
     return True
 
 
-def _values(series, setting, method, measure, ends, panels) -> list[np.ndarray]:
+def _values(series, setting, method, measure, ends, panels) -> list[list[float]]:
     """Return the values of all seeds at the end of each window."""
     relative = measure == next(iter(panels.measures))
     baseline = panels.reference if relative else None
@@ -139,20 +147,12 @@ def _values(series, setting, method, measure, ends, panels) -> list[np.ndarray]:
     factor = 100 if measure in panels.percent else 1
     window = ends[0]
     return [
-        factor
-        * np.array(series.window(setting, method, measure, end, baseline, window))
+        [
+            factor * value
+            for value in series.window(setting, method, measure, end, baseline, window)
+        ]
         for end in ends
     ]
-
-
-def _line(axis, ends, values, color):
-    shown = [(end, own) for end, own in zip(ends, values) if len(own)]
-    at = [end for end, _ in shown]
-    mean = np.array([own.mean() for _, own in shown])
-    if all(len(own) > 1 for _, own in shown):
-        half = np.array([confidence_margin(own) for _, own in shown])
-        axis.fill_between(at, mean - half, mean + half, color=color, alpha=0.15, lw=0)
-    return axis.plot(at, mean, '.-', color=color, lw=1.4, ms=4)[0]
 
 
 def draw_recoveries(deaths: Sequence[Death], title: str, out: Path) -> bool:

@@ -15,7 +15,8 @@ from benchmarks.shared.series import (
     difference_table,
     rounds_up_to,
 )
-from mmpsbn.compare.intervals import ALPHA, confidence_margin
+from benchmarks.shared.tables import format_mean
+from mmpsbn.compare.intervals import ALPHA
 from mmpsbn.compare.tables import format_difference, format_table
 
 from .figures import SHORT, draw_recoveries, draw_rounds
@@ -151,16 +152,9 @@ def _measures(series: Series, setting: Setting) -> str:
 
         cells = []
         for end in ends:
-            own = series.window(
-                setting, method, 'accuracy', end, None if method == SCRATCH else SCRATCH
-            )
-            sign = '' if method == SCRATCH else '+'
-            cells.append(
-                f'{np.mean(own):{sign}.3f}'
-                + (f' ± {confidence_margin(own):.3f}' if len(own) > 1 else '')
-                if own
-                else '-'
-            )
+            baseline = None if method == SCRATCH else SCRATCH
+            own = series.window(setting, method, 'accuracy', end, baseline)
+            cells.append(format_mean(own, 3, '+' if baseline else ''))
         lines.append(
             [
                 'from scratch (accuracy)' if method == SCRATCH else method,

@@ -185,18 +185,13 @@ def train(
         elif run.method == 'BN+S&P':
             shrink_and_perturb(net, new(number + 1))
         if len(history) % CHECKPOINT_EVERY == 0:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            content = io.BytesIO()
-            torch.save(
-                dict(
-                    net=net.state_dict(),
-                    dead=dead,
-                    history=[list(one) for one in history],
-                    deaths=[list(one) for one in deaths],
-                ),
-                content,
+            write_checkpoint(
+                file,
+                net=net.state_dict(),
+                dead=dead,
+                history=[list(one) for one in history],
+                deaths=[list(one) for one in deaths],
             )
-            write_atomically(file, content.getvalue())
     return history, deaths
 
 
@@ -204,6 +199,14 @@ def checkpoint_of(job: tuple[Study, Run], work_dir: Path) -> Path:
     """Name the file of a run's last checkpoint."""
     study, run = job
     return work_dir / study.name / ('-'.join(map(str, run)) + '.pth')
+
+
+def write_checkpoint(file: Path, **state) -> None:
+    """Write a checkpoint of a run, which replaces the last one as a whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_atomically(file, content.getvalue())
 
 
 def read_checkpoint(file: Path, device: str = 'cpu') -> dict:

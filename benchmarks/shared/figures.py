@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.lines import Line2D
 
 from mmpsbn.compare.intervals import confidence_margin
 
 
 def draw_series(
     axis, points: Sequence[tuple[float, list[float]]], bounds: tuple, **style
-) -> None:
+) -> Line2D:
     """Draw a line of means with their 95 % confidence intervals.
 
     Args:
@@ -32,6 +33,7 @@ def draw_series(
             alpha=0.15,
             lw=0,
         )
+    return line
 
 
 def by_logarithm(axis, values: Sequence[float]) -> None:

@@ -28,11 +28,17 @@ def heading(study: Study, data: str, rows: Rows) -> str:
     )
 
 
-def format_mean(values: Sequence[float], digits: int) -> str:
-    """Format the mean with half of its 95 % confidence interval."""
+def format_mean(values: Sequence[float], digits: int, sign: str = '') -> str:
+    """Format the mean with half of its 95 % confidence interval.
+
+    Args:
+        values (list[float]): The values of the seeds.
+        digits (int): The number of decimal places.
+        sign (str): ``'+'`` for a sign of positive means, too.
+    """
     if not values:
         return '-'
-    text = f'{statistics.mean(values):.{digits}f}'
+    text = f'{statistics.mean(values):{sign}.{digits}f}'
     if len(values) > 1:
         text += f' ± {confidence_margin(values):.{digits}f}'
     return text
