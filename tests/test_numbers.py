@@ -363,7 +363,8 @@ def test_sentences_on_dead_channels_after_all_rounds(networks):
         f' of {shares(LOW, "BN")[0]:.0f} %' in text
     )
     assert (
-        f"{less:.0f} % of BN's channels are dead at 0.8, and {low:.1f} % at 0.2" in page
+        f"{less:.0f} % of the plain network's channels are dead at 0.8, "
+        f'and {low:.1f} % at 0.2' in page
     )
     found = [
         one
@@ -391,11 +392,8 @@ def test_sentences_on_accuracy_after_all_rounds(networks):
     }
     assert (
         'BN is {:.3f}, {:.3f} and {:.3f} below a network from scratch, and psBN is '
-        '{:.3f} below, {:.3f} above and {:.3f} below it'.format(
-            *(-one for one in lost['BN']),
-            -lost['psBN'][0],
-            lost['psBN'][1],
-            -lost['psBN'][2],
+        '{:.3f} below, {:.3f} above and {:.3f} above it'.format(
+            *(-one for one in lost['BN']), -lost['psBN'][0], *lost['psBN'][1:]
         )
         in text
     )
@@ -410,10 +408,13 @@ def test_sentences_on_accuracy_after_all_rounds(networks):
     ]
     largest = max(abs(one.paired.mean) for one in others)
     assert f'psBN and BN differ by {largest:.3f} at most' in text
-    (significant,) = [one for one in found.values() if one.p < 0.05]
-    assert found['digits-plain', HALF, 150] is significant
-    assert f'(digits, lr 0.4: {significant.paired.mean:.3f})' in text
-    dead = dead_share(networks['digits-plain'], HALF, 'BN', 150)
+    assert all(one.p > 0.05 for one in found.values())
+    dead = max(
+        dead_share(networks[study.name], setting, 'BN', 150)
+        for study in ROUND_STUDIES
+        for setting in study.methods
+        if setting != FULL
+    )
     assert f"up to {dead:.0f} % of BN's channels" in text
     first = min(
         (one.paired.mean, name, setting)
@@ -442,7 +443,7 @@ def test_sentences_on_failures_and_recoveries(networks):
             )
             found.append(100 * recovered / died)
     at_chance = 'BN ends at chance in {}, {} and {}'.format(*failed)
-    assert f'{at_chance} seeds' in page and f'{at_chance} of five seeds' in text
+    assert f'{at_chance} of five seeds' in page and f'{at_chance} of five seeds' in text
     bn, psbn = (
         '{:.0f}, {:.0f} and {:.0f} %'.format(*found) for found in totals.values()
     )
@@ -450,7 +451,8 @@ def test_sentences_on_failures_and_recoveries(networks):
     late = [comparisons(networks)[name, FULL, 100] for name in networks]
     means = '{:.3f}, {:.3f} and {:.3f}'.format(*(one.paired.mean for one in late))
     assert f'In rounds 91 to 100, the differences are {means}' in text
-    assert all(one.paired.p < 0.05 < one.p for one in late)
+    assert [one.paired.p < 0.05 for one in late] == [True, True, False]
+    assert all(one.p > 0.05 for one in late)
     lower = [
         np.mean(own.window(setting, 'psBN', 'rank', 10, 'BN')) < 0
         for own, study in zip(networks.values(), ROUND_STUDIES)
@@ -482,11 +484,14 @@ def test_sentences_on_the_best_setting_and_on_remedies(networks):
     mean, margin, _ = relative(residual, FULL, 'psBN', baseline='BN+ReDo')
     assert f"its mean is {mean:.3f} below psBN's (not significant)" in text
     assert f'its mean is {mean:.3f} lower' in page and margin > mean
-    for name in ('cifar10-residual', 'digits-plain'):
-        mean, margin, _ = relative(networks[name], FULL, 'BN+S&P', baseline='psBN')
-        assert abs(mean) < margin, name
+    mean, margin, _ = relative(residual, FULL, 'BN+S&P', baseline='psBN')
+    assert abs(mean) < margin
+    mean, margin, _ = relative(
+        networks['digits-plain'], FULL, 'psBN', baseline='BN+S&P'
+    )
+    assert f'{mean:.3f} below psBN with digits' in text and mean > margin
     above = relative(plain, LOW, 'psBN', baseline='BN+S&P')[2]
-    assert f'At lr 0.2 it is {above} below psBN' in text
+    assert f'at lr 0.2 it is {above} below psBN' in text
     for method, place in (('MimicNorm', 'is above it by'), ('GN', 'BN is above GN by')):
         above = relative(plain, LOW, 'BN', baseline=method)[2]
         assert f'{place} {above}' in text
@@ -510,7 +515,8 @@ def test_recoveries_on_retraining():
     soon = [int(row[5]) for row in rows if row[1] in ('1', '2 to 3')]
     later = [int(row[5]) for row in rows if row[1] in ('4 to 10', '11 to 30')]
     last = [int(row[6]) for row in rows if row[1] == '31 or more']
-    assert all(int(row[8]) <= int(row[5]) for row in rows)
+    (few,) = [row for row in rows if int(row[8]) > int(row[5])]
+    assert few[2] == '8'  # Channels.
     text = words_of(ROUNDS_PAGE)
     for page in (text, words_of('docs/retraining.md')):
         assert f'at most {late} % recover two or more rounds later' in page

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 import mmpsbn
-from benchmarks.shared.pages import write_page
+from benchmarks.shared.pages import write_sections
 from benchmarks.shared.rows import Rows, read_rows, write_rows
 from mmpsbn.errors import InputError
 
@@ -148,7 +148,7 @@ def write_report(folder: Path) -> Path:
             parts.append('![Time relative to BN](time.png)')
         if draw_memory(tables.get('Memory', {}), setup, folder / 'memory.png'):
             parts.append('![Memory](memory.png)')
-    return write_page(folder, '\n\n'.join(parts) + '\n')
+    return write_sections(['\n\n'.join(parts) + '\n'], folder)
 
 
 def format_part(part: str, rows: dict[str, dict[str, str]]) -> str:
