@@ -154,7 +154,7 @@ def test_the_description_has_absolute_links(wheel):
     targets = re.findall(r'\]\(([^)\s]+)\)', metadata)
     assert targets and all(target.startswith('https://') for target in targets)
     figure = 'https://example.org/mmpsbn/raw/HEAD/benchmarks/rounds/cifar10-plain.png'
-    page = 'https://example.org/mmpsbn/blob/HEAD/docs/methods.md#how-long-it-takes'
+    page = 'https://example.org/mmpsbn/blob/HEAD/docs/retraining.md#switch-to-psbn'
     assert {figure, page} <= set(targets)
     assert all(
         (ROOT / x.split('/HEAD/')[1].split('#')[0]).exists()
