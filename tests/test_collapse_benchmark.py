@@ -308,6 +308,13 @@ def test_a_device_that_cannot_be_used(monkeypatch, capsys):
     assert '--device cuda cannot be used' in capsys.readouterr().err
 
 
+def test_quick_keeps_what_is_given(tmp_path, monkeypatch, capsys):
+    options = '--data', 'digits', '--quick', '--epochs', 0
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path, *options)
+    assert '--epochs is 0' in capsys.readouterr().err
+
+
 def test_a_readme_without_marks_is_kept(tmp_path):
     (tmp_path / 'README.md').write_text('mine')
     assert write_sections(['a', 'b'], tmp_path).read_text() == 'a\nb'

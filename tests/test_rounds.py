@@ -358,7 +358,7 @@ def test_a_network_without_its_dead_channels_computes_the_same(method):
     assert size.difference < 1e-12 and not size.changed
 
 
-def test_pruning_resumes(short, in_this_process, monkeypatch, tmp_path, capsys):
+def test_pruning_resumes(short, in_this_process, monkeypatch, tmp_path):
     monkeypatch.setattr(pruning, 'ROUNDS', 2)
     options = '--results', str(tmp_path), '--work-dir', str(tmp_path / 'work')
     for seeds in (1, 2):
@@ -371,7 +371,7 @@ def test_pruning_resumes(short, in_this_process, monkeypatch, tmp_path, capsys):
     # A checkpoint of fewer rounds than it should have.
     run = Run('BN', *HIGH, 2)
     train((pruning.STUDY, run), 4, tmp_path / 'work')
-    with pytest.raises(InputError, match='4 of 2 rounds'):
+    with pytest.raises(InputError, match='of round 4, but the network of round 2'):
         pruning.measure(run, tmp_path / 'work')
 
 

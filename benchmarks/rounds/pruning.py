@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+import mmpsbn.cli  # noqa: F401  First: it checks the stack.
 from benchmarks.shared.arguments import (
     add_work_dir,
     check_counts,
@@ -69,7 +70,7 @@ def measure(run: Run, work_dir: Path) -> Size:
     """Train a run of digits and prune its last network.
 
     Raises:
-        InputError: If the loss of the run was not finite, so it has no network.
+        InputError: If the last checkpoint is not that of the last round.
     """
     job = STUDY, run
     train(job, ROUNDS, work_dir)
@@ -77,8 +78,9 @@ def measure(run: Run, work_dir: Path) -> Size:
     state = read_checkpoint(file)
     if len(state['history']) != ROUNDS:
         raise InputError(
-            f'{file} has {len(state["history"])} of {ROUNDS} rounds, because the loss '
-            'was not finite later. A run that diverged cannot be pruned.'
+            f'{file} is the checkpoint of round {len(state["history"])}, but the '
+            f'network of round {ROUNDS} is pruned. Delete the file and repeat the '
+            'command. If this happens again, the loss of the run was not finite.'
         )
     data = images(STUDY.data, None, 'cpu')
     net = new_network(STUDY.network, run.method, data.train_images.shape[1], 0, 1)

@@ -143,8 +143,9 @@ def _parse(study: Study, about: str) -> argparse.Namespace:
     parser.set_defaults(results=None)
     args = parser.parse_args()
     if args.quick:
-        given = {name: getattr(args, name) for name in QUICK if getattr(args, name)}
-        vars(args).update(QUICK | given)
+        for name, value in QUICK.items():
+            if getattr(args, name) is None:
+                setattr(args, name, value)
     args.results = args.results or (quick if args.quick else study.folder)
     if args.data:
         args.epochs = study.epochs[args.data] if args.epochs is None else args.epochs
