@@ -181,7 +181,9 @@ def test_local_jobs_of_a_background_command_end_with_it(tmp_path):
     try:
         cluster = cluster_of(tmp_path / 'jobs', '--cluster', 'local')
         job = cluster.start(tmp_path / 'one', partial(time.sleep, 600))
-        wait_for(lambda: len(processes_of(tmp_path)) == 2)
+        # A signal while submitit starts the process would leave it behind.
+        started = job._job.paths.stdout
+        wait_for(lambda: started.exists() and 'Starting' in started.read_text())
         job.cancel()
         wait_for(lambda: not processes_of(tmp_path), 10)
     finally:
