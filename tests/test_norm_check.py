@@ -64,6 +64,16 @@ def test_psbn_without_decay_is_reported():
     assert 'weight decay' in reason and 'norm_decay_mult' in reason
 
 
+def test_psbn_with_decay_in_some_layers_is_reported():
+    # `custom_keys=dict(bn=dict(decay_mult=0))` finds no layer of `downsample`.
+    model = nn.Sequential(PSBatchNorm2d(4), PSBatchNorm2d(4))
+    spared, others = (list(part.parameters()) for part in model)
+    groups = [dict(params=spared, weight_decay=0), dict(params=others)]
+    optimizer = torch.optim.SGD(groups, 0.1, weight_decay=1e-4)
+    (reason,) = find_idle_norms(model, OptimWrapper(optimizer))
+    assert reason.startswith('1 of 2 psBN layers') and 'custom_keys' in reason
+
+
 def test_several_optimizers():
     model = nn.Sequential(PSBatchNorm2d(4), nn.Conv2d(4, 4, 1))
     for decay, number in ((0, 1), (1e-4, 0)):

@@ -23,9 +23,10 @@ LEVELS_APART = 3  # In area: levels are 4 apart, less what is rounded.
 
 
 def find_idle_norms(model: nn.Module, optim_wrapper: OptimWrapper) -> list[str]:
-    """Explain why all psBN or all SyncBN layers of a model have no effect.
+    """Explain why psBN or SyncBN layers of a model have no effect.
 
-    Some frozen layers (``frozen_stages=1``) are usual and not reported.
+    Some frozen layers (``frozen_stages=1``) are usual and not reported, but
+    trained psBN layers without weight decay are.
 
     Args:
         model (nn.Module): A model in the mode in which it is trained.
@@ -63,11 +64,12 @@ def find_idle_norms(model: nn.Module, optim_wrapper: OptimWrapper) -> list[str]:
             )
         elif not any(id(bias) in decay for bias in learned):
             reasons.append(f'{len(learned)} {PostShift.missed}'.rstrip('.'))
-        elif not any(decay.get(id(bias)) for bias in learned):
+        elif spared := sum(not decay.get(id(bias)) for bias in learned):
             reasons.append(
-                'no psBN layer has weight decay on its bias, so a collapsed '
-                'filter stays collapsed: set weight_decay in the optimizer, and '
-                'remove norm_decay_mult=0 or bias_decay_mult=0 from paramwise_cfg'
+                f'{spared} of {len(learned)} psBN layers have no weight decay on the '
+                'bias, so a collapsed filter there stays collapsed: set weight_decay '
+                'in the optimizer, and remove norm_decay_mult=0, bias_decay_mult=0 '
+                'and custom_keys with decay_mult=0 from paramwise_cfg'
             )
     return reasons
 
@@ -180,7 +182,7 @@ class NormCheckHook(Hook):
             )
         if reasons:
             runner.logger.warning(
-                'The normalization has no effect: ' + '; '.join(reasons) + '.'
+                'Norm layers without effect: ' + '; '.join(reasons) + '.'
             )
         model = unwrap(runner.model)
         heads = heads_without_last_bn(model)
