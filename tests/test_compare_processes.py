@@ -11,7 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import COMPARE, ROOT, SHORT, comparison, demo_config, of_digits, wait_for
+from helpers import (
+    COMPARE,
+    PATIENCE,
+    ROOT,
+    SHORT,
+    comparison,
+    demo_config,
+    of_digits,
+    wait_for,
+)
 
 from mmpsbn.compare import Comparison, replace_norm
 from mmpsbn.compare.processes import explain_exit, lock_folder
@@ -112,10 +121,10 @@ def test_runs_end_with_a_comparison_in_the_background(
             *COMPARE, *arguments, data=digits, short=False
         )
     parent.send_signal(getattr(signal, name))
-    assert parent.wait(60) == (-9 if name == 'SIGKILL' else 130)
-    wait_for(lambda: not processes_of(work_dir), 10)
+    assert parent.wait(PATIENCE) == (-9 if name == 'SIGKILL' else 130)
+    wait_for(lambda: not processes_of(work_dir))
     # Linux removes the command of a process before it closes its files.
-    wait_for(lambda: is_free(work_dir), 10)
+    wait_for(lambda: is_free(work_dir))
 
 
 def is_free(work_dir):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, wait_for
+from helpers import PATIENCE, ROOT, wait_for
 
 from benchmarks.detector_rounds import __main__ as command
 from benchmarks.detector_rounds import studies, tasks, training
@@ -381,9 +381,9 @@ def test_sigterm_ends_the_trainings(tmp_path):
         children = Path(f'/proc/{process.pid}/task/{process.pid}/children')
         wait_for(lambda: len(children.read_text().split()) > 1)
         process.send_signal(signal.SIGTERM)
-        _, message = process.communicate(timeout=60)
+        _, message = process.communicate(timeout=PATIENCE)
         assert process.returncode == 130
         assert 'resumes from the last checkpoints' in message
-        wait_for(lambda: not group_exists(process.pid), 60)
+        wait_for(lambda: not group_exists(process.pid))
     finally:
         process.kill()

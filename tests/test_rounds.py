@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import PATIENCE, ROOT
 from torch.nn import functional as F
 
 from benchmarks.rounds import __main__ as command
@@ -559,7 +559,7 @@ def test_ctrl_c_ends_with_a_message(tmp_path):
     try:
         assert 'runs are missing, 1 in parallel' in process.stdout.readline()
         os.killpg(process.pid, signal.SIGINT)
-        _, message = process.communicate(timeout=120)
+        _, message = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == 130

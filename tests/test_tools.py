@@ -16,6 +16,7 @@ from helpers import (
     FASTER,
     MIMIC_FASTER,
     MIMIC_RETINA,
+    PATIENCE,
     RETINA,
     ROOT,
     SHORT,
@@ -190,7 +191,7 @@ def test_ctrl_c_says_how_to_resume(digits, tmp_path):
                 if 'Epoch(train)' in line:
                     break
             process.send_signal(signal.SIGINT)
-            output = process.communicate(timeout=60)[0]
+            output = process.communicate(timeout=PATIENCE)[0]
         finally:
             process.kill()
     assert process.returncode == 130
