@@ -181,13 +181,14 @@ def install_stack() -> None:
 def install_mmcv() -> None:
     requirement = pins()['mmcv']
     # Which operators are built depends on torch, on Python, and on whether
-    # a GPU is there while building.
+    # a GPU is there while building, or FORCE_CUDA=1 is set.
     key = ask(
-        'import sys, sysconfig, torch; print("-".join(['
+        'import os, sys, sysconfig, torch; print("-".join(['
         f'"{requirement.replace("==", "")}", '
         '"torch" + torch.__version__, '
         'sys.implementation.cache_tag, sysconfig.get_platform(), '
-        '"cuda" if torch.cuda.is_available() else "cpu"]))'
+        '"cuda" if torch.cuda.is_available() or os.getenv("FORCE_CUDA") == "1" '
+        'else "cpu"]))'
     )
     home = CACHE.expanduser() / key
     home.mkdir(parents=True, exist_ok=True)

@@ -181,9 +181,7 @@ class NormCheckHook(Hook):
                 "set norm_cfg=dict(type='psSyncBN') instead"
             )
         if reasons:
-            runner.logger.warning(
-                'Norm layers without effect: ' + '; '.join(reasons) + '.'
-            )
+            runner.logger.warning('Check the norm layers: ' + '; '.join(reasons) + '.')
         model = unwrap(runner.model)
         heads = heads_without_last_bn(model)
         if heads and any(isinstance(m, MimicConv) for m in model.modules()):
