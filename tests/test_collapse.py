@@ -588,9 +588,16 @@ def test_a_layer_that_one_of_two_checkpoints_judges_is_drawn(tmp_path):
         ]
 
     heights = set()
-    for first, second in ((True, True), (False, True), (True, False)):
+    of_a_backbone = layers(True)[:1]
+    for first, second in (
+        (layers(True), layers(True)),
+        (layers(False), layers(True)),
+        (layers(True), layers(False)),
+        (of_a_backbone, layers(True)),
+        (layers(True), of_a_backbone),
+    ):
         file = str(tmp_path / 'layers.png')
-        draw_layers(dict(a=layers(first), b=layers(second)), file)
+        draw_layers(dict(a=first, b=second), file)
         heights.add(mmcv.imread(file).shape[0])
     assert len(heights) == 1  # Two rows in each.
 

@@ -261,6 +261,13 @@ def test_a_sum_behind_an_activation_is_not_that_of_the_norm_layer():
     assert layer.dead == [0, 1, 2] and not layer.after_sum
 
 
+def test_nan_is_not_dead():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
+    model[0].bias.data = torch.tensor([-9, float('nan'), 0])
+    (layer,) = collapse_report(model, torch.rand(2, 3, 4, 4)).layers
+    assert layer.dead == [0] and layer.rarely_positive == [0]
+
+
 def test_a_report_of_other_models():
     assert 'model ' in str(collapse_report(nn.BatchNorm2d(3), torch.randn(1, 3, 2, 2)))
     assert str(collapse_report(MimicNorm(3))).split()[-1] == '-'

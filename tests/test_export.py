@@ -1,5 +1,6 @@
 """Detectors as ONNX files."""
 
+import copy
 import json
 import math
 import re
@@ -30,6 +31,7 @@ from mmcv.cnn import ConvModule, is_norm
 from mmcv.ops import batched_nms
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.structures import DetDataSample
+from mmdet.utils import get_test_pipeline_cfg
 
 from mmpsbn.detectors import Agreement
 from mmpsbn.detectors.outputs import largest_difference, same_detections
@@ -276,6 +278,26 @@ def test_the_shape_is_that_of_the_test_images(scale, shape):
     resize.scale = scale
     cfg.test_dataloader.dataset.pipeline = cfg.test_pipeline
     assert onnx_file.input_shape(cfg) == shape
+
+
+def test_images_are_resized_under_each_name(digits):
+    cfg = demo_config('retinanet', 'psbn')
+    model = build(cfg.model)
+    (file, *_) = images(digits)
+
+    def prepared(kind):
+        own = copy.deepcopy(cfg)
+        for step in get_test_pipeline_cfg(own):
+            if step.type == 'Resize':
+                step.type = kind
+        return onnx_file.prepare_image(own, file, model, (64, 96))['inputs']
+
+    whole = prepared('Resize')
+    assert whole.shape[2:] == (64, 96)
+    for kind in ('mmdet.Resize', 'FixScaleResize'):
+        assert prepared(kind).equal(whole)
+    with pytest.raises(InputError, match="no step of type 'Resize'"):
+        prepared('Pad')
 
 
 def convs_like(**settings):

@@ -368,6 +368,8 @@ def test_d_that_is_not_known(tmp_path):
         torch.optim.Adam(runner.model.parameters(), weight_decay=0.1)
     )
     assert math.isnan(decay_of_schedule(runner)[bias])
+    runner.optim_wrapper = OptimWrapper(torch.optim.Adam(runner.model.parameters()))
+    assert decay_of_schedule(runner)[bias] == 0
 
 
 LOG_4, LOG_5 = math.log(4), math.log(5)

@@ -36,20 +36,12 @@ def parse_args():
         action='store_true',
         help='with --to bn: fold BN into convs outside of the backbone',
     )
-    parser.add_argument(
-        '--keep-optimizer',
-        action='store_true',
-        help="with --to bn, from psBN: keep the optimizer's state",
-    )
     return parser.parse_args()
 
 
 def check_arguments(args):
-    if args.to != 'bn' and (args.fuse or args.keep_optimizer):
-        raise InputError(
-            '--fuse and --keep-optimizer need --to bn. Remove them, or convert with '
-            '--to bn.'
-        )
+    if args.to != 'bn' and args.fuse:
+        raise InputError('--fuse needs --to bn. Remove it, or convert with --to bn.')
     check_out(args, '.pth', *[config_path(args.out)] * (args.to == 'bn'))
 
 
@@ -82,8 +74,7 @@ def main():
                 f'reinitializes these layers: {", ".join(moved.reinitialized)}.'
             )
         return
-    kept = dict(fused=args.fuse, keep_optimizer=args.keep_optimizer)
-    agreement = convert_to_stock(cfg, checkpoint, images, args.out, **kept)
+    agreement = convert_to_stock(cfg, checkpoint, images, args.out, fused=args.fuse)
     print(
         f'Wrote {config_path(args.out)} and {args.out}. Without mmpsbn, on '
         f'{len(images)} images: {agreement}'

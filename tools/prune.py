@@ -13,11 +13,12 @@ fixed shape:
                 those of the heads
   pruned.json   what was removed and kept, and the numbers below
 
-Both models are compared with the trained one before they are kept. A channel
-that is constant on these images may not be constant on others. Use many images
-of all kinds, and check the agreement on held-out images. If no channel is
-constant, nothing is written, because tools/export_onnx.py writes the same
-file. The exit status is then 0, so a script can prune whatever it trains.
+The pruned model and both files are compared with the trained model before they
+are kept. A channel that is constant on these images may not be constant on
+others. Use many images of all kinds, and check the agreement on held-out
+images. If no channel is constant, nothing is written, because
+tools/export_onnx.py writes the same file, and --force removes earlier files.
+The exit status is then 0, so a script can prune whatever it trains.
 """
 
 import os.path as osp

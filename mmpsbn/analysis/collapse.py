@@ -183,7 +183,8 @@ class ChannelWatch(TorchFunctionMode):
     def _note(self, origin: Origin, output: Tensor, leaky: bool) -> None:
         if not output.numel():
             return
-        dead = ~(output.detach() > 0).transpose(0, 1).flatten(1).any(1)
+        # NaN is not dead.
+        dead = (output.detach() <= 0).transpose(0, 1).flatten(1).all(1)
         if origin.layer in self.outputs:
             dead &= self.outputs[origin.layer].dead
         self.outputs[origin.layer] = Outputs(dead, origin.summed, leaky)

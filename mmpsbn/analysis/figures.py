@@ -27,16 +27,16 @@ def draw_layers(results: dict[str, list[Layer]], out: str) -> None:
         for layer in layers
         if layer.judged
     }
-    names = [
-        layer.name for layer in next(iter(results.values())) if layer.name in judged
-    ]
+    # One checkpoint may be of a backbone, and another of the whole detector.
+    names = list(judged)
     if not names:
         return
     with figure_file(out, 6.5, 1.2 + 0.14 * len(names) * len(results)) as figure:
         axis = figure.subplots()
         height = 0.8 / len(results)
         for index, (checkpoint, layers) in enumerate(results.items()):
-            values = np.array(dead_shares([x for x in layers if x.name in judged]))
+            shares = dict(zip([x.name for x in layers], dead_shares(layers)))
+            values = np.array([shares.get(name, np.nan) for name in names])
             axis.barh(
                 np.arange(len(names)) + (index + 0.5) * height - 0.4,
                 100 * values,

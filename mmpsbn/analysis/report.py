@@ -126,13 +126,15 @@ def share(layers: Sequence[Layer], what: str) -> str:
         what (str): The attribute of a layer that lists the channels.
 
     Returns:
-        str: For example, ``3 (4.7%)``, or ``-`` without channels.
+        str: See :func:`format_count`.
     """
-    channels = sum(layer.channels for layer in layers)
-    if not channels:
-        return '-'
     found = sum(len(getattr(layer, what)) for layer in layers)
-    return f'{found} ({found / channels:.1%})'
+    return format_count(found, sum(layer.channels for layer in layers))
+
+
+def format_count(found: int, channels: int) -> str:
+    """Format a number of channels: ``3 (4.7%)``, or ``-`` without channels."""
+    return f'{found} ({found / channels:.1%})' if channels else '-'
 
 
 def write(results: dict[str, list[Layer]], images: int, out: str) -> None:

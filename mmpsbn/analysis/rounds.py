@@ -4,7 +4,7 @@ import csv
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mmpsbn.analysis.report import Layer
+from mmpsbn.analysis.report import Layer, format_count
 
 # Channels are judged by parameters or on images. JUDGES has the attribute of
 # Layer with the result.
@@ -89,7 +89,7 @@ def rounds_table(names: Sequence[str], by: dict[str, list[Change]]) -> list[list
         for judged in by.values():
             channels, dead, newly, recovered = judged[index]
             row += [
-                f'{dead} ({dead / channels:.1%})' if channels else '-',
+                format_count(dead, channels),
                 *(
                     '-' if number is None else str(number)
                     for number in (newly, recovered)

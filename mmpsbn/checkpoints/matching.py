@@ -127,7 +127,8 @@ def check_compatible(model: nn.Module, checkpoint: Checkpoint) -> None:
 
     Raises:
         InputError: If keys are missing, unexpected, of another shape, or
-            without real numbers. The message names the first ones.
+            without real numbers, or if weights are NaN. The message names the
+            first ones.
     """
     state = checkpoint.state_dict
     if is_model_wrapper(model):
@@ -163,6 +164,13 @@ def check_compatible(model: nn.Module, checkpoint: Checkpoint) -> None:
             f'the checkpoint {checkpoint.path} does not fit the model of the '
             f'config: of {len(own)} keys {text}. '
             f'{_likely_reason(missing, list(map(str, unexpected)))}'
+        )
+    diverged = [key for key in common if bool(state[key].isnan().any())]
+    if diverged:
+        raise InputError(
+            f'{len(diverged)} of {len(own)} tensors of the checkpoint '
+            f'{checkpoint.path} have NaN (for example {diverged[0]}): its training has '
+            'diverged. Choose an earlier checkpoint.'
         )
 
 

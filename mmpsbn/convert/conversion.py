@@ -36,7 +36,6 @@ def convert_to_stock(
     out: str,
     *,
     fused: bool = False,
-    keep_optimizer: bool = False,
 ) -> Agreement:
     """Write a stock config and checkpoint, and verify them.
 
@@ -51,19 +50,12 @@ def convert_to_stock(
             ``.py`` instead of ``.pth``.
         fused (bool): Whether BN is folded into convolutions where the stock
             model can be without it. Defaults to False.
-        keep_optimizer (bool): Whether to keep the optimizer's state. Defaults
-            to False.
 
     Raises:
         InputError: If the checkpoint does not fit, if the model has parts
             that only mmpsbn has, if the files cannot be written, or if the
             outputs differ.
     """
-    if keep_optimizer and (fused or any(mimicnorm_parts(cfg.model))):
-        raise InputError(
-            '--keep-optimizer is not supported with --fuse or MimicNorm: the '
-            'converted model has other parameters. Leave --keep-optimizer out.'
-        )
     stock_cfg = stock_model(cfg.model)
     if stock_cfg == cfg.model:
         raise InputError(
@@ -82,14 +74,7 @@ def convert_to_stock(
         with open(config_file, 'w') as file:
             file.write(text)
         content = dict(cfg=Config.fromfile(config_file).pretty_text)
-        optimizer = dict(optimizer=checkpoint.content.get('optimizer'))
-        _save(
-            checkpoint,
-            state,
-            weights_file,
-            content,
-            **(optimizer if keep_optimizer else {}),
-        )
+        _save(checkpoint, state, weights_file, content)
         agreement = run_stock(model, data, config_file, weights_file)
         agreement.require('the stock model')
     return agreement
@@ -126,6 +111,12 @@ def convert_to_mimicnorm(
     data = load_images(cfg, images, target)
     backbone = checkpoint.backbone
     if backbone is not None:
+        if not hasattr(target, 'backbone'):
+            raise InputError(
+                f'{checkpoint.path} has the weights of a backbone, but '
+                f'{type(target).__name__} has no backbone of its own. Name a '
+                'checkpoint of the whole model, or the config of a detector.'
+            )
         source, target = source.backbone, target.backbone
     weights, reinitialized = keep_class_layers(source, backbone or checkpoint)
     load_weights(source, weights)
@@ -178,9 +169,7 @@ def config_path(checkpoint: str) -> str:
     return f'{osp.splitext(checkpoint)[0]}.py'
 
 
-def _save(
-    source: Checkpoint, state: dict, file: str, meta: dict = {}, **content
-) -> None:
+def _save(source: Checkpoint, state: dict, file: str, meta: dict = {}) -> None:
     """Save weights that were made from a checkpoint.
 
     Raises:
@@ -193,8 +182,12 @@ def _save(
         if key in ('dataset_meta', 'epoch', 'iter', 'seed')
     }
     meta = dict(kept, converted_from=osp.basename(source.path), **meta)
+    _write(dict(meta=meta, state_dict=state), file)
+
+
+def _write(content: dict, file: str) -> None:
     try:
-        torch.save(dict(meta=meta, state_dict=state, **content), file)
+        torch.save(content, file)
     except RuntimeError as error:  # torch's writer, on a full disk.
         raise OSError(errno.EIO, str(error), file) from error
 
@@ -210,10 +203,12 @@ def run_stock(model: nn.Module, data: dict, config: str, checkpoint: str) -> Agr
     with explain_config_errors():
         expected = run(model)
         _check_finite(all(bool(part.isfinite().all()) for part in expected))
-        detections = run.detections(model)
     with tempfile.TemporaryDirectory() as folder:
         inputs, results = osp.join(folder, 'in'), osp.join(folder, 'out')
-        torch.save(dict(data=data, proposals=run.proposals), inputs)
+        # Before detections, whose masks can be large, become part of the data.
+        _write(dict(data=data, proposals=run.proposals), inputs)
+        with explain_config_errors():
+            detections = run.detections(model)
         command = [
             sys.executable,
             outputs.__file__,

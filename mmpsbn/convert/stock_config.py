@@ -41,17 +41,23 @@ def stock_model(model: dict) -> dict:
 def fused_model(model: dict) -> dict:
     """A stock model's config without the BN layers that can be fused."""
     model = copy.deepcopy(model)
-    for name, part in model.items():
-        if name != 'backbone':
-            for node in dicts_in(part):
-                # Several norm layers do not fold into the conv that they
-                # share, and the blocks of a ResNet need theirs.
-                if type_of(
-                    node.get('norm_cfg')
-                ) in STOCK_NORMS.values() and not type_of(node).endswith(
-                    ('SepBNHead', 'ResLayer')
-                ):
-                    node['norm_cfg'] = None
+    # The blocks of a backbone need theirs.
+    kept = {
+        id(inner)
+        for node in dicts_in(model)
+        for name, part in node.items()
+        if str(name).endswith('backbone')
+        for inner in dicts_in(part)
+    }
+    for node in dicts_in(model):
+        # Several norm layers do not fold into the conv that they share, and the
+        # blocks of a ResNet need theirs in a head, too.
+        if (
+            id(node) not in kept
+            and type_of(node.get('norm_cfg')) in STOCK_NORMS.values()
+            and not type_of(node).endswith(('SepBNHead', 'ResLayer'))
+        ):
+            node['norm_cfg'] = None
     return model
 
 

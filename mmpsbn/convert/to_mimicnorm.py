@@ -149,6 +149,9 @@ def recalibrate(source: nn.Module, target: nn.Module, run) -> None:
         source (nn.Module): The model with BN.
         target (nn.Module): The model with MimicNorm, with the same names.
         run (callable): ``run(model)`` runs it on the images to measure on.
+
+    Raises:
+        InputError: If a run does not call all layers.
     """
     pairs = {pair.norm: pair.conv for pair in find_pairs(target)}
     convs = {}
@@ -160,6 +163,7 @@ def recalibrate(source: nn.Module, target: nn.Module, run) -> None:
     wanted = {name: ChannelStatistics() for name in convs}
     with listen_to(source, list(convs), lambda name, output: wanted[name].add(output)):
         run(source)
+    _check_called(wanted)
     # A module that is called once is corrected while the model runs; one that
     # is called for each level of a pyramid takes a run of its own.
     once = [name for name in convs if wanted[name].calls == 1]
@@ -190,11 +194,15 @@ def calibrate_last_bn(model: nn.Module, run) -> None:
     Args:
         model (nn.Module): Its last BNs are the identity, see reset_last_bn.
         run (callable): ``run(model)`` runs it on the images to measure on.
+
+    Raises:
+        InputError: If a run does not call all last BNs.
     """
     layers = find_last_bns(model)
     found = {name: ChannelStatistics() for name in layers}
     with listen_to(model, list(layers), lambda name, output: found[name].add(output)):
         run(model)
+    _check_called(found)
     for name, layer in layers.items():
         mean = found[name].mean.to(layer.bias.dtype)
         # A linear layer gives W x + b, a conv W x alone.
@@ -204,6 +212,17 @@ def calibrate_last_bn(model: nn.Module, run) -> None:
         layer.running_var.copy_(found[name].var)
         layer.gain.copy_((layer.running_var + layer.eps).sqrt())
         layer.bias.add_(layer.running_mean)
+
+
+def _check_called(found: dict[str, ChannelStatistics]) -> None:
+    idle = [name for name, statistics in found.items() if not statistics.calls]
+    if idle:
+        raise InputError(
+            f'a prediction does not use {len(idle)} layers of the model (for example '
+            f'{idle[0]}), so their biases cannot be set. If the model contains a '
+            'detector, as semi-supervised methods do, convert a checkpoint of that '
+            'detector with its own config.'
+        )
 
 
 def find_last_bns(model: nn.Module) -> dict[str, LastBN]:

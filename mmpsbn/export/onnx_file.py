@@ -216,7 +216,7 @@ def input_shape(cfg: Config) -> tuple[int, int]:
     """Return height and width that the config's landscape test images fit in."""
     for step in get_test_pipeline_cfg(cfg):
         scale = step.get('scale')
-        if step['type'] == 'Resize' and scale:
+        if _resizes(step) and scale:
             sizes = [scale] * 2 if isinstance(scale, int) else sorted(scale)
             return tuple(-(-size // MULTIPLE) * MULTIPLE for size in sizes)
     raise InputError(
@@ -225,18 +225,34 @@ def input_shape(cfg: Config) -> tuple[int, int]:
     )
 
 
+def _resizes(step: dict) -> bool:
+    kind = getattr(step['type'], '__name__', step['type'])
+    return kind.rpartition('.')[2] in ('Resize', 'FixScaleResize')
+
+
 def prepare_image(
     cfg: Config, file: str, model: nn.Module, shape: tuple[int, int]
 ) -> dict:
-    """Load an image, resized to fit a shape and padded to it with zeros."""
+    """Load an image, resized to fit a shape and padded to it with zeros.
+
+    Raises:
+        InputError: If the test pipeline of the config has no step that resizes
+            it.
+    """
     height, width = mmcv.imread(file).shape[:2]
     factor = min(shape[0] / height, shape[1] / width)
     size = (max(1, int(width * factor)), max(1, int(height * factor)))
     cfg = copy.deepcopy(cfg)
-    for step in get_test_pipeline_cfg(cfg):
-        if step['type'] == 'Resize':
-            step.pop('scale_factor', None)
-            step.update(scale=size, keep_ratio=False)
+    steps = [step for step in get_test_pipeline_cfg(cfg) if _resizes(step)]
+    if not steps and size != (width, height):
+        raise InputError(
+            f'{file} has {height} x {width} pixels and has to be resized to '
+            f'{size[1]} x {size[0]}, but the test pipeline of the config has no '
+            "step of type 'Resize'. Add one to it."
+        )
+    for step in steps:
+        step.pop('scale_factor', None)
+        step.update(scale=size, keep_ratio=False)
     data = load_images(cfg, [file], model)
     # What data_preprocessor padded is beyond the image.
     inputs = data['inputs'][..., : shape[0], : shape[1]]

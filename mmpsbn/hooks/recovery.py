@@ -26,7 +26,7 @@ from mmpsbn.analysis.collapse import (
     norm_layers,
     positive_probability,
 )
-from mmpsbn.analysis.report import align_columns
+from mmpsbn.analysis.report import align_columns, format_count
 from mmpsbn.layers.post_shifted_bn import PostShift
 
 ALPHA = 0.1  # That of psBN by default.
@@ -103,8 +103,8 @@ def starting_table(layers: Iterable[StartingLayer]) -> list[list[str]]:
     for kind, own in kinds.items():
         channels = sum(len(layer.dead) for layer in own)
         dead = sum(int(layer.dead.sum()) for layer in own)
-        share = f'{dead} ({dead / channels:.1%})'
-        row = [kind, str(len(own)), str(channels), share, '-', '-', '-']
+        counted = format_count(dead, channels)
+        row = [kind, str(len(own)), str(channels), counted, '-', '-', '-']
         if not own[0].frozen:
             row[4] = _span([layer.decay for layer in own])
             if not any(math.isnan(layer.reach) for layer in own):
@@ -126,7 +126,8 @@ def describe_start(layers: Sequence[StartingLayer], iterations: int) -> str:
         'Channels that are dead at the start of these '
         f'{iterations} iterations, by their parameters (P(y > 0) < '
         f'{LEAST_PROBABILITY:.0e}):\n{align_columns(starting_table(layers))}'
-        '\nD = weight decay / (1 - momentum) * sum of the learning rates. '
+        '\nD = weight decay / (1 - momentum) * sum of the learning rates; with '
+        'AdamW, without 1 / (1 - momentum). '
         'psBN recovers a dead channel behind a ReLU if |beta| < alpha * exp(D).'
     )
     if any(layer.kind == 'BN' for layer in layers):
@@ -240,6 +241,8 @@ def _sums(
 def _rate(optimizer: torch.optim.Optimizer, group: dict) -> float:
     """Return the share that a step removes from a parameter without gradient."""
     rate = float(group['lr']) * group.get('weight_decay', 0)
+    if not rate:
+        return 0.0
     if isinstance(optimizer, torch.optim.SGD):
         momentum = group['momentum']
         # In the long run: the step has the decay of all steps before it.
