@@ -14,17 +14,23 @@ from helpers import PATIENCE, ROOT, wait_for
 from benchmarks.detector_rounds import __main__ as command
 from benchmarks.detector_rounds import studies, tasks, training
 from benchmarks.detector_rounds.detectors import CLASS_LAYERS, config_of, new_detector
+from benchmarks.detector_rounds.pilot import FOLDER as PILOT
 from benchmarks.detector_rounds.pilot import (
     LRS,
     PLACES,
     highest_lrs,
     highest_that_works,
+    mean_scores,
 )
 from benchmarks.detector_rounds.report import decay_of
 from benchmarks.detector_rounds.results import Results
 from benchmarks.detector_rounds.studies import (
+    LOW_LR,
+    LOW_METHODS,
     METHODS,
+    REFERENCES,
     RESTART,
+    SCRATCH,
     USUAL_LR,
     Run,
     Setting,
@@ -136,14 +142,15 @@ def test_tasks_depend_on_seed_and_round_alone():
 
 
 def test_methods_start_from_the_same_weights(short, at_begin, tmp_path):
-    for method in (*METHODS, RESTART):
+    for method in (*METHODS, *REFERENCES):
         run = Run(method, *SETTING, 0)
         start = started(run, tmp_path)['model']
-        train((STUDY, run), 4 if method == RESTART else 2, tmp_path)
+        train((STUDY, run), 4 if method in REFERENCES else 2, tmp_path)
     states = {method: [state for state, _ in own] for method, own in at_begin.items()}
     states['BN'].pop(0)  # That of the starting detector.
     tests = {method: truth(own[-1][1].test) for method, own in at_begin.items()}
-    tests[RESTART] = truth(at_begin[RESTART][0][1].test)
+    for method in REFERENCES:
+        tests[method] = truth(at_begin[method][0][1].test)
     assert all(own == tests['BN'] for own in tests.values())
     reset = CLASS_LAYERS['retinanet']
     for method in METHODS:
@@ -161,6 +168,13 @@ def test_methods_start_from_the_same_weights(short, at_begin, tmp_path):
         # Both have the class layers of round 2.
         assert torch.equal(value, (states['BN'][1] if new else start)[name])
         assert new or torch.equal(value, fourth[name])
+    random, other = states[SCRATCH]
+    for name, value in random.items():
+        new = name.rpartition('.')[0] in reset
+        assert not new or torch.equal(value, second[name])
+        if name.endswith('conv1.weight'):
+            drawn = (start[name], second[name], other[name])
+            assert not any(torch.equal(value, one) for one in drawn)
     moved = 'backbone.layer1.0.bn1.bias'
     assert not torch.equal(states['BN'][1][moved], states['psBN'][1][moved])
 
@@ -218,7 +232,7 @@ def test_dead_channels_are_followed(short, monkeypatch, tmp_path):
     assert rows[1].died == rows[1].recovered == 0
 
 
-@pytest.mark.parametrize('method', ['psBN', RESTART])
+@pytest.mark.parametrize('method', ['psBN', *REFERENCES])
 def test_a_killed_run_resumes(short, monkeypatch, tmp_path, method):
     job = STUDY, Run(method, *SETTING, 0)
     started(job[1], tmp_path)
@@ -252,11 +266,16 @@ def test_a_damaged_checkpoint(tmp_path):
 
 def test_runs_are_ordered_and_not_repeated(short, monkeypatch, tmp_path, capsys):
     first = make_studies(dict.fromkeys(PLACES, 0.64))[0].runs(3)
-    assert len(first) == 4 * 4 * 3
-    assert [run.lr for run in first] == 24 * [0.64] + 24 * [0.04]
+    assert len(first) == 2 * (5 + 5 + 3) * 3
     assert [run.method for run in first[:3]] == ['BN', 'psBN', RESTART]
+    # What comes later adds to what the first ones show.
+    rest = 4 * 3 * ['main'] * 3 + 4 * 3 * [SCRATCH]
+    assert [SCRATCH if run.method == SCRATCH else 'main' for run in first[:48]] == rest
+    assert {run.method for run in first[48:] if run.lr != LOW_LR} == {'FrozenBN'}
+    assert {run.method for run in first if run.lr == LOW_LR} == {*LOW_METHODS}
     usual = make_studies(dict.fromkeys(PLACES, 0.04))[0]
-    assert usual.settings == (SETTING, EVERYWHERE)
+    low = [setting._replace(lr=LOW_LR) for setting in (SETTING, EVERYWHERE)]
+    assert usual.settings == (SETTING, low[0], EVERYWHERE, low[1])
     use(monkeypatch, STUDY)
     trained = []
 
@@ -273,7 +292,7 @@ def test_runs_are_ordered_and_not_repeated(short, monkeypatch, tmp_path, capsys)
     assert trained[1:] == STUDY.runs(1)
     file = tmp_path / 'retinanet.csv'
     text = file.read_text()
-    assert len(text.splitlines()) == 1 + 3 * 2 + 1
+    assert len(text.splitlines()) == 1 + 3 * 2 + 2
     names = sorted(path.name for path in (tmp_path / 'work').rglob('*.pth'))
     assert names == ['start-backbone-0.pth']
     trained.clear()
@@ -286,24 +305,36 @@ def test_runs_are_ordered_and_not_repeated(short, monkeypatch, tmp_path, capsys)
 
 
 def test_learning_rates_come_from_the_pilot(tmp_path):
-    scores = dict(zip(LRS, (0.36, 0.4, 0.38, 0.37, 0.35, 0.0)))
+    scores = dict(zip(LRS, (0.1, 0.3, 0.36, 0.4, 0.38, 0.37, 0.35, 0.0)))
     assert highest_that_works(scores) == 0.32
-    highest = dict(zip(PLACES, LRS))
+    highest = dict(zip(PLACES, LRS[LRS.index(USUAL_LR) :]))
     write_pilot(tmp_path, highest)
     assert highest_lrs(tmp_path) == highest
     file = tmp_path / 'retinanet.csv'
     text = file.read_text()
+    file.write_text(text.replace('0.01,1000,2,0.4', '0.01,1000,2,0.9'))
+    usual = {place: USUAL_LR for place in PLACES if place.detector == 'retinanet'}
+    assert highest_lrs(tmp_path) == {**highest, **usual}
     file.write_text(text.replace(',0.4,', ',0.1,'))
     with pytest.raises(InputError, match='retinanet .* mAP of 0.100 .* for longer'):
         highest_lrs(tmp_path)
     file.write_text('\n'.join(text.splitlines()[:-1]) + '\n')
-    with pytest.raises(InputError, match='everywhere has tried 5 of 6 .* Run python'):
+    with pytest.raises(InputError, match='everywhere has tried 7 of 8 .* Run python'):
         highest_lrs(tmp_path)
 
 
-def test_the_usual_rate_is_the_highest_that_works():
-    # So says README.md.
+def test_the_usual_rate_is_the_highest_of_the_study():
     assert set(highest_lrs().values()) == {USUAL_LR}
+    text = ' '.join((command.FOLDER / 'README.md').read_text().split())
+    for place in PLACES:
+        scores = mean_scores(Results(PILOT, Study(place.detector, ())), place.placement)
+        works = highest_that_works(scores)
+        assert works <= USUAL_LR
+        if works < USUAL_LR:
+            assert place == ('faster-rcnn', 'backbone')
+            assert max(scores, key=scores.get) == LOW_LR
+            share = scores[USUAL_LR] / scores[LOW_LR]
+            assert f'its mAP is {share:.2f} times that of {LOW_LR}' in text
 
 
 def test_report_from_csv_alone(monkeypatch, tmp_path):

@@ -21,7 +21,7 @@ from benchmarks.shared.tables import format_mean
 from mmpsbn.compare.tables import format_table
 
 from .results import Results
-from .studies import METHODS, RESTART, ROUNDS, SEEDS, Setting
+from .studies import METHODS, REFERENCES, RESTART, ROUNDS, SEEDS, Setting
 from .tasks import STEPS
 
 AT = (10, 20, 40)
@@ -59,7 +59,7 @@ def write_report(results: Sequence[Results], folder: Path) -> Path:
 
 def _section(results: Results, folder: Path) -> str:
     study = results.study
-    series = Series(results.rounds, (RESTART, *METHODS))
+    series = Series(results.rounds, (*REFERENCES, *METHODS))
     parts = [f'### {TITLES[study.name]}\n']
     missing = len(results.missing(SEEDS, ROUNDS))
     if missing:
@@ -84,6 +84,8 @@ def accumulation(series: Series, settings: Sequence[Setting]) -> str:
     """Say for each setting whether dead channels of BN accumulate, and give D."""
     sentences = []
     for setting in settings:
+        if not series.methods(setting):
+            continue
         decay = decay_of(setting.lr)
         text = (
             f'- {setting.name}: D = {decay:.2g} in one round and '
@@ -173,7 +175,7 @@ def _shares(series, setting, method, measure, ends: Sequence[int]) -> str:
 
 def _total(series, setting, method, measure) -> str:
     """Add up channels over all rounds, averaged over seeds."""
-    if method == RESTART:
+    if method in REFERENCES:
         return '-'
     values = series.window(setting, method, measure, series.end, window=series.end)
     return f'{series.end * np.mean(values):.0f}'

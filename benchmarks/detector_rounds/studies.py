@@ -6,13 +6,19 @@ DETECTORS = ('faster-rcnn', 'retinanet')
 PLACEMENTS = ('backbone', 'everywhere')
 METHODS = ('BN', 'psBN', 'FrozenBN')
 RESTART = 'restart'
-"""The reference: BN, finetuned from the starting weights in each round."""
-PAIR = ('BN', 'psBN')
+"""A reference: BN, finetuned from the starting weights in each round."""
+SCRATCH = 'scratch'
+"""A reference: BN, trained from random weights in each round."""
+REFERENCES = (RESTART, SCRATCH)
 ROUNDS, SEEDS = 40, 3
-RESTART_EVERY = 2
-"""The reference is trained in every second round."""
+EVERY, SCRATCH_ROUNDS = 2, 5
+"""References are trained in every second round, from random weights only in
+the last ones."""
 USUAL_LR = 0.04
 """The learning rate of configs/demo, which has the same batch size."""
+LOW_LR = 0.01
+"""A rate at which a single training is at least as good, see the pilot."""
+LOW_METHODS = ('BN', 'psBN', RESTART)
 
 
 class Run(NamedTuple):
@@ -51,27 +57,33 @@ class Study(NamedTuple):
     def runs(self, seeds: int) -> list[Run]:
         """List all runs. Those that come first make the most of a part.
 
-        The highest rates come first, then BN, psBN and the reference, then
-        seeds.
+        BN, psBN and the restart come first, then the other reference, and then
+        frozen BN and the low rate.
         """
         runs = [
             Run(method, *setting, seed)
             for setting in self.settings
             for seed in range(seeds)
-            for method in (*PAIR, RESTART, *METHODS[len(PAIR) :])
+            for method in (
+                LOW_METHODS
+                if setting.lr == LOW_LR
+                else (*LOW_METHODS, SCRATCH, 'FrozenBN')
+            )
         ]
         return sorted(runs, key=priority)
 
 
 def priority(run: Run) -> tuple:
     """Return a key by which runs are sorted, see :meth:`Study.runs`."""
-    return run.lr == USUAL_LR, run.method in METHODS[len(PAIR) :], run.seed
+    last = run.lr == LOW_LR or run.method == 'FrozenBN'
+    return last, run.method == SCRATCH, run.seed, run.lr == LOW_LR
 
 
 def rounds_of(method: str, rounds: int) -> list[int]:
     """List the rounds in which a method is trained."""
-    every = RESTART_EVERY if method == RESTART else 1
-    return list(range(every, rounds + 1, every))
+    every = EVERY if method in REFERENCES else 1
+    found = list(range(every, rounds + 1, every))
+    return found[-SCRATCH_ROUNDS:] if method == SCRATCH else found
 
 
 def make_studies(highest: dict[Place, float]) -> list[Study]:
@@ -88,7 +100,9 @@ def make_studies(highest: dict[Place, float]) -> list[Study]:
                 Setting(placement, lr)
                 for placement in PLACEMENTS
                 # The usual rate can be the highest one that works.
-                for lr in dict.fromkeys((highest[Place(detector, placement)], USUAL_LR))
+                for lr in dict.fromkeys(
+                    (highest[Place(detector, placement)], USUAL_LR, LOW_LR)
+                )
             ),
         )
         for detector in DETECTORS

@@ -25,7 +25,7 @@ from mmpsbn.analysis.rounds import IMAGES, PARAMETERS, changes
 from mmpsbn.errors import InputError
 
 from .detectors import config_of, new_detector, reset_class_layers, set_training
-from .studies import RESTART, USUAL_LR, Run, Study, rounds_of
+from .studies import RESTART, SCRATCH, USUAL_LR, Run, Study, rounds_of
 from .tasks import CLASSES, ROUND, START, Images, Task, collate, task_of
 
 CHECKPOINT_EVERY = 5
@@ -151,6 +151,8 @@ def train(job: tuple[Study, Run], rounds: int, work_dir: Path) -> list[Round]:
         task = task_of(run.seed, number, **ROUND)
         seed_torch(run.seed, number)
         fresh = new_detector(study.name, run.placement, run.method)
+        if run.method == SCRATCH:
+            model.load_state_dict(fresh.state_dict())
         reset_class_layers(model, fresh, study.name)
         if not fit(model, task, study, run):
             history.append(_lost(number))
