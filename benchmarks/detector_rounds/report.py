@@ -33,8 +33,8 @@ TITLES = {'faster-rcnn': 'Faster R-CNN', 'retinanet': 'RetinaNet'}
 PANELS = Panels(
     {
         'mAP': ('mAP minus\nthat of a restart', None),
-        'dead': ('dead on\nimages, %', (0, None)),
-        'dead_by_parameters': ('dead by\nparameters, %', (0, None)),
+        'dead': ('dead on\nimages, %', (0, 100)),
+        'dead_by_parameters': ('dead by\nparameters, %', (0, 100)),
     },
     frozenset(['dead', 'dead_by_parameters']),
     RESTART,

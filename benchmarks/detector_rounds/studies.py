@@ -57,8 +57,8 @@ class Study(NamedTuple):
     def runs(self, seeds: int) -> list[Run]:
         """List all runs. Those that come first make the most of a part.
 
-        BN, psBN and the restart come first, then the other reference, and then
-        frozen BN and the low rate.
+        BN, psBN and the restart come first, then the other reference, frozen
+        BN, and the low rate.
         """
         runs = [
             Run(method, *setting, seed)
@@ -76,7 +76,7 @@ class Study(NamedTuple):
 def priority(run: Run) -> tuple:
     """Return a key by which runs are sorted, see :meth:`Study.runs`."""
     last = run.lr == LOW_LR or run.method == 'FrozenBN'
-    return last, run.method == SCRATCH, run.seed, run.lr == LOW_LR
+    return last, run.method == SCRATCH, run.lr == LOW_LR, run.seed
 
 
 def rounds_of(method: str, rounds: int) -> list[int]:
