@@ -6,6 +6,7 @@ import re
 import shutil
 from collections import Counter
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -26,11 +27,10 @@ from benchmarks import (
 from benchmarks.collapse import experiments as collapse_experiments
 from benchmarks.collapse import report as collapse_report
 from benchmarks.collapse.fits import format_exponent
+from benchmarks.detector_rounds import report as detector_report
+from benchmarks.detector_rounds import studies as detector_studies
 from benchmarks.detector_rounds.pilot import highest_lrs
-from benchmarks.detector_rounds.report import write_report as report_on_detectors
 from benchmarks.detector_rounds.results import Results as DetectorResults
-from benchmarks.detector_rounds.studies import METHODS as DETECTOR_METHODS
-from benchmarks.detector_rounds.studies import RESTART, make_studies
 from benchmarks.gpu import page as gpu_page
 from benchmarks.mimicnorm import experiments as mimicnorm_experiments
 from benchmarks.mimicnorm import report as mimicnorm_report
@@ -125,9 +125,9 @@ def test_reports_are_those_of_the_csv_files(package, tmp_path):
         found = [RoundResults(folder, study) for study in ROUND_STUDIES]
         report_on_rounds(found, tmp_path)
     elif package is detector_rounds:
-        studies = make_studies(highest_lrs())
+        studies = detector_studies.make_studies(highest_lrs())
         found = [DetectorResults(folder, study) for study in studies]
-        report_on_detectors(found, tmp_path)
+        detector_report.write_report(found, tmp_path)
     elif package is gpu:
         shutil.copy(folder / gpu_page.FILE, tmp_path)
         gpu_page.write_report(tmp_path)
@@ -553,27 +553,53 @@ def test_recoveries_on_retraining():
 
 
 def test_sentences_on_detectors():
-    changes, dead, seeds = {}, [], set()
-    for study in make_studies(highest_lrs()):
+    page = 'benchmarks/detector_rounds/README.md'
+    text, retraining = words_of(page), words_of('docs/retraining.md')
+    for study in detector_studies.make_studies(highest_lrs()):
         own = Series(
             DetectorResults(folder_of(detector_rounds), study).rounds,
-            (RESTART, *DETECTOR_METHODS),
+            (*detector_studies.REFERENCES, *detector_studies.METHODS),
         )
-        for setting in study.settings:
-            for method in ('BN', 'psBN'):
-                found = own.window(setting, method, 'mAP', 40, RESTART)
-                seeds.add(len(found))
-                changes.setdefault(study.name, []).append(np.mean(found))
-                dead += own.window(setting, method, 'dead', 40, window=40)
-    assert seeds == {1} and not any(dead)
-    lost, gained = changes['faster-rcnn'], changes['retinanet']
-    assert max(lost) < 0 < min(gained)
-    assert (
-        f'ends {-max(lost):.3f} to {-min(lost):.3f} mAP below a restart from the '
-        'starting weights in each round, and RetinaNet '
-        f'{min(gained):.3f} to {max(gained):.3f} above it'
-        in words_of('docs/retraining.md')
-    )
+        settings = [
+            detector_studies.Setting(place, detector_studies.USUAL_LR)
+            for place in detector_studies.PLACEMENTS
+        ]
+        for setting, measure in product(settings, ('dead', 'dead_by_parameters')):
+            for method in own.methods(setting):
+                assert not any(own.window(setting, method, measure, 40, window=40))
+
+        def relative(method, end):
+            return [
+                own.window(one, method, 'mAP', end, detector_studies.RESTART)
+                for one in settings
+            ]
+
+        bn, begin, psbn = relative('BN', 40), relative('BN', 10), relative('psBN', 40)
+        assert {len(values) for values in bn + psbn} == {3}
+        both = ' and '.join(format_mean(values, 3, '+') for values in bn)
+        name = detector_report.TITLES[study.name]
+        assert f'{both} with {name}' in text and f'{both} with {name}' in retraining
+        significant = [abs(np.mean(one)) > confidence_margin(one) for one in bn]
+        assert significant == [name == 'Faster R-CNN', name == 'RetinaNet']
+        both = ' and '.join(format_mean(values, 3, '+') for values in begin)
+        assert f'{both} in rounds 1 to 10' in text
+        levels = [
+            ', '.join(
+                f'{np.mean(own.window(one, method, "mAP", 40)):.3f}'
+                for method in (
+                    detector_studies.RESTART,
+                    'BN',
+                    'psBN',
+                    detector_studies.SCRATCH,
+                )
+            )
+            for one in settings
+        ]
+        assert f'{levels[0]} and {levels[1]} with {name}' in text
+        found = own.compare(study.settings, 'mAP', detector_report.AT)
+        assert not any(one.p < 0.05 for one in found)
+        usual = [abs(one.paired.mean) for one in found if one.setting in settings]
+        assert f'{max(usual):.3f} with {name}' in text
 
 
 def test_sentences_on_pruning():
