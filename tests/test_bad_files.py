@@ -155,9 +155,9 @@ def test_changed_state_dicts(count, data):
         given = changed.get(key, value)
         assert isinstance(given, Tensor) and given.shape == value.shape, key
         assert not given.is_complex() and not given.is_meta, key
-        assert not given.is_sparse, key
+        assert not given.is_sparse and not given.isnan().any(), key
         torch.testing.assert_close(
-            loaded[key].double(), given.double(), rtol=1e-2, atol=1e-2, equal_nan=True
+            loaded[key].double(), given.double(), rtol=1e-2, atol=1e-2
         )
     count('loaded as given')
 

@@ -631,7 +631,7 @@ def test_psbn_without_decay_is_warned_of(digits, tmp_path):
         **{'optim_wrapper.paramwise_cfg': dict(norm_decay_mult=0.0)},
     )
     (warning,) = list_warnings(measure_costs(plan.cfgs, rounds=1))
-    assert warning.startswith('psBN: no psBN layer has weight decay')
+    assert re.match(r'psBN: (\d+) of \1 psBN layers have no weight decay', warning)
 
 
 def test_runs_at_once_share_no_file_of_results(digits, tmp_path):

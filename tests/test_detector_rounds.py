@@ -61,6 +61,7 @@ def short(monkeypatch):
             monkeypatch.setitem(kind, name, value)
     monkeypatch.setattr(tasks, 'TEST', 4)
     monkeypatch.setattr(training, 'CHECKPOINT_EVERY', 1)
+    monkeypatch.setattr(studies, 'ROUNDS', 4)
 
 
 @pytest.fixture
@@ -253,6 +254,19 @@ def test_a_lost_detector_has_no_map(short, tmp_path, detector):
     rows = train((study, run), 2, tmp_path)
     assert [(row.round, row.mAP) for row in rows] == [(1, 0), (2, 0)]
     assert all(math.isnan(row.dead) for row in rows)
+
+
+def test_random_weights_do_not_stay_lost(short, monkeypatch, tmp_path):
+    job = STUDY, Run(SCRATCH, *SETTING, 0)
+    started(job[1], tmp_path)
+    fit, finite = training.fit, iter((False, True))
+    monkeypatch.setattr(training, 'fit', lambda *args: next(finite) and fit(*args))
+    assert [math.isnan(row.dead) for row in train(job, 4, tmp_path)] == [True, False]
+
+
+def test_random_weights_are_trained_in_the_last_rounds():
+    assert rounds_of(SCRATCH, 40) == [32, 34, 36, 38, 40]
+    assert rounds_of(SCRATCH, 36) == [32, 34, 36] and not rounds_of(SCRATCH, 20)
 
 
 def test_a_damaged_checkpoint(tmp_path):

@@ -579,7 +579,8 @@ def test_sentences_on_detectors():
         assert {len(values) for values in bn + psbn} == {3}
         both = ' and '.join(tables.format_mean(values, 3, '+') for values in bn)
         name = detector_report.TITLES[study.name]
-        assert f'{both} with {name}' in text and f'{both} with {name}' in retraining
+        assert f'{both} in rounds 31 to 40' in text
+        assert f'{both} with {name}' in retraining
         significant = [abs(np.mean(one)) > confidence_margin(one) for one in bn]
         assert significant == [name == 'Faster R-CNN', name == 'RetinaNet']
         both = ' and '.join(tables.format_mean(values, 3, '+') for values in begin)
@@ -588,6 +589,13 @@ def test_sentences_on_detectors():
         assert {len(values) for values in random} == {3}
         both = ' and '.join(tables.format_mean(values, 3, '+') for values in random)
         assert f'andom weights have {both} there' in text
+        above = [
+            tables.format_mean(
+                own.window(one, 'BN', 'mAP', 40, detector_studies.SCRATCH), 3
+            )
+            for one in settings
+        ]
+        assert f'above them by {above[0]} and {above[1]}' in text
         found = own.compare(study.settings, 'mAP', detector_report.AT)
         assert not any(one.p < 0.05 for one in found)
         usual = [abs(one.paired.mean) for one in found if one.setting in settings]

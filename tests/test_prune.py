@@ -529,6 +529,21 @@ def test_files_of_a_retinanet(retina, digits, tmp_path):
         )
 
 
+def test_an_exported_program_that_differs_is_not_kept(retina, monkeypatch):
+    model = Exportable(retina[1])
+    example, load = torch.rand(1, 3, *SHAPE), torch.export.load
+    pruned_files._exported(model, example)
+
+    def other(buffer):
+        program = load(buffer)
+        program.state_dict['model.bbox_head.retina_reg.bias'].add_(0.1)
+        return program
+
+    monkeypatch.setattr(torch.export, 'load', other)
+    with pytest.raises(InputError, match='ExportedProgram differ .* the pruned model'):
+        pruned_files._exported(model, example)
+
+
 @needs_onnx
 def test_a_folder_that_cannot_be_written(retina, digits, tmp_path, monkeypatch):
     cfg, model = retina

@@ -13,12 +13,13 @@ fixed shape:
                 those of the heads
   pruned.json   what was removed and kept, and the numbers below
 
-The pruned model and both files are compared with the trained model before they
-are kept. A channel that is constant on these images may not be constant on
-others. Use many images of all kinds, and check the agreement on held-out
-images. If no channel is constant, nothing is written, because
-tools/export_onnx.py writes the same file, and --force removes earlier files.
-The exit status is then 0, so a script can prune whatever it trains.
+Before they are kept, the pruned model and pruned.onnx are compared with the
+trained model, and pruned.pt2 with the pruned model. A channel that is constant
+on these images may not be constant on others. Use many images of all kinds,
+and check the agreement on held-out images. If no channel is constant, nothing
+is written, because tools/export_onnx.py writes the same file, and --force
+removes earlier files. The exit status is then 0, so a script can prune
+whatever it trains.
 """
 
 import os.path as osp
@@ -100,7 +101,9 @@ def main():
         print(
             f'No channel of {args.checkpoint} can be removed: on '
             f'{len(images)} images, none is constant for all layers that '
-            'read it. Nothing was written.'
+            'read it. Nothing was written. Earlier files were removed.'
+            if args.force
+            else 'read it. Nothing was written.'
         )
         show_kept(pruned.removal.kept)
         return

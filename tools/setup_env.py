@@ -79,6 +79,8 @@ def fingerprint() -> str:
         Path(__file__),
     ):
         digest.update(path.read_bytes())
+    for name in ('FORCE_CUDA', 'TORCH_CUDA_ARCH_LIST'):  # Of MMCV's operators.
+        digest.update(os.environ.get(name, '').encode())
     return digest.hexdigest()
 
 
@@ -181,14 +183,14 @@ def install_stack() -> None:
 def install_mmcv() -> None:
     requirement = pins()['mmcv']
     # Which operators are built depends on torch, on Python, and on whether
-    # a GPU is there while building, or FORCE_CUDA=1 is set.
+    # a GPU is there while building, or the variables of fingerprint().
     key = ask(
         'import os, sys, sysconfig, torch; print("-".join(['
         f'"{requirement.replace("==", "")}", '
         '"torch" + torch.__version__, '
         'sys.implementation.cache_tag, sysconfig.get_platform(), '
-        '"cuda" if torch.cuda.is_available() or os.getenv("FORCE_CUDA") == "1" '
-        'else "cpu"]))'
+        '"cuda" + os.getenv("TORCH_CUDA_ARCH_LIST", "") '
+        'if torch.cuda.is_available() or os.getenv("FORCE_CUDA") == "1" else "cpu"]))'
     )
     home = CACHE.expanduser() / key
     home.mkdir(parents=True, exist_ok=True)

@@ -6,18 +6,18 @@ DETECTORS = ('faster-rcnn', 'retinanet')
 PLACEMENTS = ('backbone', 'everywhere')
 METHODS = ('BN', 'psBN', 'FrozenBN')
 RESTART = 'restart'
-"""A reference: BN, finetuned from the starting weights in each round."""
+"""A reference: BN, finetuned from the starting weights in every second round."""
 SCRATCH = 'scratch'
 """A reference: BN, trained from random weights in each round."""
 REFERENCES = (RESTART, SCRATCH)
 ROUNDS, SEEDS = 40, 3
 EVERY, SCRATCH_ROUNDS = 2, 5
 """References are trained in every second round, from random weights only in
-the last ones."""
+the last ones of all ROUNDS."""
 USUAL_LR = 0.04
 """The learning rate of configs/demo, which has the same batch size."""
 LOW_LR = 0.01
-"""A rate at which a single training is at least as good, see the pilot."""
+"""The best rate of the pilot for Faster R-CNN with norm layers in the backbone."""
 LOW_METHODS = ('BN', 'psBN', RESTART)
 
 
@@ -83,7 +83,9 @@ def rounds_of(method: str, rounds: int) -> list[int]:
     """List the rounds in which a method is trained."""
     every = EVERY if method in REFERENCES else 1
     found = list(range(every, rounds + 1, every))
-    return found[-SCRATCH_ROUNDS:] if method == SCRATCH else found
+    if method == SCRATCH:
+        found = [one for one in found if one > ROUNDS - EVERY * SCRATCH_ROUNDS]
+    return found
 
 
 def make_studies(highest: dict[Place, float]) -> list[Study]:

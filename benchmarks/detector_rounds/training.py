@@ -42,7 +42,8 @@ class Round(NamedTuple):
     """The share of the channels before a ReLU that are dead on the training
     scenes of the round."""
     died: int
-    """Channels that are dead and were alive at the end of the last round."""
+    """Channels that are dead and were alive at the end of the last round, or
+    at the start for a restart. It means nothing for random weights."""
     recovered: int
     """Channels that are alive and were dead at the end of the last round."""
     dead_by_parameters: float
@@ -145,7 +146,7 @@ def train(job: tuple[Study, Run], rounds: int, work_dir: Path) -> list[Round]:
         if run.method == RESTART:
             model.load_state_dict(start['model'])
             layers = [Layer(*values) for values in start['layers']]
-        elif history and math.isnan(history[-1].dead):
+        elif run.method != SCRATCH and history and math.isnan(history[-1].dead):
             history.append(_lost(number))
             continue
         task = task_of(run.seed, number, **ROUND)

@@ -165,13 +165,7 @@ def check_compatible(model: nn.Module, checkpoint: Checkpoint) -> None:
             f'config: of {len(own)} keys {text}. '
             f'{_likely_reason(missing, list(map(str, unexpected)))}'
         )
-    diverged = [key for key in common if bool(state[key].isnan().any())]
-    if diverged:
-        raise InputError(
-            f'{len(diverged)} of {len(own)} tensors of the checkpoint '
-            f'{checkpoint.path} have NaN (for example {diverged[0]}): its training has '
-            'diverged. Choose an earlier checkpoint.'
-        )
+    _check_numbers(checkpoint)
 
 
 def check_any_fits(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -184,7 +178,7 @@ def check_any_fits(model: nn.Module, checkpoint: Checkpoint) -> None:
         checkpoint (Checkpoint): The checkpoint.
 
     Raises:
-        InputError: With the first keys of both.
+        InputError: With the first keys of both, or if weights are NaN.
     """
     if is_model_wrapper(model):
         model = model.get_submodule('module')
@@ -195,6 +189,21 @@ def check_any_fits(model: nn.Module, checkpoint: Checkpoint) -> None:
             f'config: it has {", ".join(map(str, [*state][:3]))}, ..., and the model '
             f'{", ".join([*own][:3])}, .... Name a checkpoint of this detector. '
             'Weights of a backbone alone belong to model.backbone.init_cfg.checkpoint.'
+        )
+    _check_numbers(checkpoint)
+
+
+def _check_numbers(checkpoint: Checkpoint) -> None:
+    diverged = [
+        key
+        for key, value in checkpoint.state_dict.items()
+        if _is_numeric(value) and bool(value.isnan().any())
+    ]
+    if diverged:
+        raise InputError(
+            f'{len(diverged)} tensors of the checkpoint {checkpoint.path} contain NaN '
+            f'(for example {diverged[0]}): its training has diverged. Choose an '
+            'earlier checkpoint.'
         )
 
 

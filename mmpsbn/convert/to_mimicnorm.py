@@ -219,9 +219,9 @@ def _check_called(found: dict[str, ChannelStatistics]) -> None:
     if idle:
         raise InputError(
             f'a prediction does not use {len(idle)} layers of the model (for example '
-            f'{idle[0]}), so their biases cannot be set. If the model contains a '
-            'detector, as semi-supervised methods do, convert a checkpoint of that '
-            'detector with its own config.'
+            f'{idle[0]}), so their biases cannot be set. Give these layers no '
+            'MimicNorm. If the model contains a detector, as semi-supervised methods '
+            'do, convert a checkpoint of that detector with its own config.'
         )
 
 

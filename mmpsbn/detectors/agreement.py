@@ -54,18 +54,19 @@ class Agreement(NamedTuple):
         difference = math.nan if unknown else max(differences)
         return cls(sum(images), difference, sum(detections), sum(same))
 
-    def require(self, model: str) -> None:
+    def require(self, model: str, other: str = 'the trained model') -> None:
         """Raise an InputError unless both models compute the same.
 
         Args:
             model (str): The new model, for the message.
+            other (str): The model that it was compared with.
         """
         changed = self.detections - self.same
         if not self.difference <= TOLERANCE or changed > max(
             1, CHANGED_SHARE * self.detections
         ):
             raise InputError(
-                f'the outputs of {model} differ from those of the trained model by '
+                f'the outputs of {model} differ from those of {other} by '
                 f'{self.difference:.1e} of their size (rounding explains up to '
                 f'{TOLERANCE:.0e}), and {self.same} of {self.detections} detections '
                 f'are the same (rounding changes up to {CHANGED_SHARE:.0%}). Nothing '

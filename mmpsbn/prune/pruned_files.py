@@ -165,7 +165,7 @@ def _exported(model: Exportable, example: Tensor) -> bytes:
         expected = model(example)
     detections = [[remove_padding(own[0][0], own[1][0])] for own in (found, expected)]
     agreement = Agreement.measure(found[2:], expected[2:], *detections)
-    agreement.require('the ExportedProgram')
+    agreement.require('the ExportedProgram', 'the pruned model')
     return buffer.getvalue()
 
 
