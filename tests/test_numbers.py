@@ -556,6 +556,7 @@ def test_recoveries_on_retraining():
 def test_sentences_on_detectors():
     page = 'benchmarks/detector_rounds/README.md'
     text, retraining = words_of(page), words_of('docs/retraining.md')
+    frozen_dead = []
     for study in detector_studies.make_studies(highest_lrs()):
         own = Series(
             DetectorResults(folder_of(detector_rounds), study).rounds,
@@ -585,6 +586,20 @@ def test_sentences_on_detectors():
         assert significant == [name == 'Faster R-CNN', name == 'RetinaNet']
         both = ' and '.join(tables.format_mean(values, 3, '+') for values in begin)
         assert f'{both} in rounds 1 to 10' in text
+        frozen = relative('FrozenBN', 40)
+        (seeds,) = {len(values) for values in frozen}
+        assert f'frozen BN** ({NUMERALS[seeds]} seed' in text
+        both = ' and '.join(f'{np.mean(values):+.3f}' for values in frozen)
+        assert f'{both} with {name}' in text
+        dead = [
+            [dead_share(own, one, 'FrozenBN', end) for end in (10, 40)]
+            for one in settings
+        ]
+        both = ' and '.join('{:.1f} / {:.1f} %'.format(*one) for one in dead)
+        assert both in text
+        frozen_dead += [end for _, end in dead]
+        for one in settings:
+            assert not any(own.window(one, 'FrozenBN', 'dead_by_parameters', 40))
         random = relative(detector_studies.SCRATCH, 40)
         assert {len(values) for values in random} == {3}
         both = ' and '.join(tables.format_mean(values, 3, '+') for values in random)
@@ -600,6 +615,8 @@ def test_sentences_on_detectors():
         assert not any(one.p < 0.05 for one in found)
         usual = [abs(one.paired.mean) for one in found if one.setting in settings]
         assert f'{max(usual):.3f} with {name}' in text
+    limit = f'({NUMERALS[seeds]} seed: up to {max(frozen_dead):.0f} % dead)'
+    assert limit.replace('(', '(frozen BN, ') in retraining
 
 
 def test_sentences_on_pruning():
