@@ -615,8 +615,8 @@ def test_sentences_on_detectors():
         assert not any(one.p < 0.05 for one in found)
         usual = [abs(one.paired.mean) for one in found if one.setting in settings]
         assert f'{max(usual):.3f} with {name}' in text
-    limit = f'({NUMERALS[seeds]} seed: up to {max(frozen_dead):.0f} % dead)'
-    assert limit.replace('(', '(frozen BN, ') in retraining
+    most = f'(frozen BN, {NUMERALS[seeds]} seed: up to {max(frozen_dead):.0f} % dead)'
+    assert most in retraining
 
 
 def test_sentences_on_pruning():

@@ -473,26 +473,34 @@ def test_nothing_to_prune_is_no_failure(faster, digits, tmp_path, capsys, monkey
     cfg, model = faster
     plant(model, 'backbone.layer1.1.bn1', [2], 2.0)
     torch.save(checkpoint(model), tmp_path / 'a.pth')
+
+    def shown(*force):
+        command(
+            monkeypatch,
+            FASTER,
+            tmp_path / 'a.pth',
+            '--out',
+            tmp_path / 'out',
+            *force,
+            '--images',
+            digits / 'train2017',
+            '--number',
+            4,
+            '--shape',
+            *SHAPE,
+        )
+        return capsys.readouterr().out
+
+    output = shown()
+    assert 'on 4 images, none is constant for all' in output
+    assert f'constant for a layer: 1, because {PADDED}.' in output
+    assert not (tmp_path / 'out').exists()
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / 'pruned.onnx').write_text('of another model')
     (tmp_path / 'out' / 'notes.txt').write_text('of a person')
-    command(
-        monkeypatch,
-        FASTER,
-        tmp_path / 'a.pth',
-        '--out',
-        tmp_path / 'out',
-        '--force',
-        '--images',
-        digits / 'train2017',
-        '--number',
-        4,
-        '--shape',
-        *SHAPE,
-    )
-    shown = capsys.readouterr().out
-    assert 'on 4 images, none is constant for all' in shown
-    assert f'constant for a layer: 1, because {PADDED}.' in shown
+    output = shown('--force')
+    assert 'on 4 images, none is constant for all' in output
+    assert 'no files of an earlier model' in output
     assert [file.name for file in (tmp_path / 'out').iterdir()] == ['notes.txt']
 
 

@@ -44,6 +44,14 @@ def test_python_that_is_not_supported(setup_env, monkeypatch, version):
     assert 'use 3.10, 3.11 or 3.12' in stopped(setup_env.check_python)
 
 
+def test_the_operators_of_mmcv_depend_on_variables(setup_env, monkeypatch):
+    seen = {setup_env.fingerprint()}
+    for name in ('FORCE_CUDA', 'TORCH_CUDA_ARCH_LIST'):
+        monkeypatch.setenv(name, '9.0')
+        seen.add(setup_env.fingerprint())
+    assert len(seen) == 3
+
+
 def test_a_stack_that_is_not_known(setup_env, monkeypatch):
     monkeypatch.setattr(setup_env, 'STACK', 'new')
     assert 'prebuilt, successors, torch2.4' in stopped(setup_env.check_stack)

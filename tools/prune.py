@@ -101,10 +101,10 @@ def main():
         print(
             f'No channel of {args.checkpoint} can be removed: on '
             f'{len(images)} images, none is constant for all layers that '
-            'read it. Nothing was written. Earlier files were removed.'
-            if args.force
-            else 'read it. Nothing was written.'
+            'read it. Nothing was written.'
         )
+        if args.force:
+            print(f'{args.out} has no files of an earlier model, either.')
         show_kept(pruned.removal.kept)
         return
     show(pruned)

@@ -8,7 +8,7 @@ METHODS = ('BN', 'psBN', 'FrozenBN')
 RESTART = 'restart'
 """A reference: BN, finetuned from the starting weights in every second round."""
 SCRATCH = 'scratch'
-"""A reference: BN, trained from random weights in each round."""
+"""A reference: BN, trained from random weights in some rounds."""
 REFERENCES = (RESTART, SCRATCH)
 ROUNDS, SEEDS = 40, 3
 EVERY, SCRATCH_ROUNDS = 2, 5
