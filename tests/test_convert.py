@@ -30,7 +30,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
-from mmpsbn.checkpoints.matching import check_compatible
+from mmpsbn.checkpoints.matching import check_any_fits, check_compatible
 from mmpsbn.checkpoints.reading import Checkpoint
 from mmpsbn.compare import replace_norm
 from mmpsbn.convert import convert_to_mimicnorm, convert_to_psbn, convert_to_stock
@@ -312,6 +312,14 @@ def test_the_wrong_kind_of_checkpoint_names_its_remedy():
         check_compatible(mimic, Checkpoint('bn.pth', bn.state_dict()))
     with pytest.raises(InputError, match='The checkpoint has MimicNorm, but'):
         check_compatible(bn, Checkpoint('mimic.pth', mimic.state_dict()))
+
+
+def test_training_does_not_start_from_nan():
+    model = torch.nn.Linear(2, 2)
+    check_any_fits(model, Checkpoint('a.pth', model.state_dict()))
+    torch.nn.init.constant_(model.bias, float('nan'))
+    with pytest.raises(InputError, match=r'1 tensors .*a\.pth contain NaN .*bias'):
+        check_any_fits(model, Checkpoint('a.pth', model.state_dict()))
 
 
 # To a stock model
