@@ -18,14 +18,13 @@ from benchmarks.detector_rounds.pilot import FOLDER as PILOT
 from benchmarks.detector_rounds.pilot import (
     LRS,
     PLACES,
-    highest_lrs,
-    highest_that_works,
+    find_lrs,
     mean_scores,
+    rates_from,
 )
 from benchmarks.detector_rounds.report import decay_of
 from benchmarks.detector_rounds.results import Results
 from benchmarks.detector_rounds.studies import (
-    LOW_LR,
     LOW_METHODS,
     METHODS,
     REFERENCES,
@@ -94,8 +93,8 @@ def main(monkeypatch, folder, *args):
 
 def use(monkeypatch, study):
     """Let the command know one study only."""
-    monkeypatch.setattr(command, 'highest_lrs', lambda folder: {})
-    monkeypatch.setattr(command, 'make_studies', lambda highest: [study])
+    monkeypatch.setattr(command, 'find_lrs', lambda folder: {})
+    monkeypatch.setattr(command, 'make_studies', lambda lrs: [study])
 
 
 def write_pilot(folder, highest):
@@ -279,17 +278,15 @@ def test_a_damaged_checkpoint(tmp_path):
 
 
 def test_runs_are_ordered_and_not_repeated(short, monkeypatch, tmp_path, capsys):
-    first = make_studies(dict.fromkeys(PLACES, 0.64))[0].runs(3)
+    rates = dict.fromkeys(PLACES, (0.64, USUAL_LR, 0.01))
+    first = make_studies(rates)[0].runs(3)
     assert len(first) == 2 * (5 + 5 + 3) * 3
     assert [run.method for run in first[:3]] == ['BN', 'psBN', RESTART]
     # What comes later adds to what the first ones show.
     rest = 4 * 3 * ['main'] * 3 + 4 * 3 * [SCRATCH]
     assert [SCRATCH if run.method == SCRATCH else 'main' for run in first[:48]] == rest
-    assert {run.method for run in first[48:] if run.lr != LOW_LR} == {'FrozenBN'}
-    assert {run.method for run in first if run.lr == LOW_LR} == {*LOW_METHODS}
-    usual = make_studies(dict.fromkeys(PLACES, 0.04))[0]
-    low = [setting._replace(lr=LOW_LR) for setting in (SETTING, EVERYWHERE)]
-    assert usual.settings == (SETTING, low[0], EVERYWHERE, low[1])
+    assert {run.method for run in first[48:] if run.lr != 0.01} == {'FrozenBN'}
+    assert {run.method for run in first if run.lr == 0.01} == {*LOW_METHODS}
     use(monkeypatch, STUDY)
     trained = []
 
@@ -320,35 +317,38 @@ def test_runs_are_ordered_and_not_repeated(short, monkeypatch, tmp_path, capsys)
 
 def test_learning_rates_come_from_the_pilot(tmp_path):
     scores = dict(zip(LRS, (0.1, 0.3, 0.36, 0.4, 0.38, 0.37, 0.35, 0.0)))
-    assert highest_that_works(scores) == 0.32
-    highest = dict(zip(PLACES, LRS[LRS.index(USUAL_LR) :]))
+    assert rates_from(scores) == (0.32, USUAL_LR)
+    assert rates_from(dict(zip(LRS, (0.4, 0.44, 0.4, 0.3)))) == (USUAL_LR,)
+    assert rates_from(dict(zip(LRS, (0.4, 0.44, 0.39, 0.3)))) == (USUAL_LR, 0.02)
+    highest = dict(zip(PLACES, LRS[LRS.index(USUAL_LR) + 1 :]))
     write_pilot(tmp_path, highest)
-    assert highest_lrs(tmp_path) == highest
+    rates = {place: (lr, USUAL_LR) for place, lr in highest.items()}
+    assert find_lrs(tmp_path) == rates
     file = tmp_path / 'retinanet.csv'
     text = file.read_text()
     file.write_text(text.replace('0.01,1000,2,0.4', '0.01,1000,2,0.9'))
-    usual = {place: USUAL_LR for place in PLACES if place.detector == 'retinanet'}
-    assert highest_lrs(tmp_path) == {**highest, **usual}
+    for place in PLACES:
+        if place.detector == 'retinanet':
+            rates[place] = USUAL_LR, 0.01
+    assert find_lrs(tmp_path) == rates
     file.write_text(text.replace(',0.4,', ',0.1,'))
     with pytest.raises(InputError, match='retinanet .* mAP of 0.100 .* for longer'):
-        highest_lrs(tmp_path)
+        find_lrs(tmp_path)
     file.write_text('\n'.join(text.splitlines()[:-1]) + '\n')
     with pytest.raises(InputError, match='everywhere has tried 7 of 8 .* Run python'):
-        highest_lrs(tmp_path)
+        find_lrs(tmp_path)
 
 
-def test_the_usual_rate_is_the_highest_of_the_study():
-    assert set(highest_lrs().values()) == {USUAL_LR}
+def test_the_rates_of_the_study():
     text = ' '.join((command.FOLDER / 'README.md').read_text().split())
     for place in PLACES:
         scores = mean_scores(Results(PILOT, Study(place.detector, ())), place.placement)
-        works = highest_that_works(scores)
-        assert works <= USUAL_LR
-        if works < USUAL_LR:
-            assert place == ('faster-rcnn', 'backbone')
-            assert max(scores, key=scores.get) == LOW_LR
-            share = scores[USUAL_LR] / scores[LOW_LR]
-            assert f'its mAP is {share:.2f} times that of {LOW_LR}' in text
+        if place != ('faster-rcnn', 'backbone'):
+            assert rates_from(scores) == (USUAL_LR,)
+            continue
+        assert rates_from(scores) == (USUAL_LR, 0.01)
+        share = scores[USUAL_LR] / scores[0.01]
+        assert f'its mAP is {share:.2f} times that of 0.01' in text
 
 
 def test_report_from_csv_alone(monkeypatch, tmp_path):

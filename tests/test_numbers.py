@@ -29,7 +29,7 @@ from benchmarks.collapse import report as collapse_report
 from benchmarks.collapse.fits import format_exponent
 from benchmarks.detector_rounds import report as detector_report
 from benchmarks.detector_rounds import studies as detector_studies
-from benchmarks.detector_rounds.pilot import highest_lrs
+from benchmarks.detector_rounds.pilot import find_lrs
 from benchmarks.detector_rounds.results import Results as DetectorResults
 from benchmarks.gpu import page as gpu_page
 from benchmarks.mimicnorm import experiments as mimicnorm_experiments
@@ -126,7 +126,7 @@ def test_reports_are_those_of_the_csv_files(package, tmp_path):
         found = [RoundResults(folder, study) for study in ROUND_STUDIES]
         report_on_rounds(found, tmp_path)
     elif package is detector_rounds:
-        studies = detector_studies.make_studies(highest_lrs())
+        studies = detector_studies.make_studies(find_lrs())
         found = [DetectorResults(folder, study) for study in studies]
         detector_report.write_report(found, tmp_path)
     elif package is gpu:
@@ -557,7 +557,7 @@ def test_sentences_on_detectors():
     page = 'benchmarks/detector_rounds/README.md'
     text, retraining = words_of(page), words_of('docs/retraining.md')
     frozen_dead = []
-    for study in detector_studies.make_studies(highest_lrs()):
+    for study in detector_studies.make_studies(find_lrs()):
         own = Series(
             DetectorResults(folder_of(detector_rounds), study).rounds,
             (*detector_studies.REFERENCES, *detector_studies.METHODS),

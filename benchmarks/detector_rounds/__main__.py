@@ -21,7 +21,7 @@ from benchmarks.shared.pool import in_processes
 from mmpsbn.cli.errors import exit_with_message, interrupt_on_signals
 
 from .pilot import FOLDER as PILOT
-from .pilot import highest_lrs
+from .pilot import find_lrs
 from .report import write_report
 from .results import Results
 from .studies import DETECTORS, ROUNDS, SEEDS, make_studies, priority
@@ -82,7 +82,7 @@ def main() -> None:
     args = parse_args()
     results = {
         study.name: Results(args.results, study)
-        for study in make_studies(highest_lrs(args.pilot))
+        for study in make_studies(find_lrs(args.pilot))
     }
     if args.train:
         train_missing(results, args)

@@ -5,8 +5,7 @@
 BN is finetuned for one round from the starting weights, on a seed that the
 study does not use, in two rounds of each learning rate. Rows are added to
 pilot/*.csv as each learning rate ends, and are not repeated. The command ends
-with a table of all learning rates. The study takes the highest one that works
-from the CSV files, or the usual one if that is higher.
+with a table of all learning rates. The study takes its own from the CSV files.
 """
 
 import argparse
@@ -61,8 +60,23 @@ def highest_that_works(scores: dict[float, float]) -> float:
     return max(lr for lr, score in scores.items() if score >= least)
 
 
-def highest_lrs(folder: Path = FOLDER) -> dict[Place, float]:
-    """Read the highest learning rates that work from the CSV files.
+def rates_from(scores: dict[float, float]) -> tuple[float, ...]:
+    """Choose the learning rates of the study.
+
+    They are the highest one that works and the usual one. If the usual one is
+    too high, they are the usual one and the best one.
+
+    Args:
+        scores (dict): The mAP of each learning rate.
+    """
+    highest = highest_that_works(scores)
+    if highest < USUAL_LR:
+        return USUAL_LR, max(scores, key=lambda lr: scores[lr])
+    return tuple(dict.fromkeys((highest, USUAL_LR)))
+
+
+def find_lrs(folder: Path = FOLDER) -> dict[Place, tuple[float, ...]]:
+    """Choose the learning rates of the study from the CSV files.
 
     Raises:
         InputError: If the pilot has not finished, or if a detector has not
@@ -86,8 +100,7 @@ def highest_lrs(folder: Path = FOLDER) -> dict[Place, float]:
                 'tasks.py), delete its rows in pilot/ and its checkpoints in the work '
                 'dir, and run the pilot again.'
             )
-        # The study has the usual rate in any case.
-        found[place] = max(USUAL_LR, highest_that_works(scores))
+        found[place] = rates_from(scores)
     return found
 
 

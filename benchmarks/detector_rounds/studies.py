@@ -16,9 +16,8 @@ EVERY, SCRATCH_ROUNDS = 2, 5
 the last ones of all ROUNDS."""
 USUAL_LR = 0.04
 """The learning rate of configs/demo, which has the same batch size."""
-LOW_LR = 0.01
-"""The best rate of the pilot for Faster R-CNN with norm layers in the backbone."""
 LOW_METHODS = ('BN', 'psBN', RESTART)
+"""What is trained at a rate below the usual one."""
 
 
 class Run(NamedTuple):
@@ -58,7 +57,7 @@ class Study(NamedTuple):
         """List all runs. Those that come first make the most of a part.
 
         BN, psBN and the restart come first, then the other reference, frozen
-        BN, and the low rate.
+        BN, and low rates.
         """
         runs = [
             Run(method, *setting, seed)
@@ -66,7 +65,7 @@ class Study(NamedTuple):
             for seed in range(seeds)
             for method in (
                 LOW_METHODS
-                if setting.lr == LOW_LR
+                if setting.lr < USUAL_LR
                 else (*LOW_METHODS, SCRATCH, 'FrozenBN')
             )
         ]
@@ -75,8 +74,8 @@ class Study(NamedTuple):
 
 def priority(run: Run) -> tuple:
     """Return a key by which runs are sorted, see :meth:`Study.runs`."""
-    last = run.lr == LOW_LR or run.method == 'FrozenBN'
-    return last, run.method == SCRATCH, run.lr == LOW_LR, run.seed
+    low = run.lr < USUAL_LR
+    return low or run.method == 'FrozenBN', run.method == SCRATCH, low, run.seed
 
 
 def rounds_of(method: str, rounds: int) -> list[int]:
@@ -88,12 +87,12 @@ def rounds_of(method: str, rounds: int) -> list[int]:
     return found
 
 
-def make_studies(highest: dict[Place, float]) -> list[Study]:
+def make_studies(lrs: dict[Place, tuple[float, ...]]) -> list[Study]:
     """Return the study of each detector.
 
     Args:
-        highest (dict): The highest learning rate for each detector and
-            placement, see :func:`~benchmarks.detector_rounds.pilot.highest_lrs`.
+        lrs (dict): The learning rates for each detector and placement, see
+            :func:`~benchmarks.detector_rounds.pilot.find_lrs`.
     """
     return [
         Study(
@@ -101,10 +100,7 @@ def make_studies(highest: dict[Place, float]) -> list[Study]:
             tuple(
                 Setting(placement, lr)
                 for placement in PLACEMENTS
-                # The usual rate can be the highest one that works.
-                for lr in dict.fromkeys(
-                    (highest[Place(detector, placement)], USUAL_LR, LOW_LR)
-                )
+                for lr in lrs[Place(detector, placement)]
             ),
         )
         for detector in DETECTORS
