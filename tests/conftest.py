@@ -22,7 +22,10 @@ from mmpsbn.detectors import outputs
 pytest.register_assert_rewrite('helpers')
 
 import forked
+import shortcuts
 from helpers import COMPARE, ROOT, SHORT
+
+shortcuts.take()
 
 COCO128 = ROOT.parent / 'shared' / 'coco128'
 NEU_DET = ROOT.parent / 'shared' / 'neu_det'

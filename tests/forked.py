@@ -89,6 +89,9 @@ def preload():
         'mmengine.runner',
     ):
         importlib.import_module(module)
+    import shortcuts
+
+    shortcuts.take()
     assert 'mmpsbn' not in sys.modules
     # A fork has no other thread, and would wait for its locks.
     assert len(os.listdir('/proc/self/task')) == 1

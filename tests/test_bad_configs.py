@@ -87,16 +87,8 @@ def content(digits):
 
 
 @pytest.fixture
-def forgotten(monkeypatch):
+def forgotten():
     """Removes what MMEngine remembers of its Runners, for good."""
-    # It asks compilers for their versions, and breaks the lines of configs
-    # nicely, each time and for seconds.
-    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
-    for module in ('yapf.yapflib.yapf_api', 'mmengine.config.config'):
-        # The successors import it where they call it.
-        monkeypatch.setattr(
-            f'{module}.FormatCode', lambda text, **style: (text, True), raising=False
-        )
     before = {kind: dict(kind._instance_dict) for kind in GLOBALS}
 
     def forget():

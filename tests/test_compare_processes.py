@@ -19,6 +19,7 @@ from helpers import (
     comparison,
     demo_config,
     of_digits,
+    run,
     wait_for,
 )
 
@@ -72,7 +73,7 @@ def short_plan(digits, work_dir, lrs=(), processes=1, epochs=1, loop=None, **cha
     'name, processes', [('SIGTERM', 1), ('SIGHUP', 1), ('SIGKILL', 2)]
 )
 def test_runs_end_with_a_comparison_in_the_background(
-    name, processes, digits, tmp_path, monkeypatch, refused
+    name, processes, digits, tmp_path
 ):
     work_dir = tmp_path / 'work'
     arguments = [
@@ -86,10 +87,8 @@ def test_runs_end_with_a_comparison_in_the_background(
         '1',
         '--processes',
         str(processes),
-        '--cfg-options',
-        *SHORT,
-        'train_cfg.max_epochs=1000',
     ]
+    options = ['train_cfg.max_epochs=1000']
 
     def as_background_job():
         # A script starts it with Ctrl-C ignored, and nohup may run the tests.
@@ -97,7 +96,7 @@ def test_runs_end_with_a_comparison_in_the_background(
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
     parent = subprocess.Popen(
-        [sys.executable, *COMPARE, *arguments],
+        [sys.executable, *COMPARE, *arguments, '--cfg-options', *SHORT, *options],
         cwd=ROOT,
         env=dict(os.environ, MMDET_DATASETS=str(digits), OMP_NUM_THREADS='1'),
         preexec_fn=as_background_job,
@@ -105,23 +104,28 @@ def test_runs_end_with_a_comparison_in_the_background(
         stderr=subprocess.STDOUT,
         text=True,
     )
-    output = work_dir / 'BN_lr0.04_seed0' / 'output.txt'
-    # Every process has trained a step.
-    wait_for(
-        lambda: (
-            output.exists()
-            and 'Epoch(train)' in output.read_text()
-            or parent.poll() is not None
+    try:
+        output = work_dir / 'BN_lr0.04_seed0' / 'output.txt'
+        # Every process has trained a step.
+        wait_for(
+            lambda: (
+                output.exists()
+                and 'Epoch(train)' in output.read_text()
+                or parent.poll() is not None
+            )
         )
-    )
-    assert parent.poll() is None, parent.stdout.read()
-    assert len(processes_of(work_dir)) > processes
-    if name == 'SIGKILL':
-        assert f'is in use by process {parent.pid} on' in refused(
-            *COMPARE, *arguments, data=digits, short=False
-        )
-    parent.send_signal(getattr(signal, name))
-    assert parent.wait(PATIENCE) == (-9 if name == 'SIGKILL' else 130)
+        assert parent.poll() is None, parent.stdout.read()
+        assert len(processes_of(work_dir)) > processes
+        if name == 'SIGKILL':
+            status, text = run(
+                *COMPARE, *arguments, data=digits, options=options, fresh=True
+            )
+            assert status == 1
+            assert f'is in use by process {parent.pid} on' in text
+        parent.send_signal(getattr(signal, name))
+        assert parent.wait(PATIENCE) == (-9 if name == 'SIGKILL' else 130)
+    finally:
+        parent.kill()
     wait_for(lambda: not processes_of(work_dir))
     # Linux removes the command of a process before it closes its files.
     wait_for(lambda: is_free(work_dir))

@@ -12,9 +12,13 @@ from scipy import stats
 from mmpsbn.analysis.style import COLOR_OF
 from mmpsbn.compare import NORMALIZATIONS, Run, TrainingCost, write_report
 from mmpsbn.compare.figures import draw_curves, draw_lrs
-from mmpsbn.compare.intervals import compare_paired, confidence_margin, correct_p_values
 from mmpsbn.compare.report import Row, compare_with_baseline, describe_results
-from mmpsbn.compare.tables import format_mean
+from mmpsbn.statistics.intervals import (
+    compare_paired,
+    confidence_margin,
+    correct_p_values,
+)
+from mmpsbn.statistics.tables import format_mean
 
 
 def row(norm, *scores, lr=0.1, length=1, seeds=None, diverged=0):

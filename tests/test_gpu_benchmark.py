@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import needs_scaler
+from helpers import ROOT, needs_scaler
 from test_stack import run_without
 from torch import nn
 
@@ -176,3 +176,22 @@ import benchmarks.mimicnorm.__main__
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith('True')
+
+
+@pytest.mark.slow
+def test_reports_of_the_studies_do_not_need_mmengine(tmp_path):
+    for study in ('rounds', 'collapse', 'mimicnorm'):
+        (tmp_path / study).mkdir()
+        for file in (ROOT / 'benchmarks' / study).glob('digits*.csv'):
+            (tmp_path / study / file.name).symlink_to(file)
+    result = run_without(
+        ('mmengine', 'mmcv', 'mmdet'),
+        f"""
+import runpy
+for study in ('rounds', 'collapse', 'mimicnorm'):
+    sys.argv = ['-', '--results', {str(tmp_path)!r} + '/' + study]
+    runpy.run_module('benchmarks.' + study, run_name='__main__')
+""",
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count('Report: ') == 3

@@ -30,7 +30,7 @@ def as_classes(cfg):
         imports.add(f'from {found.__module__} import {found.__name__}')
         return f'type={found.__name__}'
 
-    text = re.sub(r"type='(\w+)'", replaced, cfg.pretty_text)
+    text = re.sub(r"\btype='(\w+)'", replaced, cfg.pretty_text)
     return '\n'.join([*sorted(imports), text])
 
 

@@ -48,15 +48,15 @@ from benchmarks.shared import tables
 from benchmarks.shared.costs import Costs
 from benchmarks.shared.rows import read_rows
 from benchmarks.shared.series import Series
-from mmpsbn.compare.intervals import confidence_margin
 from mmpsbn.compare.report import compare_with_baseline
-from mmpsbn.compare.tables import (
+from mmpsbn.hooks import FilterCollapseHook
+from mmpsbn.statistics.intervals import confidence_margin
+from mmpsbn.statistics.tables import (
     format_difference,
     format_interval,
     format_lr,
     format_mean,
 )
-from mmpsbn.hooks import FilterCollapseHook
 
 NAMES = {'frozen BN': 'FrozenBN'}
 # The schedule of each study in the tables, as a multiple of its first one.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize
 
-from mmpsbn.compare.intervals import confidence_margin
+from mmpsbn.statistics.intervals import confidence_margin
 
 
 class Law(NamedTuple):

@@ -11,8 +11,12 @@ from benchmarks.shared.pages import write_sections
 from benchmarks.shared.rows import Rows
 from benchmarks.shared.settings import make_rows, varied
 from benchmarks.shared.tables import TITLES, format_mean, heading, value_of
-from mmpsbn.compare.intervals import PairedDifference, compare_paired, correct_p_values
-from mmpsbn.compare.tables import format_difference, format_p, format_table
+from mmpsbn.statistics.intervals import (
+    PairedDifference,
+    compare_paired,
+    correct_p_values,
+)
+from mmpsbn.statistics.tables import format_difference, format_p, format_table
 
 from .experiments import BN, STUDY
 from .figures import draw_law, draw_recovery, draw_variants

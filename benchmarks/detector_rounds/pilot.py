@@ -17,8 +17,8 @@ from statistics import mean
 import mmpsbn.cli  # noqa: F401  First: it checks the stack.
 from benchmarks.shared.arguments import add_work_dir
 from mmpsbn.cli.errors import exit_with_message, interrupt_on_signals
-from mmpsbn.compare.tables import format_table
 from mmpsbn.errors import InputError
+from mmpsbn.statistics.tables import format_table
 
 from .results import Results
 from .studies import (

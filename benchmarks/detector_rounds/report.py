@@ -18,7 +18,7 @@ from benchmarks.shared.series import (
     rounds_up_to,
 )
 from benchmarks.shared.tables import format_mean
-from mmpsbn.compare.tables import format_table
+from mmpsbn.statistics.tables import format_table
 
 from .results import Results
 from .studies import METHODS, REFERENCES, RESTART, ROUNDS, SEEDS, Setting

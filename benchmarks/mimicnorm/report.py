@@ -10,7 +10,7 @@ from benchmarks.shared.pages import write_sections
 from benchmarks.shared.rows import Rows
 from benchmarks.shared.settings import make_rows, panel_of
 from benchmarks.shared.tables import TITLES, format_mean, heading, value_of
-from mmpsbn.compare.tables import format_table
+from mmpsbn.statistics.tables import format_table
 
 from .correlation import MEASURES
 from .experiments import STUDY

@@ -16,7 +16,7 @@ from mmpsbn.compare.report import (
     group_by_length,
     select_best,
 )
-from mmpsbn.compare.tables import format_length, format_lr, format_table
+from mmpsbn.statistics.tables import format_length, format_lr, format_table
 
 from .results import Results
 from .studies import STUDIES, Study, number_of_runs

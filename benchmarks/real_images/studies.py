@@ -9,10 +9,10 @@ from mmengine.config import Config
 from mmpsbn.cluster import Cluster
 from mmpsbn.compare import Comparison, replace_norm
 from mmpsbn.compare.runs import Run
-from mmpsbn.compare.tables import format_lr
 from mmpsbn.config.data import check_data
 from mmpsbn.config.reading import TRAINING_LOADERS, read_config
 from mmpsbn.hooks.filter_collapse_hook import shares
+from mmpsbn.statistics.tables import format_lr
 
 from .results import Results
 

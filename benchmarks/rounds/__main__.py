@@ -109,7 +109,7 @@ def main() -> None:
                 args, args.work_dir / 'jobs', gpus=int(args.device != 'cpu'), cpus=1
             )
             train_missing(results, args, cluster)
-        # The report needs the whole of mmpsbn, and training does not.
+        # The report needs matplotlib, and training does not.
         from .report import write_report
 
         print(f'Report: {write_report(list(results.values()), args.results)}')

@@ -16,8 +16,8 @@ from benchmarks.shared.series import (
     rounds_up_to,
 )
 from benchmarks.shared.tables import format_mean
-from mmpsbn.compare.intervals import ALPHA
-from mmpsbn.compare.tables import format_difference, format_table
+from mmpsbn.statistics.intervals import ALPHA
+from mmpsbn.statistics.tables import format_difference, format_table
 
 from .figures import SHORT, draw_recoveries, draw_rounds
 from .recovery import COLLAPSED, Death

@@ -82,7 +82,7 @@ def run(study: Study, about: str, train: Callable) -> None:
         rows = study.read(args.results)
         if args.data:
             train_missing(study, rows[args.data], train, args)
-        # The report needs the whole of mmpsbn, and training does not.
+        # The report needs matplotlib, and training does not.
         report = import_module(f'benchmarks.{study.name}.report')
         print(f'Report: {report.write_report(rows, args.results)}')
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.lines import Line2D
 
-from mmpsbn.compare.intervals import confidence_margin
+from mmpsbn.statistics.intervals import confidence_margin
 
 
 def draw_series(

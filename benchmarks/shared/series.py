@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmpsbn.compare.intervals import (
+from mmpsbn.statistics.intervals import (
     ALPHA,
     PairedDifference,
     compare_paired,
     correct_p_values,
 )
-from mmpsbn.compare.tables import (
+from mmpsbn.statistics.tables import (
     format_difference,
     format_interval,
     format_p,

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
-from mmpsbn.compare.intervals import confidence_margin
+from mmpsbn.statistics.intervals import confidence_margin
 
 from .command import Study
 from .rows import Rows

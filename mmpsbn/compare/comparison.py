@@ -19,13 +19,13 @@ from mmpsbn.compare.placing import describe_placing, replace_norm
 from mmpsbn.compare.recording import find_score_names, record_results
 from mmpsbn.compare.runs import TUNING_SEED, Run, Workload, compute_workloads
 from mmpsbn.compare.schedule import stretch
-from mmpsbn.compare.tables import format_lr
 from mmpsbn.config.errors import explain_config_errors
 from mmpsbn.config.model import type_of
 from mmpsbn.errors import InputError
 from mmpsbn.files import write_atomically
 from mmpsbn.hooks.filter_collapse_hook import HISTORY, read_history
 from mmpsbn.hooks.non_finite_hook import DIVERGED
+from mmpsbn.statistics.tables import format_lr
 
 PLAN = 'comparison.json'
 FORMAT = 2  # The version of work dirs.

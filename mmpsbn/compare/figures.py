@@ -7,8 +7,8 @@ from matplotlib.lines import Line2D
 
 from mmpsbn.analysis.style import assign_colors, figure_file
 from mmpsbn.compare.costs import Costs
-from mmpsbn.compare.intervals import confidence_margin
-from mmpsbn.compare.tables import format_length, format_lr
+from mmpsbn.statistics.intervals import confidence_margin
+from mmpsbn.statistics.tables import format_length, format_lr
 
 MARKERS = 'os^Dv<>'
 OFFSET = 0.2  # The width of the normalizations at one learning rate, as a share.

@@ -11,14 +11,16 @@ from markdown_it import MarkdownIt
 from mmpsbn.compare.comparison import Comparison
 from mmpsbn.compare.costs import Costs, list_warnings
 from mmpsbn.compare.figures import draw_costs, draw_curves, draw_lrs, draw_scores
-from mmpsbn.compare.intervals import (
+from mmpsbn.compare.runs import Run
+from mmpsbn.files import output_folder
+from mmpsbn.hooks.filter_collapse_hook import shares
+from mmpsbn.statistics.intervals import (
     ALPHA,
     PairedDifference,
     compare_paired,
     correct_p_values,
 )
-from mmpsbn.compare.runs import Run
-from mmpsbn.compare.tables import (
+from mmpsbn.statistics.tables import (
     format_difference,
     format_interval,
     format_length,
@@ -27,8 +29,6 @@ from mmpsbn.compare.tables import (
     format_p,
     format_table,
 )
-from mmpsbn.files import output_folder
-from mmpsbn.hooks.filter_collapse_hook import shares
 
 PAGE = 'report.html'
 DIFFERENCES = f"""\

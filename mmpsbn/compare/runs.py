@@ -13,11 +13,11 @@ from mmengine.registry import DATASETS
 from mmpsbn.compare.costs import TrainingCost
 from mmpsbn.compare.held_out import HeldOut
 from mmpsbn.compare.schedule import stretch
-from mmpsbn.compare.tables import format_length, format_lr
 from mmpsbn.config.data_errors import explain_data_errors
 from mmpsbn.config.model import config_scope
 from mmpsbn.config.reading import TRAINING_LOADERS
 from mmpsbn.errors import InputError
+from mmpsbn.statistics.tables import format_length, format_lr
 
 # Seeds of tuning runs start here, so that no final run has one of them.
 TUNING_SEED = 1000

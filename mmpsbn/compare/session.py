@@ -14,11 +14,11 @@ from mmpsbn.compare.comparison import Comparison
 from mmpsbn.compare.costs import Costs, TrainingCost, list_warnings, measure_costs
 from mmpsbn.compare.report import write_report
 from mmpsbn.compare.runs import Run
-from mmpsbn.compare.tables import format_duration
 from mmpsbn.config.data_errors import explain_data_errors
 from mmpsbn.config.reading import TRAINING_LOADERS
 from mmpsbn.errors import InputError
 from mmpsbn.files import write_atomically
+from mmpsbn.statistics.tables import format_duration
 
 COSTS = 'costs.json'
 

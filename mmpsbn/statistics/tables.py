@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from itertools import compress
 
-from mmpsbn.compare.intervals import confidence_margin
+from mmpsbn.statistics.intervals import confidence_margin
 
 
 def format_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

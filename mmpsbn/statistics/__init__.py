@@ -1,0 +1,1 @@
+"""Confidence intervals and tables of results. They need no other package of ours."""
