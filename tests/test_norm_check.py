@@ -405,8 +405,8 @@ def test_the_table_counts_what_is_within_reach():
         ['GN', '1', '3', '2 (66.7%)', '1.4', '-', '-'],
         ['IN', '1', '3', '2 (66.7%)', 'unknown', '-', '-'],
     ]
-    assert 'stay dead' in describe_start(layers, 9)
-    assert 'stay dead' not in describe_start(layers[2:4], 9)
+    assert 'no dead channel of BN' in describe_start(layers, 9)
+    assert 'no dead channel of BN' not in describe_start(layers[2:4], 9)
 
 
 def log_of(work_dir):
@@ -441,7 +441,7 @@ def test_the_hook_reports_and_changes_nothing(norm, tmp_path):
     dead = ['3', '(37.5%)', '0.8', '|beta|', '<', '0.22']
     assert row_of(text, kind)[:-1] == [kind, '1', '8', *dead]
     assert 'at the start of these 20 iterations' in text
-    assert ('stay dead' in text) == (kind == 'BN')
+    assert ('no dead channel of BN' in text) == (kind == 'BN')
     assert ('beta is then the shift of BN minus alpha' in text) == (kind == 'BN')
 
 
@@ -457,7 +457,9 @@ def test_nothing_is_said_of_recovery_behind_leaky_relu(tmp_path):
     text = report(tmp_path, nn.LeakyReLU(0.1))
     row = ['BN,', 'Leaky', 'ReLU', '1', '8', '1', '(12.5%)', '0.16', '-', '-']
     assert row_of(text, 'BN,') == row
-    assert 'stay dead' not in text and 'Filter collapse concerns' not in text
+    assert (
+        'no dead channel of BN' not in text and 'Filter collapse concerns' not in text
+    )
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ from benchmarks.rounds.training import Round
 from benchmarks.shared import tables
 from benchmarks.shared.costs import Costs
 from benchmarks.shared.rows import read_rows
-from benchmarks.shared.series import Series
+from benchmarks.shared.series import WINDOW, Series
 from mmpsbn.compare.report import compare_with_baseline
 from mmpsbn.hooks import FilterCollapseHook
 from mmpsbn.statistics.intervals import confidence_margin
@@ -429,6 +429,32 @@ def test_sentences_on_accuracy_after_all_rounds(networks):
     )
     assert first[1:] == ('cifar10-residual', Setting(0.8, 1e-4))
     assert f"its mean accuracy is up to {-first[0]:.3f} below BN's" in text
+    means = {
+        (study.name, setting, end): np.mean(
+            networks[study.name].window(setting, 'psBN', 'accuracy', end, 'BN')
+        )
+        for study in ROUND_STUDIES
+        for setting in study.methods
+        for end in range(WINDOW, 151, WINDOW)
+    }
+    later = min(mean for (_, _, end), mean in means.items() if end > WINDOW)
+    assert f'in all later rounds up to {-later:.3f}' in text
+    half = min(mean for (_, one, _), mean in means.items() if one.lr == HALF.lr)
+    assert f'At lr 0.4, it is up to {-half:.3f} below' in text
+    dead = {
+        (psbn, dead_share(networks[study.name], setting, 'BN', 10)): setting
+        for study in ROUND_STUDIES
+        for setting in study.methods
+        if (psbn := dead_share(networks[study.name], setting, 'psBN', 10))
+    }
+    assert dead[max(dead, key=lambda one: one[0] - one[1])] == FULL._replace(
+        weight_decay=1e-4
+    )
+    most = max(dead, key=lambda one: one[0] - one[1])
+    assert (
+        'up to {:.1f} % of its channels are dead where BN has {:.1f} %'.format(*most)
+        in text
+    )
     for name, own in networks.items():
         accuracy = np.mean(own.window(FULL, 'GN', 'accuracy', 150))
         assert abs(accuracy - 0.5) < 0.005, name
@@ -480,10 +506,20 @@ def test_sentences_on_the_best_setting_and_on_remedies(networks):
     best = accuracies[first]
     assert best == accuracies[second] == LOW._replace(weight_decay=1e-4)
     assert f'{relative(plain, best, "BN")[0]:.3f} above a network from scratch' in text
-    for method, place in (('BN+S&P', 'BN+S&P is'), ('BN+ReDo', 'BN+ReDo is')):
+    for method, name in (('BN+S&P', 'shrink and perturb'), ('BN+ReDo', 'ReDo is')):
         above = relative(plain, FULL, method, baseline='psBN')[2]
-        assert f'{place} {above} above psBN in the plain network' in text
-        assert above in page
+        assert f'{method} is {above} above psBN in the plain network' in text
+        means = '{:+.3f}, {:+.3f} and {:+.3f}'.format(
+            *(
+                relative(plain, one, method, baseline='psBN')[0]
+                for one in (FULL, HALF, LOW)
+            )
+        )
+        assert f'{name} {means}' in page
+    above = relative(plain, HALF, 'BN+ReDo', baseline='psBN')[2]
+    assert f'at lr 0.4 it is {above} above' in text
+    mean, margin, _ = relative(plain, LOW, 'BN+ReDo', baseline='psBN')
+    assert abs(mean) < margin
     residual = networks['cifar10-residual']
     mean, margin, _ = relative(residual, FULL, 'psBN', baseline='BN+ReDo')
     assert f"its mean is {mean:.3f} below psBN's (not significant)" in text
@@ -496,10 +532,11 @@ def test_sentences_on_the_best_setting_and_on_remedies(networks):
     assert f'{mean:.3f} below psBN with digits' in text and mean > margin
     above = relative(plain, LOW, 'psBN', baseline='BN+S&P')[2]
     assert f'at lr 0.2 it is {above} below psBN' in text
-    assert f'but {above} below at 0.2' in page
     for method in ('MimicNorm', 'GN'):
         above = relative(plain, LOW, 'BN', baseline=method)[2]
         assert f"{above} above {method}'s" in text
+    above = relative(residual, FULL, 'psBN', baseline='MimicNorm')[2]
+    assert f"psBN's is {above} above MimicNorm's" in text
     ranks = [
         np.mean(plain.window(setting, 'MimicNorm', 'rank', 150))
         for setting in (FULL, HALF, LOW)
@@ -528,7 +565,7 @@ def test_repeated_runs(networks):
     assert f'channels by {100 * largest["dead"]:.1f} percentage points' in text
 
 
-def test_recoveries_on_retraining():
+def test_sentences_on_the_formula():
     rows = [
         row
         for table in tables_of(ROUNDS_PAGE)
@@ -544,13 +581,11 @@ def test_recoveries_on_retraining():
     (few,) = [row for row in rows if int(row[8]) > int(row[5])]
     assert few[2] == '8'  # Channels.
     text = words_of(ROUNDS_PAGE)
-    for page in (text, words_of('docs/retraining.md')):
-        assert f'at most {late} % recover two or more rounds later' in page
+    assert f'at most {late} % recover two or more rounds later' in text
     assert f'at most one round for {min(soon)} to {max(soon)} % of them' in text
     assert f'For 4 to 30 rounds, {min(later)} to {max(later)} % do' in text
     span = f'{min(last)} to {max(last)} %'
     assert f'Beyond 30 rounds, {span} recover two or more rounds later' in text
-    assert f'beyond, {span} do' in words_of('docs/retraining.md')
 
 
 def test_sentences_on_detectors():

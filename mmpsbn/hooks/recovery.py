@@ -2,8 +2,8 @@ r"""Dead channels at the start of a training, and which of them it can recover.
 
 Without a gradient, an optimizer shrinks the learned shift beta of a channel by
 exp(-D). A channel of psBN reopens when beta rises above -alpha, so a training
-recovers channels with \|beta\| < alpha exp(D); see docs/methods.md. A channel
-of BN stays dead: weight decay moves beta to 0, where the ReLU is still closed.
+recovers channels with \|beta\| < alpha exp(D); see docs/methods.md. It recovers
+no channel of BN: weight decay moves beta to 0, where the ReLU is still closed.
 """
 
 import copy
@@ -132,7 +132,7 @@ def describe_start(layers: Sequence[StartingLayer], iterations: int) -> str:
     )
     if any(layer.kind == 'BN' for layer in layers):
         text += (
-            ' Dead channels of BN stay dead, because weight decay moves '
+            ' Weight decay recovers no dead channel of BN, because it moves '
             'beta to 0 but not above it. psBN takes the weights of BN '
             "unchanged: set norm_cfg=dict(type='psBN'). Its beta is then the "
             'shift of BN minus alpha.'
