@@ -9,7 +9,6 @@ watches 4 steps of every 500, so that its cost is that share of it. Each
 detector is a row of collapse_watch.csv in the folder of --results.
 """
 
-import argparse
 import inspect
 from typing import NamedTuple
 
@@ -18,7 +17,8 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
-from benchmarks.shared.costs import Costs, add_results_argument, name_of
+from benchmarks.shared.arguments import check_counts
+from benchmarks.shared.costs import Costs, cost_parser, name_of
 from mmpsbn.analysis import ChannelWatch, ratios
 from mmpsbn.cli.errors import exit_with_message
 from mmpsbn.hooks import FilterCollapseHook
@@ -52,12 +52,9 @@ class Watched(Detector):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--rounds', type=int, default=20)
-    add_results_argument(parser)
+    parser = cost_parser(__doc__, 20)
     args = parser.parse_args()
+    check_counts(parser, args, 'rounds')
     register_all_modules()
     MMLogger.get_instance('mmengine', log_level='ERROR')
     costs = Costs(args.results / 'collapse_watch.csv', Measured, Cost)

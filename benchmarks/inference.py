@@ -11,7 +11,6 @@ Printed are the median time and the median over rounds of the ratios. Each
 detector is a row of inference.csv in the folder of --results.
 """
 
-import argparse
 import statistics
 import tempfile
 from pathlib import Path
@@ -24,7 +23,8 @@ from mmcv import imwrite
 from mmdet.utils import register_all_modules
 from mmengine.logging import MMLogger
 
-from benchmarks.shared.costs import Costs, add_results_argument, name_of
+from benchmarks.shared.arguments import check_counts
+from benchmarks.shared.costs import Costs, cost_parser, name_of
 from mmpsbn.analysis import ratios, time_alternately
 from mmpsbn.checkpoints.reading import Checkpoint
 from mmpsbn.cli.errors import exit_with_message
@@ -101,14 +101,11 @@ def contenders(cfg, shape, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cost_parser(__doc__, 10)
     parser.add_argument('configs', nargs='*', default=CONFIGS)
     parser.add_argument('--shape', type=int, nargs=2, default=[480, 800])
-    parser.add_argument('--rounds', type=int, default=10)
-    add_results_argument(parser)
     args = parser.parse_args()
+    check_counts(parser, args, 'rounds')
     register_all_modules()
     MMLogger.get_instance('mmengine', log_level='ERROR')
     costs = Costs(args.results / 'inference.csv', Measured, Cost)

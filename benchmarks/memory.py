@@ -25,7 +25,6 @@ name after it, --backbones or --detectors leaves all of them out.
 Each measurement is a row of memory.csv in the folder of --results.
 """
 
-import argparse
 import math
 import statistics
 from functools import partial
@@ -40,7 +39,8 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
-from benchmarks.shared.costs import Costs, add_results_argument, name_of
+from benchmarks.shared.arguments import check_counts, check_device
+from benchmarks.shared.costs import Costs, add_device, cost_parser, name_of
 from benchmarks.shared.memory import PublishedMimicConv, largest_batch
 from mmpsbn.analysis import ratios, saved_bytes, time_alternately
 from mmpsbn.cli.errors import exit_with_message
@@ -297,10 +297,7 @@ def report(title, builders, size, args, costs):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--rounds', type=int, default=15)
+    parser = cost_parser(__doc__, 15)
     parser.add_argument('--size', type=int, nargs=2, default=[800, 1344])
     parser.add_argument(
         '--norms',
@@ -315,20 +312,15 @@ def main():
     parser.add_argument(
         '--detectors', nargs='*', choices=DETECTORS, default=list(DETECTORS)
     )
-    parser.add_argument(
-        '--device',
-        choices=('cpu', 'cuda'),
-        default='cuda' if torch.cuda.is_available() else 'cpu',
-    )
+    add_device(parser)
     parser.add_argument(
         '--fill', action='store_true', help='on a GPU, also find the largest batch'
     )
-    add_results_argument(parser)
     args = parser.parse_args()
-    if min(args.rounds, *args.size) < 1:
-        parser.error('--rounds and --size are at least 1')
-    if args.device == 'cuda' and not torch.cuda.is_available():
-        parser.error('--device cuda: torch sees no GPU here')
+    check_counts(parser, args, 'rounds')
+    if min(args.size) < 1:
+        parser.error('--size must be at least 1 x 1')
+    check_device(parser, args.device)
     register_all_modules()
     MMLogger.get_instance('mmengine', log_level='ERROR')
     costs = Costs(args.results / 'memory.csv', Measured, Cost)

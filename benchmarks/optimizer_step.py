@@ -12,7 +12,6 @@ mmpsbn does around the arithmetic, timed alone. Each measurement is a row of
 optimizer_step.csv in the folder of --results.
 """
 
-import argparse
 import statistics
 from typing import NamedTuple
 
@@ -20,7 +19,8 @@ import torch
 from mmdet.models.backbones import ResNet
 from mmengine.logging import MMLogger
 
-from benchmarks.shared.costs import Costs, add_results_argument, name_of
+from benchmarks.shared.arguments import check_counts, check_device
+from benchmarks.shared.costs import Costs, add_device, cost_parser, name_of
 from mmpsbn.analysis import time_alternately
 from mmpsbn.cli.errors import exit_with_message
 from mmpsbn.layers import optimizer_step
@@ -63,18 +63,12 @@ def around(optimizer):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--rounds', type=int, default=200)
+    parser = cost_parser(__doc__, 200)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
-    parser.add_argument(
-        '--device', default='cuda' if torch.cuda.is_available() else 'cpu'
-    )
-    add_results_argument(parser)
+    add_device(parser)
     args = parser.parse_args()
-    if min(args.rounds, args.threads) < 1:
-        parser.error('--rounds and --threads are at least 1')
+    check_counts(parser, args, 'rounds', 'threads')
+    check_device(parser, args.device)
     torch.set_num_threads(args.threads)
     MMLogger.get_instance('mmengine', log_level='ERROR')
     costs = Costs(args.results / 'optimizer_step.csv', Measured, Cost)

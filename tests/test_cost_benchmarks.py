@@ -123,3 +123,20 @@ def test_a_file_of_other_measurements(monkeypatch, tmp_path):
         run(monkeypatch, memory, tmp_path / 'memory.csv' / 'memory.csv')
     with pytest.raises(InputError, match='no.py does not exist'):
         run(monkeypatch, inference, tmp_path, 'no.py')
+
+
+@pytest.mark.parametrize(
+    'benchmark', [collapse_watch, inference, memory, optimizer_step]
+)
+def test_no_measurement_is_refused(monkeypatch, capsys, benchmark, tmp_path):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, benchmark, tmp_path, '--rounds', '0')
+    assert '--rounds is 0, but must be at least 1' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+@pytest.mark.parametrize('benchmark', [memory, optimizer_step])
+def test_a_gpu_that_is_absent(monkeypatch, capsys, benchmark, tmp_path):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, benchmark, tmp_path, '--device', 'cuda')
+    assert '--device cuda cannot be used' in capsys.readouterr().err

@@ -143,9 +143,11 @@ def test_training_images_are_those_of_the_annotations(digits, tmp_path):
     assert len(find_images(cfg, None, 100)) == 8
 
 
+@pytest.mark.parametrize('kind', ['CocoMetric', 'mmdet.CocoMetric'])
 @pytest.mark.parametrize('other', ['instances_train2017', 'missing'])
-def test_an_evaluator_has_the_ground_truth_of_its_images(other, digits, tmp_path):
+def test_an_evaluator_has_the_ground_truth_of_its_images(other, kind, digits, tmp_path):
     cfg = of_digits(demo_config('faster-rcnn'), digits)
+    cfg.val_evaluator.type = kind
     shutil.copy(cfg.val_evaluator.ann_file, tmp_path / 'copy.json')
     cfg.val_evaluator.ann_file = str(tmp_path / 'copy.json')
     check_data(cfg, TRAINING_LOADERS)

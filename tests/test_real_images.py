@@ -116,6 +116,12 @@ def test_files_that_are_not_neu_det(neu_det, source, tmp_path):
     file.with_name('crack_1.xml').write_text(text)
     with pytest.raises(InputError, match='crack_1.jpg is not an image of'):
         convert(source, out)
+    file.with_name('crack_1.xml').rename(file)
+    image = source / 'IMAGES' / f'{file.stem}.jpg'
+    image.with_name('crack_1.jpg').rename(image)
+    image.write_bytes(image.read_bytes()[:100])
+    with pytest.raises(InputError, match=f'{image} cannot be read'):
+        convert(source, out)
     assert not (out / 'annotations').exists()
 
 

@@ -163,6 +163,12 @@ def test_resume_goes_on_after_the_last_checkpoint(trained, digits, tmp_path):
     assert 'Epoch(train) [2]' in output and 'Epoch(train) [1]' not in output
     optimizer = read_checkpoint(str(work_dir / 'epoch_2.pth')).content['optimizer']
     assert all('momentum_buffer' in s for s in optimizer['state'].values())
+    # The work dir's config resumes, and a test of it does not.
+    config = work_dir / os.path.basename(FASTER)
+    assert Config.fromfile(config).resume
+    status, output = run('tools/test.py', config, work_dir / 'epoch_1.pth', data=digits)
+    assert status == 0 and 'coco/bbox_mAP' in output, output[-3000:]
+    assert 'resumed epoch' not in output
 
 
 @pytest.mark.slow
@@ -305,11 +311,12 @@ def test_weights_of_bn_and_of_mimicnorm_are_distinguished(
 
 
 def test_settings_of_mimicnorm_that_do_not_go_together(refused, digits, tmp_path):
-    conv = 'model.backbone.conv_cfg'
-    for config, option, words in (
-        (FASTER, f'{conv}.type=MimicConv', "norm_cfg=dict(type='MimicNorm')"),
-        (MIMIC_FASTER, f'{conv}=None', "conv_cfg=dict(type='MimicConv')"),
-        (MIMIC_FASTER, 'model.backbone.dcn.type=DCN', 'remove dcn'),
+    conv, named = 'model.backbone.conv_cfg', 'model.backbone.norm_cfg.type='
+    for config, words, *options in (
+        (FASTER, "norm_cfg=dict(type='MimicNorm')", f'{conv}.type=MimicConv'),
+        (MIMIC_FASTER, "conv_cfg=dict(type='MimicConv')", f'{conv}=None'),
+        (MIMIC_FASTER, 'remove dcn', dcn := 'model.backbone.dcn.type=DCN'),
+        (MIMIC_FASTER, 'remove dcn', dcn, f'{named}mmpsbn.MimicNorm'),
     ):
         message = refused(
             'tools/train.py',
@@ -317,7 +324,7 @@ def test_settings_of_mimicnorm_that_do_not_go_together(refused, digits, tmp_path
             '--work-dir',
             tmp_path,
             data=digits,
-            options=[option],
+            options=options,
         )
         assert words in message
 

@@ -2,6 +2,9 @@
 
 import argparse
 
+import mmpsbn.cli  # noqa: F401  It checks the stack, so it is first.
+
+# isort: split
 from mmpsbn.checkpoints.matching import check_any_fits, check_compatible
 from mmpsbn.cli.arguments import add_run_arguments
 from mmpsbn.cli.errors import exit_with_message

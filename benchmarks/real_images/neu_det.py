@@ -19,6 +19,7 @@ import mmcv
 
 import mmpsbn.cli  # noqa: F401  First: it checks the stack.
 from mmpsbn.cli.errors import exit_with_message
+from mmpsbn.config.images import check_images
 from mmpsbn.errors import InputError
 from mmpsbn.files import output_folder
 
@@ -63,6 +64,7 @@ def convert(source: Path, out: Path) -> dict[str, int]:
             + (f', unlike {", ".join(alone)}' if alone else '')
             + '. Download NEU-DET again.'
         )
+    check_images([str(path) for path in images.values()])
     parts: dict[str, dict[int, Path]] = dict(train2017={}, val2017={})
     for name, path in images.items():
         match = NAME.fullmatch(name)

@@ -50,12 +50,34 @@ class Costs:
         return {measured: own[0] for measured, own in self._rows.items()}
 
 
-def add_results_argument(parser: argparse.ArgumentParser) -> None:
+def cost_parser(about: str, rounds: int) -> argparse.ArgumentParser:
+    """Make a parser with the options that all benchmarks of costs have.
+
+    Args:
+        about (str): The beginning of ``--help``.
+        rounds (int): The default of ``--rounds``.
+    """
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--rounds', type=int, default=rounds, help='how often each is measured'
+    )
     parser.add_argument(
         '--results',
         type=Path,
         default=Path(__file__).resolve().parents[1],
         help='folder of the CSV file to which the measurements are added',
+    )
+    return parser
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``, a GPU by default if there is one."""
+    parser.add_argument(
+        '--device',
+        choices=('cpu', 'cuda'),
+        default='cuda' if torch.cuda.is_available() else 'cpu',
     )
 
 

@@ -3,8 +3,13 @@
 The tools import it before MMDetection, so a missing package ends in a message.
 """
 
+import sys
+
 from mmpsbn.stack import check_detection
 
-check_detection()
+try:
+    check_detection()
+except ImportError as error:
+    sys.exit(f'error: {error}')
 
 __all__: list[str] = []

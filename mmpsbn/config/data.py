@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 from mmdet.datasets import CocoDataset, CocoPanopticDataset, XMLDataset
-from mmdet.registry import DATASETS
+from mmdet.evaluation import CocoMetric
+from mmdet.registry import DATASETS, METRICS
 from mmengine.config import Config
 
 from mmpsbn.config.errors import explain_config_errors
 from mmpsbn.config.images import check_images, list_images
-from mmpsbn.config.model import dicts_in, type_of
+from mmpsbn.config.model import dicts_in, find_class
 from mmpsbn.errors import InputError, describe_error
 
 # Where the data sets of MMDetection's configs belong, and what they contain.
@@ -131,7 +132,8 @@ def _check_ground_truth(cfg: Config, loader: str) -> None:
     own = sets[0].annotations
     for metric in dicts_in(cfg.get(loader.replace('dataloader', 'evaluator'))):
         other = metric.get('ann_file')
-        if type_of(metric) != 'CocoMetric' or not other or '://' in other:
+        kind = find_class(cfg, METRICS, metric.get('type'))
+        if kind is not CocoMetric or not other or '://' in other:
             continue
         if not (osp.isfile(other) and filecmp.cmp(own, other, shallow=False)):
             raise InputError(

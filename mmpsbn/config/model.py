@@ -9,7 +9,6 @@ from mmengine.registry import DefaultScope, Registry
 from mmpsbn.errors import InputError
 from mmpsbn.layers import NORM_TYPES
 from mmpsbn.layers.last_bn import LastBN
-from mmpsbn.layers.post_shifted_bn import PostShift
 from mmpsbn.models.last_bn_heads import LastBNScores, describe_last_bns
 from mmpsbn.registry import MODELS
 
@@ -40,18 +39,7 @@ def find_class(cfg: Config, registry: Registry, name) -> type | None:
 
 def psbn_types(model: dict) -> list[str]:
     """Return the types of psBN that the config of a model asks for."""
-    types = {str(norm_cfg.get('type')).split('.')[-1] for norm_cfg in _norm_cfgs(model)}
-    return sorted(
-        name
-        for name in types
-        if issubclass(MODELS.module_dict.get(name, object), PostShift)
-    )
-
-
-def _norm_cfgs(model: dict) -> Iterator[dict]:
-    for node in dicts_in(model):
-        if isinstance(node.get('norm_cfg'), dict):
-            yield node['norm_cfg']
+    return sorted({type_of(node) for node in dicts_in(model)} & STOCK_NORMS.keys())
 
 
 def check_deformable_convs(model: dict) -> None:
@@ -63,8 +51,7 @@ def check_deformable_convs(model: dict) -> None:
         InputError: With the two settings.
     """
     for node in dicts_in(model):
-        norm_cfg = node.get('norm_cfg') or {}
-        if node.get('dcn') and norm_cfg.get('type') == 'MimicNorm':
+        if node.get('dcn') and type_of(node.get('norm_cfg')) == 'MimicNorm':
             raise InputError(
                 "norm_cfg=dict(type='MimicNorm') and dcn exclude each other: "
                 'deformable convs have no centered filters; remove dcn, or '
@@ -78,8 +65,8 @@ def check_norm_types(cfg: Config) -> None:
     Raises:
         InputError: With the norm layers of the most similar names.
     """
-    for norm_cfg in _norm_cfgs(cfg.get('model', {})):
-        name = norm_cfg.get('type')
+    for node in dicts_in(cfg.get('model', {})):
+        name = (node.get('norm_cfg') or {}).get('type')
         if not isinstance(name, str) or find_class(cfg, MODELS, name) is not None:
             continue
         with config_scope(cfg), MODELS.switch_scope_and_registry(None) as registry:
@@ -148,8 +135,3 @@ def mimic_inside(model: dict) -> bool:
 def mimicnorm_parts(model: dict) -> tuple[bool, bool]:
     """Return whether a model's config has MimicNorm's body, and a last BN."""
     return mimic_inside(model), any(map(type_without_last_bn, dicts_in(model)))
-
-
-def psbn_inside(model: dict) -> bool:
-    """Return whether a model's config asks for psBN anywhere."""
-    return any(type_of(node) in STOCK_NORMS for node in dicts_in(model))

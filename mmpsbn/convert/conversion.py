@@ -16,7 +16,7 @@ from torch import nn
 from mmpsbn.checkpoints.matching import keep_class_layers, layer_name, load_weights
 from mmpsbn.checkpoints.reading import Checkpoint
 from mmpsbn.config.errors import explain_config_errors
-from mmpsbn.config.model import dicts_in, mimicnorm_parts, psbn_inside, type_of
+from mmpsbn.config.model import dicts_in, mimicnorm_parts, psbn_types, type_of
 from mmpsbn.convert.stock_config import fused_model, stock_config, stock_model
 from mmpsbn.convert.to_mimicnorm import Converted, to_mimicnorm
 from mmpsbn.convert.to_stock import fuse, stock_state
@@ -143,7 +143,7 @@ def convert_to_psbn(cfg: Config, checkpoint: Checkpoint, out: str) -> None:
         InputError: If the config has no psBN, if the checkpoint does not fit
             the model, or if the file cannot be written.
     """
-    if not psbn_inside(cfg.model):
+    if not psbn_types(cfg.model):
         raise InputError(
             "the config has no psBN; set norm_cfg=dict(type='psBN') where BN was."
         )
