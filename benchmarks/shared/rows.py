@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
@@ -46,28 +45,6 @@ def write_rows(
         writer.writerows([*one, *own] for own in rows[one])
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, text.getvalue().encode())
-
-
-def missing_runs(
-    rows: Rows,
-    runs: list[NamedTuple],
-    rounds_of: Callable[[str, int], list[int]],
-    rounds: int,
-) -> list[NamedTuple]:
-    """List the runs that do not have all their rows.
-
-    Args:
-        rows (dict): The rows of each run.
-        runs (list): The runs to look for.
-        rounds_of (callable): Lists the rounds in which a method is trained.
-        rounds (int): The number of rounds.
-    """
-    return [
-        run
-        for run in runs
-        if [row.round for row in rows.get(run, []) if row.round <= rounds]
-        != rounds_of(run.method, rounds)
-    ]
 
 
 def read_rows(file: Path, run: type[NamedTuple], row: type[NamedTuple]) -> Rows:

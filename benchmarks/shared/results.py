@@ -1,0 +1,45 @@
+"""The results of a study over rounds: a CSV file with the rounds of each run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from .rows import read_rows, write_rows
+
+
+class RoundResults:
+    """The rows of a study, which are written again for each new run.
+
+    A study derives from it and sets the types.
+
+    Args:
+        folder (Path): The folder of the CSV file. It may not exist yet.
+        study (Study): The study, which names the file and lists the runs.
+
+    Raises:
+        InputError: If the file has other columns, or a value that does not
+            belong into its column.
+    """
+
+    run_type: ClassVar[type[NamedTuple]]
+    round_type: ClassVar[type[NamedTuple]]
+    rounds_of: ClassVar[Callable[[str, int], list[int]]]
+    """Lists the rounds in which a method is trained."""
+
+    def __init__(self, folder: Path, study) -> None:
+        self.study, self._file = study, folder / f'{study.name}.csv'
+        self.rounds = read_rows(self._file, self.run_type, self.round_type)
+
+    def missing(self, seeds: int, rounds: int) -> list[NamedTuple]:
+        """List the runs that do not have all their rows."""
+        return [
+            run
+            for run in self.study.runs(seeds)
+            if [row.round for row in self.rounds.get(run, []) if row.round <= rounds]
+            != self.rounds_of(run.method, rounds)
+        ]
+
+    def add(self, run: NamedTuple, rows: list[NamedTuple]) -> None:
+        """Add a run that has ended, and write the file."""
+        self.rounds[run] = rows
+        write_rows(self._file, self.rounds, self.run_type, self.round_type)
