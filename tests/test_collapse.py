@@ -296,7 +296,7 @@ def test_the_hook_logs_death_and_recovery(tmp_path):
     assert [line['iter'] for line in history] == [1, 4, 7, 8]
     assert [line['layers']['bn']['dead'] for line in history] == [[], [0], [], []]
     assert [line['died'] for line in history] == [0, 1, 0, 0]
-    assert [line['came_back'] for line in history] == [0, 0, 1, 0]
+    assert [line['recovered'] for line in history] == [0, 0, 1, 0]
     assert shares(history[1]) == {'dead': 0.25, 'bn': 0.25}
     logged = [
         json.loads(line)
@@ -339,7 +339,7 @@ def test_recovery_is_psbns_alone(norm, alive, tmp_path):
     history = read_history(tmp_path / HISTORY)
     assert history[0]['layers']['bn']['dead'] == [0, 1]
     assert history[-1]['layers']['bn']['dead'] == ([] if alive else [0, 1])
-    assert sum(line['came_back'] for line in history) == 2 * alive
+    assert sum(line['recovered'] for line in history) == 2 * alive
 
 
 def test_a_resumed_run_continues_the_history(tmp_path):
@@ -351,7 +351,7 @@ def test_a_resumed_run_continues_the_history(tmp_path):
     train_toy(tmp_path, hook, epochs=2, resume=True)
     history = read_history(tmp_path / HISTORY)
     assert [line['iter'] for line in history] == [1, 4, 7, 8]
-    assert history[2]['came_back'] == 1
+    assert history[2]['recovered'] == 1
 
 
 def test_several_steps_are_one_sample(tmp_path):

@@ -100,7 +100,7 @@ def test_code_runs(block, tmp_path, monkeypatch):
     demo.mkdir(parents=True)
     layer = dict(channels=4, after_sum=False, dead=[1])
     (demo / 'filter_collapse.jsonl').write_text(
-        json.dumps(dict(iter=4, came_back=0, layers=dict(a=layer)))
+        json.dumps(dict(iter=4, recovered=0, layers=dict(a=layer)))
     )
     code = block.code
     for large, small in SMALLER.items():

@@ -3,7 +3,9 @@
 import csv
 import inspect
 import re
+import runpy
 import shutil
+import sys
 from collections import Counter
 from functools import partial
 from itertools import product
@@ -33,13 +35,10 @@ from benchmarks.detector_rounds.pilot import find_lrs
 from benchmarks.detector_rounds.results import Results as DetectorResults
 from benchmarks.gpu import page as gpu_page
 from benchmarks.mimicnorm import experiments as mimicnorm_experiments
-from benchmarks.mimicnorm import report as mimicnorm_report
-from benchmarks.real_images.report import write_report as report_on_real_images
 from benchmarks.real_images.results import Results
 from benchmarks.real_images.studies import STUDIES
 from benchmarks.rounds import pruning
 from benchmarks.rounds.report import AT
-from benchmarks.rounds.report import write_report as report_on_rounds
 from benchmarks.rounds.results import Results as RoundResults
 from benchmarks.rounds.studies import METHODS, SCRATCH, Run, Setting
 from benchmarks.rounds.studies import STUDIES as ROUND_STUDIES
@@ -112,30 +111,15 @@ def networks():
     [real_images, rounds, detector_rounds, collapse, mimicnorm, gpu],
     ids=lambda p: p.__name__,
 )
-def test_reports_are_those_of_the_csv_files(package, tmp_path):
+def test_reports_are_those_of_the_csv_files(package, monkeypatch, tmp_path):
     folder = folder_of(package)
-    page = tmp_path / 'README.md'
-    shutil.copy(folder / 'README.md', page)
-    if package is collapse:
-        collapse_report.write_report(collapse_experiments.STUDY.read(folder), tmp_path)
-    elif package is mimicnorm:
-        mimicnorm_report.write_report(
-            mimicnorm_experiments.STUDY.read(folder), tmp_path
-        )
-    elif package is rounds:
-        found = [RoundResults(folder, study) for study in ROUND_STUDIES]
-        report_on_rounds(found, tmp_path)
-    elif package is detector_rounds:
-        studies = detector_studies.make_studies(find_lrs())
-        found = [DetectorResults(folder, study) for study in studies]
-        detector_report.write_report(found, tmp_path)
-    elif package is gpu:
-        shutil.copy(folder / gpu_page.FILE, tmp_path)
-        gpu_page.write_report(tmp_path)
-    else:
-        found = {name: Results(folder / f'{name}.csv') for name in STUDIES}
-        report_on_real_images(found, page, tmp_path)
-    assert page.read_text() == (folder / 'README.md').read_text()
+    for file in ('README.md', *(path.name for path in folder.glob('*.csv'))):
+        shutil.copy(folder / file, tmp_path)
+    option = '--report' if package is gpu else '--results'
+    monkeypatch.setattr(sys, 'argv', [package.__name__, option, str(tmp_path)])
+    runpy.run_module(package.__name__, run_name='__main__')
+    page = (tmp_path / 'README.md').read_text()
+    assert page == (folder / 'README.md').read_text()
 
 
 def words_of(page):

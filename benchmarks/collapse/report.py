@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.shared import settings as shared
-from benchmarks.shared.pages import write_sections
 from benchmarks.shared.rows import Rows
 from benchmarks.shared.settings import make_rows, varied
 from benchmarks.shared.tables import TITLES, format_mean, heading, value_of
@@ -70,19 +69,8 @@ class Fit(NamedTuple):
     """The law of each seed whose trainings allow a fit."""
 
 
-def write_report(results: dict[str, Rows], folder: Path) -> Path:
-    """Write the page and its figures into a folder, and return the page.
-
-    Args:
-        results (dict): The results on each data set.
-        folder (Path): The folder.
-    """
-    return write_sections(
-        (_section(data, rows, folder) for data, rows in results.items() if rows), folder
-    )
-
-
-def _section(data: str, results: Rows, folder: Path) -> str:
+def section(data: str, results: Rows, folder: Path) -> str:
+    """Write the section of a data set, and its figures into a folder."""
     parts = [heading(STUDY, data, results)]
     prefix = '' if data == 'digits' else f'{data}-'
 

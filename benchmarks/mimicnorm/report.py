@@ -6,7 +6,6 @@ from pathlib import Path
 
 from benchmarks.shared import settings as shared
 from benchmarks.shared.data import CLASSES
-from benchmarks.shared.pages import write_sections
 from benchmarks.shared.rows import Rows
 from benchmarks.shared.settings import make_rows, panel_of
 from benchmarks.shared.tables import TITLES, format_mean, heading, value_of
@@ -41,19 +40,8 @@ class Row(shared.Row):
         return [values for values in found if values]
 
 
-def write_report(results: dict[str, Rows], folder: Path) -> Path:
-    """Write the page and its figures into a folder, and return the page.
-
-    Args:
-        results (dict): The results on each data set.
-        folder (Path): The folder.
-    """
-    return write_sections(
-        (_section(data, rows, folder) for data, rows in results.items() if rows), folder
-    )
-
-
-def _section(data: str, results: Rows, folder: Path) -> str:
+def section(data: str, results: Rows, folder: Path) -> str:
+    """Write the section of a data set, and its figures into a folder."""
     parts = [heading(STUDY, data, results)]
     for name, experiment in STUDY.experiments[data].items():
         rows = make_rows(experiment, results, Row)

@@ -68,10 +68,7 @@ def main() -> None:
                 comparison.write()
                 train_runs(comparison, load_costs(comparison, 3), environments)
                 failures.append(comparison)
-    page = args.results / README.name
-    if page.exists():
-        write_report(results, page, args.results)
-        print(f'Report: {page}')
+    print(f'Report: {write_report(results, args.results)}')
     for comparison in failures:
         check_failures(comparison)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.shared.pages import fill_page
+from benchmarks.shared.pages import write_sections
 from mmpsbn.analysis.style import assign_colors, figure_file
 from mmpsbn.compare.figures import draw_lrs
 from mmpsbn.compare.report import (
@@ -25,15 +25,14 @@ COMPARED = ('MimicNorm',)  # With the others, next to the baseline.
 README = Path(__file__).resolve().parent / 'README.md'
 
 
-def write_report(results: dict[str, Results], page: Path, figures: Path) -> None:
-    """Write the tables between the marks of a page, and the figures.
+def write_report(results: dict[str, Results], folder: Path) -> Path:
+    """Write the page and its figures into a folder, and return the page.
 
     Args:
         results (dict): The rows of each study.
-        page (Path): A Markdown file with the two marks.
-        figures (Path): The folder of the figures.
+        folder (Path): The folder.
     """
-    figures.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     finals = {
         name: rows
         for name, rows in (
@@ -42,25 +41,28 @@ def write_report(results: dict[str, Results], page: Path, figures: Path) -> None
         )
         if rows
     }
-    text = [
-        _section(STUDIES[name], results[name], rows, name)
-        for name, rows in finals.items()
-    ]
     for name in finals:
         tuning = results[name].tuning(STUDIES[name].norms)
         if tuning:
             runs = max(len(row.scores) for row in tuning)
             draw_lrs(
                 group_by_length(tuning),
-                str(figures / f'lrs-{name}.png'),
+                str(folder / f'lrs-{name}.png'),
                 f'{STUDIES[name].title}\nNEU-DET, held-out training images, '
                 f'{runs} run{"s" * (runs > 1)} per point',
             )
-    draw_differences(
-        {STUDIES[name].title: rows for name, rows in finals.items()},
-        figures / 'differences.png',
+    if finals:
+        draw_differences(
+            {STUDIES[name].title: rows for name, rows in finals.items()},
+            folder / 'differences.png',
+        )
+    return write_sections(
+        (
+            _section(STUDIES[name], results[name], rows, name)
+            for name, rows in finals.items()
+        ),
+        folder,
     )
-    fill_page(page, '\n'.join(text))
 
 
 def _section(study: Study, results: Results, rows: Sequence[Row], name: str) -> str:
@@ -92,7 +94,6 @@ mAP on the held-out training images, from which the learning rates were chosen:
 
 {len(own)} runs with {hours:.1f} hours in total (some in parallel), on:
 {devices}.{state}
-
 """
 
 

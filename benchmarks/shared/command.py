@@ -12,6 +12,7 @@ from mmpsbn.errors import InputError
 
 from .arguments import check_counts, check_device, exit_with_message, study_parser
 from .data import DATA, load
+from .pages import write_sections
 from .pool import in_processes
 from .rows import Rows, read_rows, write_rows
 from .settings import Experiment, describe
@@ -82,9 +83,24 @@ def run(study: Study, about: str, train: Callable) -> None:
         rows = study.read(args.results)
         if args.data:
             train_missing(study, rows[args.data], train, args)
-        # The report needs matplotlib, and training does not.
-        report = import_module(f'benchmarks.{study.name}.report')
-        print(f'Report: {report.write_report(rows, args.results)}')
+        print(f'Report: {write_report(study, rows, args.results)}')
+
+
+def write_report(study: Study, results: dict[str, Rows], folder: Path) -> Path:
+    """Write the page and its figures into a folder, and return the page.
+
+    Args:
+        study (Study): The study. Its module ``report`` has a function
+            ``section``.
+        results (dict): The results on each data set.
+        folder (Path): The folder.
+    """
+    # It needs matplotlib, and training does not.
+    report = import_module(f'benchmarks.{study.name}.report')
+    return write_sections(
+        (report.section(data, own, folder) for data, own in results.items() if own),
+        folder,
+    )
 
 
 def train_missing(study: Study, rows: Rows, train: Callable, args) -> None:

@@ -8,13 +8,6 @@ from mmpsbn.files import write_atomically
 BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
 
 
-def fill_page(page: Path, text: str) -> None:
-    """Write a text between the two marks of a Markdown page."""
-    before, rest = page.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    write_atomically(page, f'{before}{BEGIN}\n\n{text}{END}{after}'.encode())
-
-
 def write_sections(sections: Iterable[str], folder: Path) -> Path:
     """Write the sections of a report.
 
@@ -29,8 +22,9 @@ def write_sections(sections: Iterable[str], folder: Path) -> Path:
     text = '\n'.join(sections) or 'There are no results yet.\n'
     page = folder / 'README.md'
     if page.exists() and BEGIN in page.read_text():
-        fill_page(page, f'{text}\n')
+        before, rest = page.read_text().split(BEGIN)
+        text = f'{before}{BEGIN}\n\n{text}\n{END}{rest.split(END)[1]}'
     else:
         page = folder / 'report.md'
-        write_atomically(page, text.encode())
+    write_atomically(page, text.encode())
     return page

@@ -2,7 +2,6 @@
 
 import copy
 import os.path as osp
-import tempfile
 
 from mmengine.config import Config
 
@@ -80,7 +79,7 @@ def stock_config(cfg: Config, model: dict) -> str:
     text = ''
     if bases:
         text = f'_base_ = {bases!r}\n'
-        inherited = _plain(_read(text).to_dict())
+        inherited = _plain(Config.fromstring(text, '.py').to_dict())
         if set(inherited) <= set(full):
             full = difference(inherited, full)
         else:
@@ -138,22 +137,10 @@ def difference(base: dict, full: dict) -> dict:
     return changed
 
 
-def _read(text: str) -> Config:
-    with tempfile.TemporaryDirectory() as folder:
-        path = osp.join(folder, 'config.py')
-        with open(path, 'w') as file:
-            file.write(text)
-        return Config.fromfile(path)
-
-
-def _plain(cfg: dict) -> dict:
-    """Dicts, lists and values, without MMEngine's marks of scope."""
-
-    def plain(node):
-        if isinstance(node, dict):
-            return {k: plain(v) for k, v in node.items() if k != '_scope_'}
-        if isinstance(node, (list, tuple)):
-            return type(node)(map(plain, node))
-        return node
-
-    return plain(cfg)
+def _plain(node):
+    """Return dicts, lists and values without MMEngine's marks of scope."""
+    if isinstance(node, dict):
+        return {k: _plain(v) for k, v in node.items() if k != '_scope_'}
+    if isinstance(node, (list, tuple)):
+        return type(node)(map(_plain, node))
+    return node

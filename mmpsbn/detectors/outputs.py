@@ -35,20 +35,20 @@ class BatchRunner:
         if not hasattr(model, 'extract_feat'):
             return list(model(self.inputs))
         if not hasattr(model, 'roi_head'):
-            return _tensors(model(self.inputs, self.samples, mode='tensor'))
+            return floating_tensors(model(self.inputs, self.samples, mode='tensor'))
         features = model.extract_feat(self.inputs)
         if self.proposals is None:
             self.proposals = model.rpn_head.predict(
                 features, self.samples, rescale=False
             )
-        outputs = _tensors(
+        outputs = floating_tensors(
             model.roi_head.forward(features, self.proposals, self.samples)
         )
         # Those of Cascade RPN and Sparse R-CNN only predict.
         if type(model.rpn_head).forward is not nn.Module.forward:
-            outputs = _tensors(model.rpn_head(features)) + outputs
+            outputs = floating_tensors(model.rpn_head(features)) + outputs
         if getattr(model, 'semantic_head', None) is not None:
-            outputs += _tensors(model.semantic_head(features))
+            outputs += floating_tensors(model.semantic_head(features))
         return outputs
 
     @torch.no_grad()
@@ -65,15 +65,15 @@ class BatchRunner:
         ]
 
 
-def _tensors(node) -> list[Tensor]:
-    """All floating-point tensors in nested outputs of a detector."""
+def floating_tensors(node) -> list[Tensor]:
+    """List the floating-point tensors in nested dicts, lists and tuples."""
     if isinstance(node, Tensor):
         return [node] if node.is_floating_point() else []
     if isinstance(node, dict):
         node = node.values()
     elif not isinstance(node, (list, tuple)):
         return []
-    return [tensor for part in node for tensor in _tensors(part)]
+    return [tensor for part in node for tensor in floating_tensors(part)]
 
 
 @torch.no_grad()

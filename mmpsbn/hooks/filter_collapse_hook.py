@@ -31,7 +31,7 @@ class FilterCollapseHook(Hook):
       gets the shares of dead channels: ``collapse/dead``,
       ``collapse/dead_after_sum`` (where a residual sum comes before the
       rectifier), and ``collapse/STAGE`` (without sums). ``collapse/died`` and
-      ``collapse/came_back`` are the numbers of channels that have died or
+      ``collapse/recovered`` are the numbers of channels that have died or
       recovered since the last measurement.
     - ``filter_collapse.jsonl`` in the work dir gets a line for each
       measurement, with the dead channels of every layer.
@@ -131,9 +131,9 @@ class FilterCollapseHook(Hook):
             (set(self._last.get(name, now)), set(now)) for name, now in dead.items()
         ]
         line['died'] = sum(len(now - before) for before, now in pairs)
-        line['came_back'] = sum(len(before - now) for before, now in pairs)
+        line['recovered'] = sum(len(before - now) for before, now in pairs)
         self._last = dead
-        scalars = {**shares(line), 'died': line['died'], 'came_back': line['came_back']}
+        scalars = {**shares(line), 'died': line['died'], 'recovered': line['recovered']}
         for name, value in scalars.items():
             runner.message_hub.update_scalar(f'train/collapse/{name}', value)
         if is_main_process():

@@ -1,7 +1,6 @@
 """A hook that stops a training before NaN or infinity reaches the weights."""
 
 import json
-from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
@@ -13,6 +12,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from mmpsbn.detectors.outputs import floating_tensors
 from mmpsbn.errors import DivergenceError, InputError
 from mmpsbn.files import write_atomically
 from mmpsbn.hooks.watched_step import unwrap
@@ -88,7 +88,7 @@ class NonFiniteHook(Hook):
         scaler = _scaler(runner.optim_wrapper)
         if scaler is None:
             return
-        if not _everywhere(_finite(list(_tensors(outputs)))):
+        if not _everywhere(_finite(floating_tensors(outputs))):
             self._refuse(runner, 'the loss is not finite')
         elif scaler.get_scale() < LEAST_SCALE:
             self._refuse(
@@ -168,7 +168,7 @@ def find_origin(model: nn.Module, batch) -> str:
         for handle in handles:
             handle.remove()
     found += [
-        name for name, value in losses.items() if not _finite(list(_tensors(value)))
+        name for name, value in losses.items() if not _finite(floating_tensors(value))
     ]
     if not found:
         return (
@@ -181,9 +181,9 @@ def find_origin(model: nn.Module, batch) -> str:
 def _listener(name: str, found: list[str]):
 
     def listen(module, args, output):
-        if not found and not _finite(list(_tensors(output))):
+        if not found and not _finite(floating_tensors(output)):
             found.append(
-                name if _finite(list(_tensors(args))) else f'the input of {name}'
+                name if _finite(floating_tensors(args)) else f'the input of {name}'
             )
 
     return listen
@@ -216,17 +216,6 @@ def _finite(tensors: list[Tensor]) -> bool:
     return bool(norms.isfinite().all()) or all(
         bool(t.isfinite().all()) for t in tensors
     )
-
-
-def _tensors(value) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-        return
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
 
 
 def _optimizers(optim_wrapper) -> list[torch.optim.Optimizer]:
