@@ -22,7 +22,6 @@ from benchmarks.detector_rounds.pilot import (
     mean_scores,
     rates_from,
 )
-from benchmarks.detector_rounds.report import decay_of
 from benchmarks.detector_rounds.results import Results
 from benchmarks.detector_rounds.studies import (
     LOW_METHODS,
@@ -44,6 +43,7 @@ from benchmarks.detector_rounds.training import (
     train,
     train_start,
 )
+from benchmarks.rounds.training import decay_of
 from mmpsbn.errors import InputError
 
 SHORT = dict(training=8, epochs=2)
@@ -395,7 +395,7 @@ def test_report_from_csv_alone(monkeypatch, tmp_path):
         '12.5 / 12.5 ± 0.0',
         '20 / 0',
     ]
-    decay = decay_of(0.04)
+    decay = decay_of(0.04, 1e-4, tasks.STEPS)
     cfg = config_of('retinanet', 'backbone', 'BN').optim_wrapper.optimizer
     assert decay == pytest.approx(cfg.weight_decay / 0.1 * 0.04 * 46, rel=0.01)
     assert rows[-1][:3] == ['backbone, lr 0.04', '11 to 20', '+0.101']

@@ -248,7 +248,7 @@ def test_lengths_that_take_the_rates_of_the_first(tmp_path):
     assert (row.norm, row.length, row.lr) == ('GN', 2, 0.2)
     assert results.finals(norms) == []
     study = Study('', '', (0.1, 0.2), norms, (2,))
-    assert studies.number_of_runs(study, 5) == 2 * 7 + 2 * 5
+    assert studies.number_of_runs(study) == 2 * 7 + 2 * 5
     # A final run at another rate is not one of the study.
     text = _section(study, results, [row], '')
     assert f' {24 - 3 - 1} runs are missing.' in text

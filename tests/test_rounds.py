@@ -202,7 +202,8 @@ def test_predicted_recovery_is_that_of_the_optimizer():
     run, steps = Run('psBN', 0.8, 5e-4, 0), 108
     net = new_network('plain', 'psBN', 1, 0, 1)
     norm, deaths = net.body[0].norm, []
-    decay, simulated = decay_of(run, steps), simulated_decay_of(run, steps)
+    schedule = run.lr, run.weight_decay, steps
+    decay, simulated = decay_of(*schedule), simulated_decay_of(*schedule)
     betas = [-0.13, -0.3, -1.0]
     norm.weight.data[:3] = 0
     norm.bias.data[:3] = torch.tensor(betas) + norm.alpha

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.rounds.figures import Panels, draw_rounds
-from benchmarks.rounds.studies import Setting as RoundSetting
-from benchmarks.rounds.training import decay_of as decay_of_round
+from benchmarks.rounds.training import decay_of
 from benchmarks.shared.pages import write_sections
 from benchmarks.shared.series import (
     WINDOW,
@@ -43,11 +42,6 @@ PANELS = Panels(
     lambda setting: setting.name,
 )
 COLUMNS = {'Norm layers': lambda setting: setting.name}
-
-
-def decay_of(lr: float) -> float:
-    """Compute D of one round, see docs/methods.md."""
-    return decay_of_round(RoundSetting(lr, WEIGHT_DECAY), STEPS)
 
 
 def write_report(results: Sequence[Results], folder: Path) -> Path:
@@ -86,7 +80,7 @@ def accumulation(series: Series, settings: Sequence[Setting]) -> str:
     for setting in settings:
         if not series.methods(setting):
             continue
-        decay = decay_of(setting.lr)
+        decay = decay_of(setting.lr, WEIGHT_DECAY, STEPS)
         text = (
             f'- {setting.name}: D = {decay:.2g} in one round and '
             f'{ROUNDS * decay:.2g} in {ROUNDS} rounds.'

@@ -176,9 +176,9 @@ def study_config(study: Study, data: str, cfg_options: dict | None = None) -> Co
     return cfg
 
 
-def number_of_runs(study: Study, seeds: int = SEEDS) -> int:
+def number_of_runs(study: Study) -> int:
     """Count the runs of a study, tuning runs and final ones."""
     return sum(
-        len(norms) * (seeds + len(study.lrs) * (length not in study.untuned))
+        len(norms) * (SEEDS + len(study.lrs) * (length not in study.untuned))
         for length, norms in study.norms.items()
     )

@@ -43,17 +43,16 @@ class Death(NamedTuple):
         return abs(self.gamma) < COLLAPSED * abs(self.beta)
 
 
-def predicted_rounds(beta: float, decay: float, alpha: float = ALPHA) -> int:
+def predicted_rounds(beta: float, decay: float) -> int:
     """Predict after how many rounds a dead channel reopens.
 
     Args:
         beta (float): Its learned shift when it died.
         decay (float): D of one round.
-        alpha (float): The post-shift.
     """
-    if abs(beta) < alpha:
+    if abs(beta) < ALPHA:
         return 1
-    return math.floor(math.log(abs(beta) / alpha) / decay) + 1
+    return math.floor(math.log(abs(beta) / ALPHA) / decay) + 1
 
 
 def follow(

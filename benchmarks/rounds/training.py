@@ -18,7 +18,7 @@ from .measures import effective_rank, look, weight_norm
 from .networks import Network, accuracy, new_network, seed_torch
 from .recovery import Death, follow
 from .remedies import reset_dead_units, shrink_and_perturb
-from .studies import SCRATCH, Run, Setting, Study, rounds_of
+from .studies import SCRATCH, Run, Study, rounds_of
 from .tasks import BATCH, Task, images, task_of
 
 MOMENTUM, WARM_UP = 0.9, 10
@@ -55,21 +55,21 @@ def learning_rates(lr: float, steps: int) -> list[float]:
     ]
 
 
-def decay_of(run: Run | Setting, steps: int) -> float:
+def decay_of(lr: float, weight_decay: float, steps: int) -> float:
     """Compute D of one round, see docs/methods.md."""
-    return run.weight_decay / (1 - MOMENTUM) * sum(learning_rates(run.lr, steps))
+    return weight_decay / (1 - MOMENTUM) * sum(learning_rates(lr, steps))
 
 
-def simulated_decay_of(run: Run, steps: int) -> float:
+def simulated_decay_of(lr: float, weight_decay: float, steps: int) -> float:
     """Simulate D of one round.
 
     It is about 10 % below the formula, because the momentum of each round
     starts at 0.
     """
     beta, momentum = 1.0, 0.0
-    for lr in learning_rates(run.lr, steps):
-        momentum = MOMENTUM * momentum + run.weight_decay * beta
-        beta -= lr * momentum
+    for current in learning_rates(lr, steps):
+        momentum = MOMENTUM * momentum + weight_decay * beta
+        beta -= current * momentum
     return -math.log(beta)
 
 
@@ -177,7 +177,8 @@ def train(
         dead = {} if run.method == SCRATCH else seen.dead
         if run.method == 'psBN':
             decays = (
-                of(run, len(task.batches)) for of in (decay_of, simulated_decay_of)
+                of(run.lr, run.weight_decay, len(task.batches))
+                for of in (decay_of, simulated_decay_of)
             )
             follow(net, dead, number, *decays, deaths)
         elif run.method == 'BN+ReDo':

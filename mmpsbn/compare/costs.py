@@ -15,7 +15,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmpsbn.analysis import saved_bytes, time_alternately
+from mmpsbn.analysis import ratios, saved_bytes, time_alternately
 from mmpsbn.config.errors import explain_config_errors
 from mmpsbn.config.model import config_scope
 from mmpsbn.detectors.build import build_model
@@ -82,11 +82,11 @@ def measure_costs(cfgs: dict[str, Config], rounds: int) -> Costs:
             peak = torch.cuda.max_memory_allocated() / 2**20
         found[norm] = dict(stored=stored, peak=peak, shared=shared, idle=idle)
     step, inference = time_alternately(steps, rounds), time_alternately(predictions, 1)
-    first = step[next(iter(cfgs))]
+    relative = ratios(step)
     return {
         norm: TrainingCost(
             step=statistics.median(step[norm]),
-            ratio=statistics.median(a / b for a, b in zip(step[norm], first)),
+            ratio=relative[norm],
             inference=statistics.median(inference[norm]),
             batch=len(batch['inputs']),
             **found[norm],

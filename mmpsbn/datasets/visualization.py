@@ -13,11 +13,10 @@ from mmpsbn.analysis.style import COLORS, figure_file
 SOLID = dict(fill=False, lw=1.5)
 RIGHT, WRONG = dict(SOLID, ec=COLORS[1]), dict(SOLID, ec=COLORS[3], ls='--')
 FOUND = dict(SOLID, ec=COLORS[4])
+SCORE_THR = 0.5  # The lowest score of a detection that is drawn.
 
 
-def draw_detections(
-    samples: Sequence[dict], ann_file: str, out: str, score_thr: float = 0.5
-) -> None:
+def draw_detections(samples: Sequence[dict], ann_file: str, out: str) -> None:
     """Draw the ground truth of some images above the detections in them.
 
     A detection is right if it overlaps a box of its class with an IoU of at
@@ -28,8 +27,6 @@ def draw_detections(
             --out`` writes.
         ann_file (str): The annotations of their images, in COCO's layout.
         out (str): The PNG to write.
-        score_thr (float): The lowest score of a detection that is drawn.
-            Defaults to 0.5.
     """
     coco = COCO(ann_file)
     categories = coco.dataset['categories']
@@ -48,7 +45,7 @@ def draw_detections(
             boxes = torch.tensor([item['bbox'] for item in truth]).float().view(-1, 4)
             boxes[:, 2:] += boxes[:, :2]
             labels = torch.tensor([labels_of[item['category_id']] for item in truth])
-            kept = sample['pred_instances']['scores'] >= score_thr
+            kept = sample['pred_instances']['scores'] >= SCORE_THR
             found, found_labels, scores = (
                 sample['pred_instances'][key][kept]
                 for key in ('bboxes', 'labels', 'scores')
@@ -61,7 +58,7 @@ def draw_detections(
                 text = f'{names[label]} {score:.2f}'.replace(' 0.', ' .')
                 _draw(column[1], box, text, RIGHT if one.any() else WRONG)
         axes[0, 0].set_ylabel('ground truth')
-        axes[1, 0].set_ylabel(f'detected, score ≥ {score_thr}')
+        axes[1, 0].set_ylabel(f'detected, score ≥ {SCORE_THR}')
         figure.legend(
             [Rectangle((0, 0), 1, 1, **style) for style in (FOUND, RIGHT, WRONG)],
             ['object found', 'class and box right (IoU ≥ 0.5)', 'missed or wrong'],
