@@ -139,6 +139,11 @@ def convert_to_mimicnorm(
 def convert_to_psbn(cfg: Config, checkpoint: Checkpoint, out: str) -> None:
     """Write a psBN checkpoint, which is the BN checkpoint, checked.
 
+    Args:
+        cfg (Config): A config with psBN.
+        checkpoint (Checkpoint): Weights of the same model with BN.
+        out (str): The file to write.
+
     Raises:
         InputError: If the config has no psBN, if the checkpoint does not fit
             the model, or if the file cannot be written.
@@ -194,6 +199,12 @@ def _write(content: dict, file: str) -> None:
 
 def run_stock(model: nn.Module, data: dict, config: str, checkpoint: str) -> Agreement:
     """Compare a model with stock files, run where mmpsbn cannot be imported.
+
+    Args:
+        model (nn.Module): The detector.
+        data (dict): ``inputs`` of ``(N, 3, H, W)`` and ``data_samples``.
+        config (str): The file of the stock config.
+        checkpoint (str): The file of the stock weights.
 
     Raises:
         InputError: If the model has outputs that are not finite, or if the

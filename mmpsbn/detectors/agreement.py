@@ -34,7 +34,15 @@ class Agreement(NamedTuple):
         detections: Sequence[dict],
         expected: Sequence[dict],
     ) -> 'Agreement':
-        """Compare raw outputs, and the detections of each image."""
+        """Compare two models.
+
+        Args:
+            raw (list[Tensor]): The raw outputs of one, of any shape.
+            expected_raw (list[Tensor]): Those of the other.
+            detections (list[dict]): The detections of one in each image, see
+                :func:`~mmpsbn.detectors.outputs.same_detections`.
+            expected (list[dict]): Those of the other.
+        """
         return cls(
             len(expected),
             largest_difference(raw, expected_raw),

@@ -78,9 +78,12 @@ def floating_tensors(node) -> list[Tensor]:
 
 @torch.no_grad()
 def distance(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Mean over outputs of |output - expected| / |expected|, L2 norms.
+    """Compute the mean over outputs of |output - expected| / |expected|, L2 norms.
 
-    Outputs that are expected to be empty or 0 are left out.
+    Args:
+        outputs (list[Tensor]): Tensors of any shape.
+        expected (list[Tensor]): Tensors of the same shapes. Those that are
+            empty or 0 are left out.
     """
     distances = [
         (one - other).norm() / other.norm()
@@ -91,9 +94,14 @@ def distance(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 
 def largest_difference(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Largest difference of any output, relative to its largest number.
+    """Compute the largest difference of any output, relative to its largest number.
 
-    It is NaN if any output has NaN or infinity.
+    Args:
+        outputs (list[Tensor]): Tensors of any shape.
+        expected (list[Tensor]): Tensors of the same shapes.
+
+    Returns:
+        float: NaN if any output has NaN or infinity.
     """
     return float(
         torch.stack(
@@ -109,7 +117,12 @@ def largest_difference(outputs: Sequence[Tensor], expected: Sequence[Tensor]) ->
 def same_detections(one: dict, other: dict) -> int:
     """Return how many detections of an image are in both.
 
-    The same label, corners within 0.1 pixels and scores within 0.001.
+    They have the same label, corners within 0.1 pixels and scores within 0.001.
+
+    Args:
+        one (dict): ``bboxes`` of ``(K, 4)`` in pixels, ``scores`` and
+            ``labels`` of ``(K,)``.
+        other (dict): The same, with another number of detections.
     """
     if not (len(one['labels']) and len(other['labels'])):
         return 0

@@ -235,6 +235,15 @@ def prepare_image(
 ) -> dict:
     """Load an image, resized to fit a shape and padded to it with zeros.
 
+    Args:
+        cfg (Config): The config, whose test pipeline resizes images.
+        file (str): The image.
+        model (nn.Module): The detector, which normalizes the image.
+        shape (tuple[int]): The height and the width in pixels.
+
+    Returns:
+        dict: ``inputs`` of ``(1, 3, *shape)`` and ``data_samples``.
+
     Raises:
         InputError: If the test pipeline of the config has no step that resizes
             it.
@@ -344,7 +353,12 @@ def _compare(session, names: list[str], model: nn.Module, data: dict) -> Agreeme
 
 
 def remove_padding(dets: Tensor, labels: Tensor) -> dict:
-    """Return boxes, scores and labels of an image without the padding."""
+    """Return boxes, scores and labels of an image without the padding.
+
+    Args:
+        dets (Tensor): ``(K, 5)``, x1, y1, x2, y2 in pixels and the score.
+        labels (Tensor): ``(K,)``, -1 for padding.
+    """
     valid = labels >= 0
     return dict(bboxes=dets[valid, :4], scores=dets[valid, 4], labels=labels[valid])
 

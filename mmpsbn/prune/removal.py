@@ -45,7 +45,13 @@ def readers(model: nn.Module) -> list[str]:
 
 
 def detector_outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """Return all outputs of a detector before post-processing."""
+    """Return all outputs of a detector before post-processing.
+
+    Args:
+        model (nn.Module): The detector. All its parameters then require a
+            gradient.
+        images (Tensor): ``(N, 3, H, W)``, normalized.
+    """
     # What is traced are gradients, and ResNet.eval() freezes layers again.
     model.requires_grad_(True)
     features = model.extract_feat(images)

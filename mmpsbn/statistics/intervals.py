@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 LEVEL = 0.95
@@ -30,15 +31,27 @@ class PairedDifference(NamedTuple):
     """The p value of the paired t test."""
 
 
-def confidence_margin(values):
-    """Compute half the width of the 95 % confidence interval of means of rows."""
+def confidence_margin(values: ArrayLike) -> np.ndarray:
+    """Compute half the width of the 95 % confidence interval of a mean.
+
+    Args:
+        values (array): ``(seeds, ...)``, at least two seeds.
+
+    Returns:
+        array: ``(...)``, by Student's t distribution.
+    """
     return stats.sem(values, axis=0) * stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)
 
 
 def compare_paired(
     scores: Sequence[float], baseline: Sequence[float]
 ) -> PairedDifference:
-    """Compare the scores of two normalizations, both in the order of seeds."""
+    """Compare the scores of two normalizations by a paired t test.
+
+    Args:
+        scores (list[float]): A score for each seed.
+        baseline (list[float]): Those of the baseline, of the same seeds.
+    """
     number = len(scores)
     if not number:
         return PairedDifference(0)
