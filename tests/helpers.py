@@ -184,6 +184,33 @@ def convert(*args, fresh=False):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
+WITHOUT = """
+import sys
+
+class Missing:
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {missing}:
+            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+
+sys.meta_path.insert(0, Missing())
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: (
+    None if name.split('.')[0] in {missing} else find_spec(name, package))
+"""
+
+
+def run_without(missing, code):
+    """Run code in an environment that lacks some packages."""
+    return subprocess.run(
+        [sys.executable, '-c', WITHOUT.format(missing=missing) + code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
 def metrics(work_dir):
     """The metrics that the newest test run in a work dir wrote."""
     files = sorted(work_dir.glob('*/*.json'))

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import ROOT, needs_scaler
-from test_stack import run_without
+from helpers import ROOT, needs_scaler, run_without
 from torch import nn
 
 from benchmarks.gpu import __main__ as command

@@ -3,7 +3,6 @@
 import copy
 import gc
 import pickle
-import subprocess
 import sys
 import threading
 import warnings
@@ -11,7 +10,7 @@ import weakref
 
 import pytest
 import torch
-from helpers import needs_compiled_step, needs_fused, needs_scaler
+from helpers import needs_compiled_step, needs_fused, needs_scaler, run_without
 from mmengine.analysis import get_model_complexity_info
 from mmengine.model.efficient_conv_bn_eval import (
     turn_on_efficient_conv_bn_eval_for_single_model,
@@ -285,6 +284,12 @@ def test_an_optimizer_may_wrap_another():
     assert_equal(*models)
 
 
+def run_layers(code):
+    """Run code in a new Python, in which mmpsbn is only its layers."""
+    done = run_without(('mmengine',), code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_optimizers_that_existed_before_and_schedulers():
     """Their classes have been hooked by torch already."""
     code = """
@@ -301,7 +306,7 @@ for _ in range(3):
     scheduler.step()
 torch.testing.assert_close(layer.bias.data, torch.full((3,), 0.1))
 """
-    subprocess.run([sys.executable, '-c', code], check=True)
+    run_layers(code)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +335,7 @@ layer.bias = bias
     code += ['bias.grad = torch.zeros(3)', 'optimizer.step()']
     # Decay halves beta, which is -1.
     code += ['torch.testing.assert_close(bias.data, torch.full((3,), -0.4))']
-    subprocess.run([sys.executable, '-c', '\n'.join(code)], check=True)
+    run_layers('\n'.join(code))
 
 
 def test_decorated_steps_stay_decorated():
@@ -368,7 +373,7 @@ for make, count in ((torch.optim.SGD, 1), (Twice, 2), (None, 0)):
     assert len(calls) == count, calls
     torch.testing.assert_close(layer.bias.data, torch.full((3,), 0.1))
 """
-    subprocess.run([sys.executable, '-c', code], check=True)
+    run_layers(code)
 
 
 def test_a_step_may_take_the_model():

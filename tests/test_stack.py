@@ -1,10 +1,7 @@
 """Versions that do not work together are named at import."""
 
-import subprocess
-import sys
-
 import pytest
-from helpers import ROOT
+from helpers import run_without
 
 from mmpsbn import stack
 
@@ -82,33 +79,6 @@ def test_names_what_is_missing(monkeypatch):
 def test_an_mmcv_without_operators_and_mmdetection(monkeypatch):
     with_versions(monkeypatch, missing=['mmdet', 'mmcv._ext'], **GOOD)
     stack.check_stack()
-
-
-WITHOUT = """
-import sys
-
-class Missing:
-
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {missing}:
-            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
-
-sys.meta_path.insert(0, Missing())
-import importlib.util
-find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: (
-    None if name.split('.')[0] in {missing} else find_spec(name, package))
-"""
-
-
-def run_without(missing, code):
-    """Run code in an environment that lacks some packages."""
-    return subprocess.run(
-        [sys.executable, '-c', WITHOUT.format(missing=missing) + code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
 
 
 @pytest.mark.slow

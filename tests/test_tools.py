@@ -428,8 +428,8 @@ def test_two_processes_train_pssyncbn_on_the_cpu(digits, tmp_path):
     test = [FASTER, tmp_path / 'epoch_1.pth']
     odd = [*ANY_SCORE, 'test_dataloader.dataset.indices=7']
     found = []
-    for tool, launcher in (('dist_test.sh', 'bash'), ('test.py', sys.executable)):
-        processes = [2] if launcher == 'bash' else []
+    for tool, launcher in (('dist_test.sh', ['bash']), ('test.py', None)):
+        processes = [2] if launcher else []
         out = tmp_path / f'{tool}.pkl'
         status, output = run(
             f'tools/{tool}',
@@ -440,7 +440,7 @@ def test_two_processes_train_pssyncbn_on_the_cpu(digits, tmp_path):
             '--out',
             out,
             data=digits,
-            launcher=[launcher],
+            launcher=launcher,
             options=odd,
             PORT=free_port(),
         )
