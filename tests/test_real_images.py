@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 import sys
@@ -14,7 +15,7 @@ from benchmarks.real_images import __main__ as command
 from benchmarks.real_images import studies
 from benchmarks.real_images.neu_det import convert
 from benchmarks.real_images.report import README, _section
-from benchmarks.real_images.results import Results, RunRow
+from benchmarks.real_images.results import Key, Outcome, Results
 from benchmarks.real_images.studies import STUDIES, Study
 from mmpsbn.compare.runs import TUNING_SEED, Run
 from mmpsbn.errors import InputError
@@ -169,16 +170,8 @@ def test_a_study_resumes_from_its_rows(neu_det, tmp_path, monkeypatch):
     # Another machine has made all runs except one tuning run.
     results = Results(folder / 'scratch.csv')
     for norm, lr in (('BN', 0.01), ('BN', 0.02), ('psBN', 0.01)):
-        results.add(
-            Run(norm, lr, TUNING_SEED, 1, True),
-            lr,
-            2 * lr,
-            0.0,
-            0.0,
-            False,
-            60.0,
-            'CPU',
-        )
+        run = Run(norm, lr, TUNING_SEED, 1, True)
+        results.add(run, Outcome(lr, 2 * lr, 0.0, 0.0, 0, 60.0, 'CPU'))
     for run, mAP in (
         (Run('BN', 0.02, 0), 0.3),
         (Run('BN', 0.02, 1), 0.4),
@@ -186,7 +179,7 @@ def test_a_study_resumes_from_its_rows(neu_det, tmp_path, monkeypatch):
         (Run('psBN', 0.01, 1), 0.4),
         (Run('psBN', 0.02, 1), 0.5),
     ):
-        results.add(run, mAP, 0.6, 0.0, 0.01, False, 60.0, 'CPU')
+        results.add(run, Outcome(mAP, 0.6, 0.0, 0.01, 0, 60.0, 'CPU'))
     main('--data', str(neu_det))
     rows = list(csv.DictReader((folder / 'scratch.csv').open()))
     inside = (tmp_path / 'runs').glob('*/*/*')
@@ -220,9 +213,9 @@ def test_a_folder_without_the_data(tmp_path, monkeypatch):
 def test_a_file_of_other_results(tmp_path):
     file = tmp_path / 'retinanet.csv'
     file.write_text('a,b\n1,2\n')
-    with pytest.raises(InputError, match='has the columns'):
+    with pytest.raises(InputError, match=r'the columns are .*a.*b'):
         Results(file)
-    file.write_text(','.join(RunRow._fields) + '\nfinal,BN,1,x,0\n')
+    file.write_text(','.join(Key._fields + Outcome._fields) + '\nfinal,BN,1,x,0\n')
     with pytest.raises(InputError, match='line 2 of .*retinanet.csv'):
         Results(file)
 
@@ -238,10 +231,11 @@ def test_the_grid_is_fine_enough():
 def test_lengths_that_take_the_rates_of_the_first(tmp_path):
     results = Results(tmp_path / 'a.csv')
     norms = {1: ('BN', 'GN'), 2: ('GN', 'psBN')}
+    outcome = Outcome(0.4, 0.5, math.nan, math.nan, 0, 1.0, 'CPU')
     for norm, lr, mAP in (('BN', 0.1, 0.2), ('GN', 0.1, 0.2), ('GN', 0.2, 0.3)):
-        results.add(Run(norm, lr, 1000, 1, True), mAP, mAP, None, None, False, 1, 'CPU')
+        results.add(Run(norm, lr, 1000, 1, True), outcome._replace(mAP=mAP))
     for lr in (0.1, 0.2):
-        results.add(Run('GN', lr, 0, 2), 0.4, 0.5, None, None, False, 1, 'CPU')
+        results.add(Run('GN', lr, 0, 2), outcome)
     best = results.best_lrs(norms, (2,))
     assert best == {('BN', 1): 0.1, ('GN', 1): 0.2, ('GN', 2): 0.2}
     (row,) = results.finals(norms, (2,))

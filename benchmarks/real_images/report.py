@@ -68,7 +68,7 @@ def write_report(results: dict[str, Results], folder: Path) -> Path:
 def _section(study: Study, results: Results, rows: Sequence[Row], name: str) -> str:
     baseline = next(iter(study.norms.values()))[0]
     tuning = results.tuning(study.norms)
-    own = results.all()
+    own = results.outcomes()
     devices = ', '.join(sorted({row.device for row in own}))
     hours = sum(row.seconds for row in own) / 3600
     # Runs at a rate that is no longer chosen do not count.

@@ -1,20 +1,18 @@
 """The results of a study: a CSV file with one row for each run."""
 
-import csv
-import io
+import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.shared.rows import read_rows, write_rows
 from mmpsbn.compare.report import Row, select_best
 from mmpsbn.compare.runs import Run
-from mmpsbn.errors import InputError
-from mmpsbn.files import write_atomically
 
 
-class RunRow(NamedTuple):
-    """One run."""
+class Key(NamedTuple):
+    """A run, as in the first columns."""
 
     stage: str
     """``tuning`` (evaluated on held-out training images) or ``final``."""
@@ -23,20 +21,31 @@ class RunRow(NamedTuple):
     """As a multiple of the config's schedule."""
     lr: float
     seed: int
-    mAP: float
-    mAP50: float
-    dead_before: float | None
-    """Share of the channels before a ReLU that are dead in the first steps;
-    None if it was not measured."""
-    dead: float | None
-    """The same for the last steps."""
-    diverged: bool
-    seconds: float
-    device: str
+
+    @classmethod
+    def of(cls, run: Run) -> 'Key':
+        stage = 'tuning' if run.tuning else 'final'
+        return cls(stage, run.norm, float(run.length), run.lr, run.seed)
 
     @property
     def run(self) -> Run:
         return Run(self.norm, self.lr, self.seed, self.length, self.stage == 'tuning')
+
+
+class Outcome(NamedTuple):
+    """What is recorded of a run."""
+
+    mAP: float
+    mAP50: float
+    dead_before: float
+    """Share of the channels before a ReLU that are dead in the first steps;
+    NaN if it was not measured."""
+    dead: float
+    """The same for the last steps."""
+    diverged: int
+    """0 or 1."""
+    seconds: float
+    device: str
 
 
 class Results:
@@ -46,58 +55,25 @@ class Results:
         file (Path): It may not exist yet.
 
     Raises:
-        InputError: If the file has other columns, or a value that is not of
-            its column.
+        InputError: If the file has other columns, or a value that does not
+            belong into its column.
     """
 
     def __init__(self, file: Path) -> None:
         self._file, self._lock = file, threading.Lock()
-        self._rows: dict[Run, RunRow] = {}
-        if file.exists():
-            for row in _read(file):
-                self._rows[row.run] = row
+        self._rows = read_rows(file, Key, Outcome)
 
-    def get(self, run: Run) -> RunRow | None:
-        return self._rows.get(run)
+    def get(self, run: Run) -> Outcome | None:
+        return self._rows.get(Key.of(run), [None])[0]
 
-    def add(
-        self,
-        run: Run,
-        mAP: float,
-        mAP50: float,
-        dead_before: float | None,
-        dead: float | None,
-        diverged: bool,
-        seconds: float,
-        device: str,
-    ) -> None:
+    def add(self, run: Run, outcome: Outcome) -> None:
         """Add a run, and write the file."""
-        row = RunRow(
-            'tuning' if run.tuning else 'final',
-            run.norm,
-            float(run.length),
-            run.lr,
-            run.seed,
-            round(mAP, 4),
-            round(mAP50, 4),
-            _rounded(dead_before),
-            _rounded(dead),
-            diverged,
-            round(seconds, 1),
-            device,
-        )
         with self._lock:
-            self._rows[run] = row
-            text = io.StringIO()
-            writer = csv.writer(text, lineterminator='\n')
-            writer.writerow(RunRow._fields)
-            for row in sorted(
-                self._rows.values(),
-                key=lambda row: (row.stage, -row.length, row.norm, row.lr, row.seed),
-            ):
-                writer.writerow(row)
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._file, text.getvalue().encode())
+            self._rows[Key.of(run)] = [outcome]
+            write_rows(self._file, self._rows, Key, Outcome)
+
+    def outcomes(self) -> list[Outcome]:
+        return [outcome for (outcome,) in self._rows.values()]
 
     def tuning(self, norms: dict[float, Sequence[str]]) -> list[Row]:
         """Group the tuning runs as the report of a comparison does.
@@ -151,78 +127,26 @@ class Results:
         found = []
         for length, names in norms.items():
             for norm in names:
-                own = [
-                    row
-                    for row in self._rows.values()
-                    if (row.stage, row.norm, row.length) == (stage, norm, length)
-                ]
-                for lr in sorted({row.lr for row in own}):
-                    group = sorted(
-                        (row for row in own if row.lr == lr), key=lambda row: row.seed
-                    )
-                    found.append(_grouped(norm, lr, length, group))
+                own = [key for key in self._rows if key[:3] == (stage, norm, length)]
+                for lr in sorted({key.lr for key in own}):
+                    keys = sorted(key for key in own if key.lr == lr)
+                    group = {key.run: self._rows[key][0] for key in keys}
+                    found.append(_row(norm, lr, length, group))
         return found
 
-    def all(self) -> list[RunRow]:
-        return list(self._rows.values())
 
-
-def _grouped(norm, lr, length, group: list[RunRow]) -> Row:
-    well = [row for row in group if not row.diverged]
+def _row(norm: str, lr: float, length: float, group: dict[Run, Outcome]) -> Row:
+    well = {run: one for run, one in group.items() if not one.diverged}
     return Row(
         norm,
         lr,
-        [row.run for row in group],
-        [row.run for row in well],
-        [row.mAP for row in group],
-        [row.mAP50 for row in group],
+        list(group),
+        list(well),
+        [one.mAP for one in group.values()],
+        [one.mAP50 for one in group.values()],
         *(
-            [getattr(row, name) for row in well if getattr(row, name) is not None]
-            for name in ('dead_before', 'dead')
+            [share for one in well.values() if not math.isnan(share := one[column])]
+            for column in map(Outcome._fields.index, ('dead_before', 'dead'))
         ),
         length,
-    )
-
-
-def _rounded(share: float | None) -> float | None:
-    return None if share is None else round(share, 5)
-
-
-def _read(file: Path) -> list[RunRow]:
-    with open(file, newline='') as lines:
-        reader = csv.DictReader(lines)
-        if reader.fieldnames != list(RunRow._fields):
-            raise InputError(
-                f'{file} has the columns {reader.fieldnames}, and a file of '
-                f'results has {list(RunRow._fields)}. Restore the committed '
-                'file, or choose another folder with --results.'
-            )
-        try:
-            return [_parsed(row) for row in reader]
-        except (ValueError, TypeError) as error:
-            raise InputError(
-                f'line {reader.line_num} of {file} is not the result of a '
-                f'run: {error}. Restore the committed file, or choose another '
-                'folder with --results.'
-            ) from error
-
-
-def _parsed(row: dict) -> RunRow:
-
-    def share(name):
-        return float(row[name]) if row[name] else None
-
-    return RunRow(
-        row['stage'],
-        row['norm'],
-        float(row['length']),
-        float(row['lr']),
-        int(row['seed']),
-        float(row['mAP']),
-        float(row['mAP50']),
-        share('dead_before'),
-        share('dead'),
-        row['diverged'] == 'True',
-        float(row['seconds']),
-        row['device'],
     )

@@ -1,5 +1,6 @@
 """The studies of the benchmark: detectors, normalizations, learning rates."""
 
+import math
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from mmpsbn.config.reading import TRAINING_LOADERS, read_config
 from mmpsbn.hooks.filter_collapse_hook import shares
 from mmpsbn.statistics.tables import format_lr
 
-from .results import Results
+from .results import Outcome, Results
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'real_images'
 FINETUNED = {
@@ -89,24 +90,26 @@ class RecordedComparison(Comparison):
         return dict(
             metrics=dict(zip(self.score_names, (row.mAP, row.mAP50))),
             seconds=row.seconds,
-            diverged=row.diverged,
+            diverged=bool(row.diverged),
         )
 
     def run(self, run: Run, *args, **kwargs) -> bool:
         ended = super().run(run, *args, **kwargs)
         if ended:
             result, history = super().result(run), self.history(run)
-            self.results.add(
-                run,
-                *(result['metrics'].get(name, 0.0) for name in self.score_names),
-                *(
-                    shares(history[at]).get('dead', 0.0) if history else None
-                    for at in (0, -1)
-                ),
-                result['diverged'],
-                result['seconds'],
+            scores = (result['metrics'].get(name, 0.0) for name in self.score_names)
+            dead = (
+                shares(history[at]).get('dead', 0.0) if history else math.nan
+                for at in (0, -1)
+            )
+            outcome = Outcome(
+                *(round(score, 4) for score in scores),
+                *(round(share, 5) for share in dead),
+                int(result['diverged']),
+                round(result['seconds'], 1),
                 result['device'],
             )
+            self.results.add(run, outcome)
         return ended
 
 
