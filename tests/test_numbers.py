@@ -31,7 +31,8 @@ from benchmarks.collapse import report as collapse_report
 from benchmarks.collapse.fits import format_exponent
 from benchmarks.detector_rounds import report as detector_report
 from benchmarks.detector_rounds import studies as detector_studies
-from benchmarks.detector_rounds.pilot import find_lrs
+from benchmarks.detector_rounds.pilot import FOLDER as PILOT
+from benchmarks.detector_rounds.pilot import PLACES, find_lrs, mean_scores
 from benchmarks.detector_rounds.results import Results as DetectorResults
 from benchmarks.gpu import page as gpu_page
 from benchmarks.mimicnorm import experiments as mimicnorm_experiments
@@ -605,18 +606,25 @@ def test_sentences_on_detectors():
         assert significant == [name == 'Faster R-CNN', name == 'RetinaNet']
         both = ' and '.join(tables.format_mean(values, 3, '+') for values in begin)
         assert f'{both} in rounds 1 to 10' in text
-        frozen = relative('FrozenBN', 40)
-        (seeds,) = {len(values) for values in frozen}
-        assert f'frozen BN** ({NUMERALS[seeds]} seed' in text
-        both = ' and '.join(f'{np.mean(values):+.3f}' for values in frozen)
-        assert f'{both} with {name}' in text
-        dead = [
-            [dead_share(own, one, 'FrozenBN', end) for end in (10, 40)]
+        changes = [
+            [
+                own.window(one, 'FrozenBN', 'dead', end)
+                for end in (40, detector_report.WINDOW)
+            ]
             for one in settings
         ]
-        both = ' and '.join('{:.1f} / {:.1f} %'.format(*one) for one in dead)
-        assert both in text
-        frozen_dead += [end for _, end in dead]
+        assert {len(end) for end, _ in changes} == {3}
+        both = ' and '.join(
+            tables.format_mean(list(100 * np.subtract(*one)), 1, '+') for one in changes
+        )
+        assert f'{both} percentage points with {name}' in text or (
+            f'{both} with {name}, where ' in text
+        )
+        frozen_dead += [100 * np.mean(end) for end, _ in changes]
+        less = [own.window(one, 'FrozenBN', 'mAP', 40, 'BN') for one in settings]
+        both = ' and '.join(tables.format_mean(values, 3, '+') for values in less)
+        assert f'{both} with {name}' in text
+        assert all(abs(np.mean(one)) < confidence_margin(one) for one in less)
         for one in settings:
             assert not any(own.window(one, 'FrozenBN', 'dead_by_parameters', 40))
         random = relative(detector_studies.SCRATCH, 40)
@@ -634,8 +642,28 @@ def test_sentences_on_detectors():
         assert not any(one.p < 0.05 for one in found)
         usual = [abs(one.paired.mean) for one in found if one.setting in settings]
         assert f'{max(usual):.3f} with {name}' in text
-    most = f'(frozen BN, {NUMERALS[seeds]} seed: up to {max(frozen_dead):.0f} % dead)'
-    assert most in retraining
+    *_, backbone, everywhere = frozen_dead  # Of RetinaNet, the last one.
+    assert f'where {backbone:.1f} and {everywhere:.1f} % are dead at the end' in text
+    assert f'(frozen BN: up to {max(frozen_dead):.0f} % dead)' in retraining
+
+
+def test_sentences_on_the_pilot_of_detectors():
+    text = words_of('benchmarks/detector_rounds/README.md')
+    dead, learned, above = [], [], []
+    for place in PLACES:
+        results = DetectorResults(PILOT, detector_studies.Study(place.detector, ()))
+        scores = mean_scores(results, place.placement)
+        best = max(scores.values())
+        for run, rows in results.rounds.items():
+            if run.placement == place.placement and run.lr >= 0.16:
+                dead += [row.dead for row in rows]
+            elif run.placement == place.placement:
+                assert not any(row.dead for row in rows)
+        learned += [score / best for lr, score in scores.items() if lr >= 0.16]
+        above.append(scores[0.08] / best)
+    assert f'end with up to {100 * max(dead):.1f} % dead channels' in text
+    assert f'is at most {max(learned):.2f} times that of the best rate' in text
+    assert f'(0.08 has up to {max(above):.3f} times' in text
 
 
 def test_sentences_on_pruning():

@@ -75,31 +75,41 @@ def _section(results: Results, folder: Path) -> str:
 
 
 def accumulation(series: Series, settings: Sequence[Setting]) -> str:
-    """Say for each setting whether dead channels of BN accumulate, and give D."""
-    sentences = []
+    """Make a table of D, and of how much more channels are dead at the end."""
+    lines = []
     for setting in settings:
-        if not series.methods(setting):
-            continue
         decay = decay_of(setting.lr, WEIGHT_DECAY, STEPS)
-        text = (
-            f'- {setting.name}: D = {decay:.2g} in one round and '
-            f'{ROUNDS * decay:.2g} in {ROUNDS} rounds.'
-        )
-        for measure, judge in JUDGES.items():
-            first, last = (
-                series.window(setting, 'BN', measure, end)
-                for end in (WINDOW, series.end)
-            )
-            if first and last and series.end > WINDOW:
-                change = 100 * (np.mean(last) - np.mean(first))
-                text += (
-                    f' Dead channels of BN {judge} '
-                    f'{"accumulate" if change >= ACCUMULATED else "do not accumulate"} '
-                    f'({change:+.1f} percentage points from rounds 1 to {WINDOW} to '
-                    f'rounds {rounds_up_to(series.end)}).'
-                )
-        sentences.append(text)
-    return '\n'.join(sentences)
+        for method in METHODS:
+            if not series.seeds(setting, method):
+                continue
+            changes = (_change(series, setting, method, judge) for judge in JUDGES)
+            decays = f'{decay:.2g}', f'{ROUNDS * decay:.2g}'
+            if method == 'FrozenBN':  # Weight decay does not reach its beta.
+                decays = '-', '-'
+            lines.append([setting.name, *decays, method, *changes])
+    return (
+        'Change of the share of dead channels from rounds '
+        f'{rounds_up_to(WINDOW)} to rounds {rounds_up_to(series.end)}, in percentage '
+        'points (bold: they accumulate), and D:\n\n'
+    ) + format_table(
+        [
+            'Norm layers',
+            'D of a round',
+            f'of {ROUNDS} rounds',
+            'method',
+            *JUDGES.values(),
+        ],
+        lines,
+    )
+
+
+def _change(series, setting, method, measure) -> str:
+    first, last = (
+        series.window(setting, method, measure, end) for end in (WINDOW, series.end)
+    )
+    change = 100 * np.subtract(last, first)
+    text = format_mean(change.tolist(), 1, '+')
+    return f'**{text}**' if change.mean() >= ACCUMULATED else text
 
 
 def verdict(found: Sequence[Comparison]) -> str:
