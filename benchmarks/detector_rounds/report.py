@@ -32,10 +32,9 @@ TITLES = {'faster-rcnn': 'Faster R-CNN', 'retinanet': 'RetinaNet'}
 PANELS = Panels(
     {
         'mAP': ('mAP minus\nthat of a restart', None),
-        'dead': ('dead on\nimages, %', (0, 100)),
-        'dead_by_parameters': ('dead by\nparameters, %', (0, 100)),
+        'dead': ('dead on\nimages, %', (0, None)),
     },
-    frozenset(['dead', 'dead_by_parameters']),
+    frozenset(['dead']),
     RESTART,
     'restart',
     METHODS,
