@@ -642,6 +642,39 @@ def test_sentences_on_detectors():
         assert not any(one.p < 0.05 for one in found)
         usual = [abs(one.paired.mean) for one in found if one.setting in settings]
         assert f'{max(usual):.3f} with {name}' in text
+        for low in (one for one in study.settings if one not in settings):
+            usual = low._replace(lr=detector_studies.USUAL_LR)
+            for measure, method in product(
+                ('dead', 'dead_by_parameters'), ('BN', 'psBN')
+            ):
+                assert not any(own.window(low, method, measure, 40, window=40))
+            first, last = (
+                tables.format_mean(
+                    own.window(low, 'BN', 'mAP', end, detector_studies.RESTART), 3, '+'
+                )
+                for end in (10, 40)
+            )
+            assert f'{first} in rounds 1 to 10 and {last} in rounds 31 to 40' in text
+            assert f'keeps up with a restart ({last})' in retraining
+            for method, words in (('BN', 'at 0.04 is'), (detector_studies.RESTART, '')):
+                changes = '{}, {} and {}'.format(
+                    *(
+                        tables.format_mean(
+                            list(
+                                np.subtract(
+                                    own.window(low, method, 'mAP', end),
+                                    own.window(usual, method, 'mAP', end),
+                                )
+                            ),
+                            3,
+                            '+',
+                        )
+                        for end in detector_report.AT
+                    )
+                )
+                assert f'{words} {changes}' in text
+            largest = max(abs(one.paired.mean) for one in found if one.setting == low)
+            assert f'there either (at most {largest:.3f})' in text
     *_, backbone, everywhere = frozen_dead  # Of RetinaNet, the last one.
     assert f'where {backbone:.1f} and {everywhere:.1f} % are dead at the end' in text
     assert f'(frozen BN: up to {max(frozen_dead):.0f} % dead)' in retraining
