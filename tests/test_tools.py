@@ -707,6 +707,16 @@ def test_a_misspelt_norm_lists_near_names(refused, digits, tmp_path):
         options=['model.backbone.norm_cfg.type=psbn'],
     )
     assert 'Did you mean psBN or psBN' in message
+    for part in ('backbone', 'neck'):
+        message = refused(
+            'tools/train.py',
+            FASTER,
+            '--work-dir',
+            tmp_path,
+            data=digits,
+            options=[f'model.{part}.norm_cfg=psBN'],
+        )
+        assert f"model.{part}.norm_cfg of the config is 'psBN'" in message
 
 
 def test_sync_bn_and_psbn_do_not_go_together(refused, digits, tmp_path):

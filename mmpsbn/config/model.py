@@ -66,7 +66,8 @@ def check_norm_types(cfg: Config) -> None:
         InputError: With the norm layers of the most similar names.
     """
     for node in dicts_in(cfg.get('model', {})):
-        name = (node.get('norm_cfg') or {}).get('type')
+        norm_cfg = node.get('norm_cfg')
+        name = norm_cfg.get('type') if isinstance(norm_cfg, dict) else None
         if not isinstance(name, str) or find_class(cfg, MODELS, name) is not None:
             continue
         with config_scope(cfg), MODELS.switch_scope_and_registry(None) as registry:
