@@ -22,6 +22,7 @@ from benchmarks.detector_rounds.pilot import (
     mean_scores,
     rates_from,
 )
+from benchmarks.detector_rounds.report import accumulation
 from benchmarks.detector_rounds.results import Results
 from benchmarks.detector_rounds.studies import (
     LOW_METHODS,
@@ -44,6 +45,7 @@ from benchmarks.detector_rounds.training import (
     train_start,
 )
 from benchmarks.rounds.training import decay_of
+from benchmarks.shared.series import Series
 from mmpsbn.errors import InputError
 
 SHORT = dict(training=8, epochs=2)
@@ -406,6 +408,22 @@ def test_report_from_csv_alone(monkeypatch, tmp_path):
     assert (tmp_path / 'faster-rcnn.png').stat().st_size > 10000
     main(monkeypatch, tmp_path)
     assert page.read_text() == text
+
+
+def test_changes_are_those_of_each_seed():
+    def rows(*values):
+        return [Round(at, 0, *[dead] * 6) for at, dead in enumerate(values, 1)]
+
+    ended = rows(*[0.1] * 10, *[0.4] * 10)
+    lost = rows(*[0.2] * 10, *[math.nan] * 10)
+    runs = {0: rows(*[0.3] * 5), 1: ended, 2: lost}
+    series = Series(
+        {Run('BN', *SETTING, seed): own for seed, own in runs.items()}, METHODS
+    )
+    assert series.change(SETTING, 'BN', 'dead', 10, 20) == pytest.approx([0.3])
+    assert '**+30.0**' in accumulation(series, [SETTING])
+    short = Series({Run('BN', *SETTING, 0): runs[0]}, METHODS)
+    assert accumulation(short, [SETTING]) == ''
 
 
 @pytest.mark.slow

@@ -218,6 +218,13 @@ def test_a_file_of_other_results(tmp_path):
     file.write_text(','.join(Key._fields + Outcome._fields) + '\nfinal,BN,1,x,0\n')
     with pytest.raises(InputError, match='line 2 of .*retinanet.csv'):
         Results(file)
+    Results(file := tmp_path / 'twice.csv').add(
+        Run('BN', 0.1, 0), Outcome(0.4, 0.5, 0.0, 0.0, 0, 1.0, 'CPU')
+    )
+    lines = file.read_text().splitlines()
+    file.write_text('\n'.join([*lines, lines[-1]]))
+    with pytest.raises(InputError, match='has 2 rows of final BN 1.0 0.1 0, and'):
+        Results(file)
 
 
 def test_the_grid_is_fine_enough():

@@ -75,21 +75,27 @@ def _section(results: Results, folder: Path) -> str:
 
 def accumulation(series: Series, settings: Sequence[Setting]) -> str:
     """Make a table of D, and of how much more channels are dead at the end."""
+    if series.end <= WINDOW:
+        return ''
     lines = []
     for setting in settings:
         decay = decay_of(setting.lr, WEIGHT_DECAY, STEPS)
         for method in METHODS:
             if not series.seeds(setting, method):
                 continue
-            changes = (_change(series, setting, method, judge) for judge in JUDGES)
             decays = f'{decay:.2g}', f'{ROUNDS * decay:.2g}'
             if method == 'FrozenBN':  # Weight decay does not reach its beta.
                 decays = '-', '-'
-            lines.append([setting.name, *decays, method, *changes])
+            changes = (
+                series.change(setting, method, judge, WINDOW, series.end)
+                for judge in JUDGES
+            )
+            cells = (_format_change(100 * np.array(one)) for one in changes)
+            lines.append([setting.name, *decays, method, *cells])
     return (
         'Change of the share of dead channels from rounds '
         f'{rounds_up_to(WINDOW)} to rounds {rounds_up_to(series.end)}, in percentage '
-        'points (bold: they accumulate), and D:\n\n'
+        'points (bold: the mean grows by at least one, so they accumulate), and D:\n\n'
     ) + format_table(
         [
             'Norm layers',
@@ -102,13 +108,10 @@ def accumulation(series: Series, settings: Sequence[Setting]) -> str:
     )
 
 
-def _change(series, setting, method, measure) -> str:
-    first, last = (
-        series.window(setting, method, measure, end) for end in (WINDOW, series.end)
-    )
-    change = 100 * np.subtract(last, first)
-    text = format_mean(change.tolist(), 1, '+')
-    return f'**{text}**' if change.mean() >= ACCUMULATED else text
+def _format_change(points: np.ndarray) -> str:
+    text = format_mean(points.tolist(), 1, '+')
+    accumulated = len(points) and points.mean() >= ACCUMULATED
+    return f'**{text}**' if accumulated else text
 
 
 def verdict(found: Sequence[Comparison]) -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from benchmarks.shared.rows import read_rows, write_rows
 from mmpsbn.compare.report import Row, select_best
 from mmpsbn.compare.runs import Run
+from mmpsbn.errors import InputError
 
 
 class Key(NamedTuple):
@@ -55,13 +56,19 @@ class Results:
         file (Path): It may not exist yet.
 
     Raises:
-        InputError: If the file has other columns, or a value that does not
-            belong into its column.
+        InputError: If the file has other columns, a value that does not
+            belong into its column, or a run twice.
     """
 
     def __init__(self, file: Path) -> None:
         self._file, self._lock = file, threading.Lock()
         self._rows = read_rows(file, Key, Outcome)
+        for key, own in self._rows.items():
+            if len(own) > 1:
+                raise InputError(
+                    f'{file} has {len(own)} rows of {" ".join(map(str, key))}, and a '
+                    'run has one. Remove the others.'
+                )
 
     def get(self, run: Run) -> Outcome | None:
         return self._rows.get(Key.of(run), [None])[0]

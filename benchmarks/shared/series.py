@@ -124,7 +124,33 @@ class Series:
             list[float]: One value for each seed (of both methods) that has
             values.
         """
-        found = []
+        means = self._means(setting, method, measure, end, baseline, window)
+        return list(means.values())
+
+    def change(
+        self, setting: NamedTuple, method: str, measure: str, first: int, last: int
+    ) -> list[float]:
+        """Subtract the average of one window from that of a later one.
+
+        Args:
+            setting (Setting): The setting.
+            method (str): The method.
+            measure (str): A column of the CSV file.
+            first (int): The last round of the earlier window.
+            last (int): The last round of the later window.
+
+        Returns:
+            list[float]: One value for each seed that has values in both.
+        """
+        before, after = (
+            self._means(setting, method, measure, end) for end in (first, last)
+        )
+        return [after[seed] - before[seed] for seed in after if seed in before]
+
+    def _means(
+        self, setting, method, measure, end, baseline=None, window=WINDOW
+    ) -> dict[int, float]:
+        found = {}
         for seed in self.seeds(setting, method):
             # A run is equal to a tuple of its values.
             own = self._values[(method, *setting, seed)]
@@ -136,7 +162,7 @@ class Series:
                 if at in own and (at in other or not baseline)
             ]
             if values and not np.isnan(values).all():
-                found.append(float(np.nanmean(values)))
+                found[seed] = float(np.nanmean(values))
         return found
 
     def compare(

@@ -9,6 +9,7 @@ from mmengine.registry import DefaultScope, Registry
 from mmpsbn.errors import InputError
 from mmpsbn.layers import NORM_TYPES
 from mmpsbn.layers.last_bn import LastBN
+from mmpsbn.layers.post_shifted_bn import PostShift
 from mmpsbn.models.last_bn_heads import LastBNScores, describe_last_bns
 from mmpsbn.registry import MODELS
 
@@ -39,7 +40,11 @@ def find_class(cfg: Config, registry: Registry, name) -> type | None:
 
 def psbn_types(model: dict) -> list[str]:
     """Return the types of psBN that the config of a model asks for."""
-    return sorted({type_of(node) for node in dicts_in(model)} & STOCK_NORMS.keys())
+    return sorted(
+        name
+        for name in {type_of(node) for node in dicts_in(model)}
+        if issubclass(MODELS.module_dict.get(name, object), PostShift)
+    )
 
 
 def check_deformable_convs(model: dict) -> None:

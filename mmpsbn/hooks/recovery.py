@@ -2,8 +2,8 @@ r"""Dead channels at the start of a training, and which of them it can recover.
 
 Without a gradient, an optimizer shrinks the learned shift beta of a channel by
 exp(-D). A channel of psBN reopens when beta rises above -alpha, so a training
-recovers channels with \|beta\| < alpha exp(D); see docs/methods.md. It recovers
-no channel of BN: weight decay moves beta to 0, where the ReLU is still closed.
+recovers channels with \|beta\| < alpha exp(D); see docs/methods.md. Weight
+decay alone recovers no channel of BN: at a beta of 0, the ReLU is still closed.
 """
 
 import copy
