@@ -43,7 +43,7 @@ from benchmarks.rounds.report import AT
 from benchmarks.rounds.results import Results as RoundResults
 from benchmarks.rounds.studies import METHODS, SCRATCH, Run, Setting
 from benchmarks.rounds.studies import STUDIES as ROUND_STUDIES
-from benchmarks.rounds.training import Round
+from benchmarks.rounds.training import Round, decay_of
 from benchmarks.shared import tables
 from benchmarks.shared.costs import Costs
 from benchmarks.shared.rows import read_rows
@@ -426,20 +426,19 @@ def test_sentences_on_accuracy_after_all_rounds(networks):
     assert f'in all later rounds up to {-later:.3f}' in text
     half = min(mean for (_, one, _), mean in means.items() if one.lr == HALF.lr)
     assert f'At lr 0.4, it is up to {-half:.3f} below' in text
-    dead = {
-        (psbn, dead_share(networks[study.name], setting, 'BN', 10)): setting
+    shares = [
+        (
+            *(dead_share(networks[study.name], one, own, 10) for own in ('psBN', 'BN')),
+            study.name,
+            one,
+        )
         for study in ROUND_STUDIES
-        for setting in study.methods
-        if (psbn := dead_share(networks[study.name], setting, 'psBN', 10))
-    }
-    assert dead[max(dead, key=lambda one: one[0] - one[1])] == FULL._replace(
-        weight_decay=1e-4
-    )
-    most = max(dead, key=lambda one: one[0] - one[1])
-    assert (
-        'up to {:.1f} % of its channels are dead where BN has {:.1f} %'.format(*most)
-        in text
-    )
+        for one in study.methods
+    ]
+    psbn, bn, *where = max(shares, key=lambda one: one[0] - one[1])
+    assert where == ['cifar10-plain', Setting(0.8, 1e-4)]
+    share = f'up to {psbn:.1f} % of its channels are dead where BN has {bn:.1f} %'
+    assert share in text
     for name, own in networks.items():
         accuracy = np.mean(own.window(FULL, 'GN', 'accuracy', 150))
         assert abs(accuracy - 0.5) < 0.005, name
@@ -656,6 +655,12 @@ def test_sentences_on_detectors():
         assert not any(one.p < 0.05 for one in found)
         usual = [abs(one.paired.mean) for one in found if one.setting in settings]
         assert f'{max(usual):.3f} with {name}' in text
+        restart = [
+            np.mean(own.window(settings[0], detector_studies.RESTART, 'mAP', end))
+            for end in detector_report.AT
+        ]
+        learned = f'has a mAP of {min(restart):.2f} to {max(restart):.2f} when it is'
+        assert (learned in text) == (name == 'RetinaNet')
         for low in (one for one in study.settings if one not in settings):
             usual = low._replace(lr=detector_studies.USUAL_LR)
             for measure, method in product(
@@ -692,6 +697,21 @@ def test_sentences_on_detectors():
     *_, backbone, everywhere = frozen_dead  # Of RetinaNet, the last one.
     assert f'where {backbone:.1f} and {everywhere:.1f} % are dead at the end' in text
     assert f'(frozen BN: up to {max(frozen_dead):.0f} % on average)' in retraining
+
+
+def test_sentences_on_the_decay_of_rounds():
+    of_detectors = detector_studies.ROUNDS * decay_of(
+        detector_studies.USUAL_LR, detector_report.WEIGHT_DECAY, detector_report.STEPS
+    )
+    classifier = f'{decay_of(*FULL, 108):.2f}'  # Steps of a round of CIFAR-10.
+    assert f'One round of CIFAR-10 has D = {classifier} at lr 0.8' in words_of(
+        ROUNDS_PAGE
+    )
+    assert (
+        f'a round on CIFAR-10 at lr 0.8 has {classifier}, but all '
+        f'{detector_studies.ROUNDS} rounds of our detectors have {of_detectors:.2f}'
+        in words_of('docs/retraining.md')
+    )
 
 
 def test_sentences_on_the_pilot_of_detectors():

@@ -697,26 +697,20 @@ def test_a_work_dir_that_cannot_be_written(refused, digits, tmp_path):
     assert 'cannot be written' in message and '--work-dir' in message
 
 
-def test_a_misspelt_norm_lists_near_names(refused, digits, tmp_path):
-    message = refused(
-        'tools/train.py',
-        FASTER,
-        '--work-dir',
-        tmp_path,
-        data=digits,
-        options=['model.backbone.norm_cfg.type=psbn'],
+@pytest.mark.parametrize(
+    'option, words',
+    [
+        ('backbone.norm_cfg.type=psbn', 'Did you mean psBN or psBN'),
+        ('backbone.norm_cfg=psBN', "backbone.norm_cfg of the config is 'psBN'"),
+        ('neck.norm_cfg=psBN', "neck.norm_cfg of the config is 'psBN'"),
+    ],
+)
+def test_a_norm_cfg_that_is_not_one(refused, digits, tmp_path, option, words):
+    work_dir = '--work-dir', tmp_path
+    options = [f'model.{option}']
+    assert words in refused(
+        'tools/train.py', FASTER, *work_dir, data=digits, options=options
     )
-    assert 'Did you mean psBN or psBN' in message
-    for part in ('backbone', 'neck'):
-        message = refused(
-            'tools/train.py',
-            FASTER,
-            '--work-dir',
-            tmp_path,
-            data=digits,
-            options=[f'model.{part}.norm_cfg=psBN'],
-        )
-        assert f"model.{part}.norm_cfg of the config is 'psBN'" in message
 
 
 def test_sync_bn_and_psbn_do_not_go_together(refused, digits, tmp_path):

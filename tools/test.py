@@ -68,7 +68,7 @@ def main():
     cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
     checkpoint = read_checkpoint(args.checkpoint)
     check_data(cfg, TEST_LOADERS)
-    # The config of a work dir has them if its training was resumed.
+    # The work dir of a resumed training has a config that resumes.
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
