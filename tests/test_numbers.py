@@ -43,7 +43,7 @@ from benchmarks.rounds.report import AT
 from benchmarks.rounds.results import Results as RoundResults
 from benchmarks.rounds.studies import METHODS, SCRATCH, Run, Setting
 from benchmarks.rounds.studies import STUDIES as ROUND_STUDIES
-from benchmarks.rounds.training import Round, decay_of
+from benchmarks.rounds.training import decay_of
 from benchmarks.shared import tables
 from benchmarks.shared.costs import Costs
 from benchmarks.shared.rows import read_rows
