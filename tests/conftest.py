@@ -61,6 +61,12 @@ def released():
         manager._lock.release()
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """Runners of this process train there; those of the tools take a GPU if any."""
+    monkeypatch.setattr('mmengine.device.utils.DEVICE', 'cpu')
+
+
 @pytest.fixture
 def count(request):
     """Counts what became of the cases of a test, for the summary."""

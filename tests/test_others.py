@@ -1,5 +1,6 @@
 """Other people's tests: torch's pass, and a difference is reported."""
 
+import os
 import runpy
 import subprocess
 import sys
@@ -34,6 +35,7 @@ def run_others(*args):
         [sys.executable, str(ROOT / 'tests/others/run.py'), *map(str, args)],
         capture_output=True,
         text=True,
+        env=dict(os.environ, CUDA_VISIBLE_DEVICES=''),
     )
 
 

@@ -136,6 +136,8 @@ def child_that_trains(work_dir):
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(1, 2)
+            # CUDA does not survive a fork.
+            torch.cuda.is_available = lambda: False
             train(work_dir, epochs=100_000)
         finally:
             os._exit(1)

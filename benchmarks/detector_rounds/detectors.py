@@ -104,7 +104,11 @@ def new_detector(detector: str, placement: str, method: str) -> nn.Module:
 
 
 def set_training(model: nn.Module, method: str) -> None:
-    """Set a detector to training mode. FrozenBN keeps all norm layers fixed."""
+    """Set a detector to training mode.
+
+    FrozenBN keeps all norm layers fixed, and norm_eval their statistics.
+    """
+    model.backbone.norm_eval = method == 'norm_eval'
     model.train()
     if method == 'FrozenBN':
         for _, norm in norm_layers(model):

@@ -64,15 +64,15 @@ def rates_from(scores: dict[float, float]) -> tuple[float, ...]:
     """Choose the learning rates of the study.
 
     They are the highest one that works and the usual one. If the usual one is
-    too high, they are the usual one and the best one.
+    too high, the best one is added.
 
     Args:
         scores (dict): The mAP of each learning rate.
     """
-    highest = highest_that_works(scores)
-    if highest < USUAL_LR:
-        return USUAL_LR, max(scores, key=lambda lr: scores[lr])
-    return tuple(dict.fromkeys((highest, USUAL_LR)))
+    rates = {highest_that_works(scores), USUAL_LR}
+    if max(rates) == USUAL_LR > min(rates):
+        rates.add(max(scores, key=lambda lr: scores[lr]))
+    return tuple(sorted(rates, reverse=True))
 
 
 def find_lrs(folder: Path = FOLDER) -> dict[Place, tuple[float, ...]]:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 DETECTORS = ('faster-rcnn', 'retinanet')
 PLACEMENTS = ('backbone', 'everywhere')
-METHODS = ('BN', 'psBN', 'FrozenBN')
+METHODS = ('BN', 'psBN', 'FrozenBN', 'norm_eval')
 RESTART = 'restart'
 """A reference: BN, finetuned from the starting weights in every second round."""
 SCRATCH = 'scratch'
@@ -16,6 +16,8 @@ EVERY, SCRATCH_ROUNDS = 2, 5
 the last ones of all ROUNDS."""
 USUAL_LR = 0.04
 """The learning rate of configs/demo, which has the same batch size."""
+FIXED = ('FrozenBN', 'norm_eval')
+"""Methods whose norm layers keep their statistics."""
 LOW_METHODS = ('BN', 'psBN', RESTART)
 """What is trained at a rate below the usual one."""
 
@@ -56,26 +58,30 @@ class Study(NamedTuple):
     def runs(self, seeds: int) -> list[Run]:
         """List all runs. Those that come first make the most of a part.
 
-        BN, psBN and the restart come first, then the other reference, frozen
-        BN, and low rates.
+        BN, psBN and the restart come first, then the other reference, fixed
+        statistics, and low rates.
         """
         runs = [
             Run(method, *setting, seed)
             for setting in self.settings
             for seed in range(seeds)
-            for method in (
-                LOW_METHODS
-                if setting.lr < USUAL_LR
-                else (*LOW_METHODS, SCRATCH, 'FrozenBN')
-            )
+            for method in methods_of(setting)
         ]
         return sorted(runs, key=priority)
+
+
+def methods_of(setting: Setting) -> tuple[str, ...]:
+    """List the methods of a setting. Only backbones take norm_eval."""
+    if setting.lr < USUAL_LR:
+        return LOW_METHODS
+    fixed = FIXED if setting.placement == 'backbone' else FIXED[:1]
+    return *LOW_METHODS, SCRATCH, *fixed
 
 
 def priority(run: Run) -> tuple:
     """Return a key by which runs are sorted, see :meth:`Study.runs`."""
     low = run.lr < USUAL_LR
-    return low or run.method == 'FrozenBN', run.method == SCRATCH, low, run.seed
+    return low or run.method in FIXED, run.method == SCRATCH, low, run.seed
 
 
 def rounds_of(method: str, rounds: int) -> list[int]:

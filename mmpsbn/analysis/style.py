@@ -36,6 +36,7 @@ COLOR_OF = {
     'MimicNorm, as published': '#44AA99',
     'BN+ReDo': '#999933',
     'BN+S&P': '#882255',
+    'norm_eval': '#CC6677',
 }
 STYLE = {
     'font.size': 9,
