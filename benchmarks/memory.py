@@ -41,7 +41,7 @@ from mmengine.registry import DefaultScope
 
 from benchmarks.shared.arguments import check_counts, check_device
 from benchmarks.shared.costs import Costs, add_device, cost_parser, name_of
-from benchmarks.shared.memory import PublishedMimicConv, largest_batch
+from benchmarks.shared.memory import PublishedMimicConv, fits, largest_batch
 from mmpsbn.analysis import ratios, saved_bytes, time_alternately
 from mmpsbn.cli.errors import exit_with_message
 from mmpsbn.registry import MODELS
@@ -206,18 +206,9 @@ def measure(builders, size, rounds, device, fills):
 
 def fill(model, size):
     """The largest batch that a GPU has memory for, and its images per second."""
-
-    def fits(batch):
-        try:
-            training_step(model, size, batch)()
-        except torch.cuda.OutOfMemoryError:
-            return False
-        finally:
-            model.zero_grad()
-            torch.cuda.empty_cache()
-        return True
-
-    batch = largest_batch(fits)
+    batch = largest_batch(
+        lambda batch: fits(model, lambda: training_step(model, size, batch)())
+    )
     if not batch:
         return 0, 0
     times = time_alternately({batch: training_step(model, size, batch)}, 5)[batch]

@@ -1,6 +1,7 @@
 """How the tools end if something goes wrong."""
 
 import pytest
+import torch
 from mmengine.logging import MMLogger
 
 from mmpsbn.cli.errors import exit_with_message
@@ -48,6 +49,17 @@ def test_the_log_file_has_the_cause(tmp_path, capsys):
 def test_an_unexpected_error_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError), exit_with_message():
         1 / 0  # noqa: B018
+
+
+def test_a_full_gpu_is_explained():
+    with pytest.raises(SystemExit) as exit, exit_with_message():
+        raise torch.cuda.OutOfMemoryError(
+            'CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total ...'
+        )
+    assert exit.value.code == (
+        'error: CUDA out of memory. Tried to allocate 2.00 GiB. Lower batch_size of '
+        'the data loader, add --amp, or set with_cp=True in the backbone.'
+    )
 
 
 def test_ctrl_c_has_the_status_of_a_shell(capsys):

@@ -140,6 +140,9 @@ def test_a_config_that_imports_nothing_gets_our_import():
     cfg = read_config(str(ROOT / 'configs/psbn/retinanet_r50_fpn_bn_1x_coco.py'))
     assert 'custom_imports' not in cfg
     assert replace_norm(cfg, 'psBN').custom_imports.imports == ['mmpsbn']
+    for names, found in ((None, []), ('my_mmpsbn_ext', ['my_mmpsbn_ext'])):
+        cfg.custom_imports = names and dict(imports=names)
+        assert replace_norm(cfg, 'psBN').custom_imports.imports == [*found, 'mmpsbn']
 
 
 def test_the_plan_is_every_norm_lr_and_seed(digits, tmp_path):

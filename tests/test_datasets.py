@@ -136,6 +136,8 @@ def test_training_images_are_those_of_the_annotations(digits, tmp_path):
     )
     found = find_images(cfg, None, 100)
     assert sorted(found) == sorted(map(str, tmp_path.glob('all/train2017/*.jpg')))
+    cfg.train_dataloader.dataset.data_prefix = {}  # Without a root, either.
+    check_data(cfg, ['train_dataloader'])
     # A folder of images alone is enough for tools that run a model.
     cfg.train_dataloader.dataset.update(
         ann_file='missing.json', data_prefix=dict(img=f'{tmp_path}/all/val2017')

@@ -99,6 +99,22 @@ def test_test_evaluates_dumps_and_draws(trained, digits, tmp_path):
 
 
 @pytest.mark.slow
+def test_drawing_needs_its_hook(trained, digits, tmp_path, refused):
+    message = refused(
+        'tools/test.py',
+        FASTER,
+        trained / 'epoch_1.pth',
+        '--work-dir',
+        tmp_path,
+        '--show-dir',
+        'shown',
+        data=digits,
+        options=['default_hooks._delete_=True'],
+    )
+    assert 'VisualizationHook must be included in default_hooks' in message
+
+
+@pytest.mark.slow
 def test_test_time_augmentation(trained, digits, tmp_path):
     best = {}
     for tta in ([], ['--tta']):

@@ -120,8 +120,7 @@ def analyze_all(cfg, paths, images):
 
 def history_beside(path):
     """Read what FilterCollapseHook has written next to a checkpoint."""
-    history = osp.join(osp.dirname(path), HISTORY)
-    return read_history(history) if osp.isfile(history) else []
+    return read_history(osp.join(osp.dirname(path), HISTORY))
 
 
 def histories_of(paths):

@@ -70,12 +70,12 @@ def main():
     check_data(cfg, TEST_LOADERS)
     # The work dir of a resumed training has a config that resumes.
     cfg.load_from, cfg.resume = args.checkpoint, False
-    if args.show or args.show_dir:
-        cfg = trigger_visualization_hook(cfg, args)
-        # DetVisualizationHook joins a relative folder again for every batch.
-        cfg.work_dir = osp.abspath(cfg.work_dir)
     tta = set_tta(cfg) if args.tta else None
     with explain_config_errors(), explain_data_errors(cfg, TEST_LOADERS):
+        if args.show or args.show_dir:
+            trigger_visualization_hook(cfg, args)
+            # DetVisualizationHook joins a relative folder again for every batch.
+            cfg.work_dir = osp.abspath(cfg.work_dir)
         runner = build_runner(cfg)
         if tta:
             runner.register_hook(tta)

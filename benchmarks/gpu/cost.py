@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.shared.memory import largest_batch
+from benchmarks.shared.memory import fits, largest_batch
 from mmpsbn.analysis import ratios, saved_bytes, time_alternately
 
 from .networks import CLASSES, NORMS, PUBLISHED, build
@@ -117,14 +117,8 @@ def memory(norm: str, args) -> list[float]:
     peak = torch.cuda.max_memory_allocated() / MIB
     del data, step
 
-    def fits(batch: int) -> bool:
-        try:
-            training_step(net, *inputs(batch, args.size, device))()
-        except torch.cuda.OutOfMemoryError:
-            return False
-        finally:
-            net.zero_grad()
-            torch.cuda.empty_cache()
-        return True
+    def step_with(batch: int) -> None:
+        training_step(net, *inputs(batch, args.size, device))()
 
-    return [stored, peak, largest_batch(fits)]
+    batch = largest_batch(lambda batch: fits(net, lambda: step_with(batch)))
+    return [stored, peak, batch]

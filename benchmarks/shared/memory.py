@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 
+import torch
+from torch import nn
+
 from mmpsbn.layers import MimicConv
 
 
@@ -11,6 +14,23 @@ class PublishedMimicConv(MimicConv):
     def forward(self, input):
         output = self._conv_forward(input, self.weight, self.bias)
         return output if self.scale is None else output * self.scale
+
+
+def fits(net: nn.Module, step: Callable[[], None]) -> bool:
+    """Return whether a GPU has the memory for a training step, and free it.
+
+    Args:
+        net (nn.Module): Its gradients are deleted.
+        step (callable): It also makes the batch.
+    """
+    try:
+        step()
+    except torch.cuda.OutOfMemoryError:
+        return False
+    finally:
+        net.zero_grad()
+        torch.cuda.empty_cache()
+    return True
 
 
 def largest_batch(fits: Callable[[int], bool]) -> int:

@@ -8,6 +8,7 @@ import traceback
 from contextlib import contextmanager
 from urllib.error import URLError
 
+import torch
 import torch.distributed as dist
 from mmengine.logging import MMLogger
 
@@ -66,6 +67,11 @@ def _message(error: Exception):
         return (
             f'a download failed ({error.reason}); fetch the file by other '
             'means, and name it in the config.'
+        )
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return (
+            f'{str(error).partition(". GPU")[0]}. Lower batch_size of the data '
+            'loader, add --amp, or set with_cp=True in the backbone.'
         )
     number = getattr(error, 'errno', None) if isinstance(error, OSError) else None
     file = f' ({error.filename})' if getattr(error, 'filename', None) else ''

@@ -212,8 +212,7 @@ class Comparison:
 
     def history(self, run: Run) -> list[dict]:
         """Return what FilterCollapseHook has measured in a run."""
-        file = self.folder(run) / HISTORY
-        return read_history(str(file)) if file.exists() else []
+        return read_history(str(self.folder(run) / HISTORY))
 
     def progress(self, run: Run) -> float:
         """Return the share of its iterations that a run has completed."""

@@ -34,7 +34,7 @@ class TrainingCost(NamedTuple):
     stored: float
     """The stored activations of a step, in MiB."""
     peak: float | None
-    """The peak memory of a step on a GPU, in MiB."""
+    """The peak memory of the model and its step on a GPU, in MiB."""
     batch: int
     """The number of images of the batch."""
     shared: Sequence[str] = ()
@@ -70,6 +70,7 @@ def measure_costs(cfgs: dict[str, Config], rounds: int) -> Costs:
     batch = _load_batch(next(iter(cfgs.values())))
     steps, predictions, found = {}, {}, {}
     for norm, cfg in cfgs.items():
+        before = torch.cuda.memory_allocated()  # By the models so far.
         model = build_model(cfg).to(device)
         steps[norm], predictions[norm], loss = _make_actions(model, batch)
         idle = _find_idle_norms(cfg, model)
@@ -79,7 +80,7 @@ def measure_costs(cfgs: dict[str, Config], rounds: int) -> Costs:
         if device == 'cuda':
             torch.cuda.reset_peak_memory_stats()
             steps[norm]()
-            peak = torch.cuda.max_memory_allocated() / 2**20
+            peak = (torch.cuda.max_memory_allocated() - before) / 2**20
         found[norm] = dict(stored=stored, peak=peak, shared=shared, idle=idle)
     step, inference = time_alternately(steps, rounds), time_alternately(predictions, 1)
     relative = ratios(step)

@@ -79,9 +79,11 @@ def replace_norm(cfg: Config, norm: str) -> Config:
         )
     for place in NORMALIZATIONS[norm]:
         place(cfg)
-    cfg.setdefault('custom_imports', dict(imports=[]))
-    if 'mmpsbn' not in cfg.custom_imports.imports:
-        cfg.custom_imports.imports.append('mmpsbn')
+    imports = cfg.get('custom_imports') or {}
+    names = imports.get('imports') or []
+    names = [names] if isinstance(names, str) else names
+    if 'mmpsbn' not in names:
+        cfg.custom_imports = dict(imports, imports=[*names, 'mmpsbn'])
     return cfg
 
 

@@ -1,11 +1,13 @@
 """A comparison from the first timing to the report."""
 
+import gc
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
 from rich.progress import Progress, TextColumn
@@ -101,7 +103,10 @@ def _measure(cfg: Config, cfgs: dict[str, Config], rounds: int) -> Costs:
     if cfg.get('custom_imports'):
         import_modules_from_strings(**cfg.custom_imports)
     with explain_data_errors(cfg, TRAINING_LOADERS):
-        return measure_costs(cfgs, rounds)
+        costs = measure_costs(cfgs, rounds)
+    gc.collect()
+    torch.cuda.empty_cache()  # The runs may need this memory.
+    return costs
 
 
 def estimate_remaining(comparison: Comparison, costs: Costs, at_once: int) -> float:

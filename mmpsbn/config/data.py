@@ -56,9 +56,7 @@ def data_files(cfg: Config, loaders: Sequence[str]) -> Iterator[DataFiles]:
             root = dataset.get('data_root') or ''
             if not dataset.get('ann_file') or '://' in root:
                 continue
-            kind = dataset.get('type')
-            if not isinstance(kind, type):
-                kind = DATASETS.get(str(kind)) or object
+            kind = find_class(cfg, DATASETS, dataset.get('type')) or object
             prefixes = dataset.get('data_prefix') or {}
             prefix = (
                 osp.join(
@@ -70,7 +68,7 @@ def data_files(cfg: Config, loaders: Sequence[str]) -> Iterator[DataFiles]:
             )
             yield DataFiles(
                 osp.join(root, dataset['ann_file']),
-                osp.join(root, prefix),
+                osp.join(root, prefix) or osp.curdir,
                 dataset,
                 kind,
             )

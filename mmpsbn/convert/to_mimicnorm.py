@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mmpsbn.detectors.outputs import BatchRunner, distance
 from mmpsbn.errors import InputError
@@ -79,17 +79,9 @@ def fold(source: nn.Module, target: nn.Module) -> None:
         conv = source.get_submodule(pair.conv)
         bn = source.get_submodule(pair.norm)
         mimic = target.get_submodule(pair.conv)
-        weight, bias = fuse_conv_bn_weights(
-            conv.weight,
-            conv.bias,
-            bn.running_mean,
-            bn.running_var,
-            bn.eps,
-            bn.weight,
-            bn.bias,
-        )
-        mimic.weight.copy_(weight)
-        mimic.bias.copy_(bias)
+        fused = fuse_conv_bn_eval(conv, bn)
+        mimic.weight.copy_(fused.weight)
+        mimic.bias.copy_(fused.bias)
         mimic.center_()
     for mimic in mimic_convs(target):
         if mimic.scale is not None:

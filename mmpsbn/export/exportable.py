@@ -81,7 +81,9 @@ class Exportable(nn.Module):
             dense_candidates(head, scores, boxes, shape, by_level=True), head.test_cfg
         )
         index = (
-            torch.arange(images.shape[0], dtype=proposals.dtype)
+            torch.arange(
+                images.shape[0], dtype=proposals.dtype, device=proposals.device
+            )
             .view(-1, 1, 1)
             .expand(-1, proposals.shape[1], 1)
         )
@@ -221,7 +223,7 @@ def roi_candidates(
     boxes = _decode(
         head.bbox_coder, rois[:, None, 1:].expand_as(deltas), deltas, shape
     ).expand(-1, classes, -1)
-    groups = torch.arange(classes).expand_as(scores)
+    groups = torch.arange(classes, device=scores.device).expand_as(scores)
     return Candidates(
         boxes.unflatten(0, (number, proposals)).flatten(1, 2),
         scores.unflatten(0, (number, proposals)).flatten(1, 2),

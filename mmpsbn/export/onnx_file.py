@@ -20,7 +20,7 @@ from mmengine.utils import digit_version
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mmpsbn.checkpoints.reading import Checkpoint
 from mmpsbn.config.errors import explain_config_errors
@@ -175,15 +175,8 @@ def fold(model: nn.Module) -> None:
                 and uses[before] == 1
                 and _comes_first(module)
             ):
-                before.weight, before.bias = fuse_conv_bn_weights(
-                    before.weight,
-                    before.bias,
-                    layer.running_mean,
-                    layer.running_var,
-                    layer.eps,
-                    layer.weight,
-                    layer.bias,
-                )
+                fused = fuse_conv_bn_eval(before, layer)
+                before.weight, before.bias = fused.weight, fused.bias
                 module._modules[name] = nn.Identity()
             before = layer
 

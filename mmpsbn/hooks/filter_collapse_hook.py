@@ -71,9 +71,8 @@ class FilterCollapseHook(Hook):
         self._watch = None  # The last step of an earlier run may have failed.
         if not is_main_process():
             return
-        path, lines = osp.join(runner.work_dir, HISTORY), []
-        if runner.iter and osp.isfile(path):
-            lines = [line for line in read_history(path) if line['iter'] <= runner.iter]
+        path = osp.join(runner.work_dir, HISTORY)
+        lines = [line for line in read_history(path) if line['iter'] <= runner.iter]
         if lines:
             self._last = _dead(lines[-1])
         write_atomically(
@@ -173,8 +172,10 @@ def shares(line: dict) -> dict[str, float]:
 
 
 def read_history(path: str) -> list[dict]:
-    """Read ``filter_collapse.jsonl`` without an incomplete last line."""
+    """Read ``filter_collapse.jsonl``, if it exists, without an incomplete last line."""
     lines = []
+    if not osp.isfile(path):
+        return lines
     with open(path) as file:
         for line in file:
             try:

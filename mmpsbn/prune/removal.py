@@ -161,7 +161,9 @@ def _judge(
     value = torch.stack([values[names[layer]] for layer in reading])
     constant = ~value.isnan()
     somewhere, remove = constant.any(0), constant.all(0)
-    padded = torch.tensor([any(getattr(layer, 'padding', ())) for layer in reading])
+    padded = torch.tensor(
+        [any(getattr(layer, 'padding', ())) for layer in reading], device=value.device
+    )
     exact = ~((value != 0) & padded[:, None]).any(0)
     reason = _obstacle(group, reading)
     if reason:
