@@ -13,11 +13,11 @@ name after it, --backbones or --detectors leaves all of them out.
   images, counted once per storage. Parameters do not count, but copies of them
   do. The values are exact on any hardware.
 - Step: time of a training step (forward, backward and SGD) of two images of
-  320 x 320. Inference: time of a forward pass in evaluation mode. The models
-  take turns within each round. The ratio is the median over the rounds of the
-  time of a model divided by BN's in that round. The ratio "of none" is relative
-  to the same network without norm layers, the limit of what a normalization can
-  reach.
+  320 x 320, on a GPU at full size. Inference: time of a forward pass in
+  evaluation mode. The models take turns within each round. The ratio is the
+  median over the rounds of the time of a model divided by BN's in that round.
+  The ratio "of none" is relative to the same network without norm layers, the
+  limit of what a normalization can reach.
 - Peak, on a GPU: the maximum memory of the allocator in a step at full size.
 - Filled, on a GPU and with --fill: the largest batch that fits in memory in a
   training step at full size, to a sixteenth, and its images per second.

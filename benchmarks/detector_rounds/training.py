@@ -20,7 +20,7 @@ from benchmarks.rounds.training import (
     write_checkpoint,
 )
 from mmpsbn.analysis.collapse import ChannelWatch
-from mmpsbn.analysis.report import Layer, describe_layer
+from mmpsbn.analysis.report import Layer, describe_layers
 from mmpsbn.analysis.rounds import IMAGES, PARAMETERS, changes
 from mmpsbn.errors import InputError
 
@@ -91,10 +91,7 @@ def inspect(model: nn.Module, images: Images) -> list[Layer]:
     with watch:
         for start in range(0, len(images), EVALUATED):
             model.test_step(copy.deepcopy(collate(images[start : start + EVALUATED])))
-    return [
-        describe_layer(name, layer, watch.outputs.get(name))
-        for name, layer in watch.layers.items()
-    ]
+    return describe_layers(watch.layers, watch.outputs)
 
 
 def train_start(job: tuple[Study, Run], work_dir: Path) -> None:

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mmpsbn.analysis.collapse import ChannelWatch
-from mmpsbn.analysis.report import Layer, describe_layer
+from mmpsbn.analysis.report import Layer, describe_layers
 from mmpsbn.checkpoints.matching import load_weights
 from mmpsbn.checkpoints.reading import Checkpoint
 from mmpsbn.config.errors import explain_config_errors
@@ -71,10 +71,7 @@ def analyze(cfg: Config, checkpoint: Checkpoint, images: Sequence[str]) -> list[
             name: seen._replace(dead=torch.zeros_like(seen.dead))
             for name, seen in outputs.items()
         }
-    return [
-        describe_layer(name, layer, outputs.get(name))
-        for name, layer in watch.layers.items()
-    ]
+    return describe_layers(watch.layers, outputs)
 
 
 def _noise(detector: nn.Module) -> dict:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mmpsbn.analysis.collapse import ChannelWatch
-from mmpsbn.analysis.report import Layer, align_columns, describe_layer, share
+from mmpsbn.analysis.report import Layer, align_columns, describe_layers, share
 from mmpsbn.errors import InputError
 
 
@@ -78,10 +78,4 @@ def collapse_report(model: nn.Module, *inputs) -> CollapseReport:
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return CollapseReport(
-        [
-            describe_layer(name, norm, watch.outputs.get(name))
-            for name, norm in watch.layers.items()
-        ],
-        bool(inputs),
-    )
+    return CollapseReport(describe_layers(watch.layers, watch.outputs), bool(inputs))

@@ -65,6 +65,15 @@ def describe_layer(name: str, norm: nn.Module, seen: Outputs | None) -> Layer:
     )
 
 
+def describe_layers(
+    layers: dict[str, nn.Module], outputs: dict[str, Outputs]
+) -> list[Layer]:
+    """Judge norm layers as :func:`describe_layer` does, by their names."""
+    return [
+        describe_layer(name, layer, outputs.get(name)) for name, layer in layers.items()
+    ]
+
+
 def _where(mask: Tensor) -> list[int]:
     return mask.nonzero().flatten().tolist()
 

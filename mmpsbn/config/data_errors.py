@@ -51,7 +51,7 @@ def explain_data_errors(cfg: Config, loaders: Sequence[str]):
             if mentions("'mask'", "'segmentation'"):
                 _check_masks(files)
             if mentions('loading.py'):
-                check_listed_images(files)
+                _check_listed_images(files)
         _explain_filters(frames, error)
         raise
     finally:
@@ -105,7 +105,7 @@ def _check_masks(files: DataFiles) -> None:
             )
 
 
-def check_listed_images(files: DataFiles) -> None:
+def _check_listed_images(files: DataFiles) -> None:
     """Raise an InputError with the first listed image that cannot be read."""
     for sample in _samples(files):
         path = sample['img_path']
