@@ -380,11 +380,12 @@ def start(
     alpha=0.1,
     decay=LOG_4,
     frozen=False,
+    fixed=False,
     dead=(1, 1, 0),
     beta=(-0.39, -0.41, 1.0),
 ):
     return StartingLayer(
-        kind, alpha, decay, frozen, torch.tensor(dead).bool(), torch.tensor(beta)
+        kind, alpha, decay, frozen, fixed, torch.tensor(dead).bool(), torch.tensor(beta)
     )
 
 
@@ -395,6 +396,8 @@ def test_the_table_counts_what_is_within_reach():
         start('psBN'),
         start('psBN', alpha=0.2),
         start(frozen=True),
+        start(alpha=math.nan, fixed=True),
+        start(alpha=math.nan, frozen=True, fixed=True),
         start('GN', alpha=math.nan),
         start('IN', decay=math.nan),
     ]
@@ -402,11 +405,29 @@ def test_the_table_counts_what_is_within_reach():
         ['BN', '2', '6', '4 (66.7%)', '1.4 to 1.6', '|beta| < 0.4 to 0.5', '3'],
         ['psBN', '2', '6', '4 (66.7%)', '1.4', '|beta| < 0.4 to 0.8', '3'],
         ['BN (frozen)', '1', '3', '2 (66.7%)', '-', '-', '-'],
+        ['BN (fixed statistics)', '1', '3', '-', '1.4', '-', '-'],
+        ['BN (frozen, fixed statistics)', '1', '3', '-', '-', '-', '-'],
         ['GN', '1', '3', '2 (66.7%)', '1.4', '-', '-'],
         ['IN', '1', '3', '2 (66.7%)', 'unknown', '-', '-'],
     ]
     assert 'no dead channel of BN' in describe_start(layers, 9)
     assert 'no dead channel of BN' not in describe_start(layers[2:4], 9)
+    assert 'Count them on images' in describe_start(layers, 9)
+    assert 'Count them on images' not in describe_start(layers[:5], 9)
+
+
+def test_fixed_statistics_are_named_at_the_start(tmp_path):
+    """As ``norm_eval=True`` of MMDetection's backbones fixes them."""
+
+    class Fixed(Net):
+        def train(self, mode=True):
+            super().train(mode)
+            self.bn.eval()
+
+    train(tmp_path, [dict(type='NormCheckHook')], Fixed(), epochs=1)
+    text = log_of(tmp_path)
+    assert row_of(text, 'BN (fixed statistics)')[4:6] == ['8', '-']
+    assert 'Count them on images: tools/analyze_collapse.py' in text
 
 
 def log_of(work_dir):

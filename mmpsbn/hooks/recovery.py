@@ -39,11 +39,15 @@ class StartingLayer(NamedTuple):
 
     kind: str
     alpha: float
-    """The alpha of psBN, psBN's default for BN, and NaN for other layers."""
+    """The alpha of psBN, psBN's default for BN, and NaN for other layers and
+    for fixed statistics."""
     decay: float
     """D of its bias; NaN if it is unknown."""
     frozen: bool
     """Whether no optimizer changes its bias."""
+    fixed: bool
+    """Whether its statistics are fixed (``norm_eval=True``). Then its filter
+    may change without them, so ``dead`` means little."""
     dead: Tensor
     """Bool, ``(C,)``: P(gamma * x_hat + shift > 0) below LEAST_PROBABILITY."""
     beta: Tensor
@@ -76,14 +80,16 @@ def inspect_start(model: nn.Module, runner: Runner) -> dict[str, StartingLayer]:
         shift = getattr(norm, 'bias', None)
         if type(shift) is not nn.Parameter or shift.shape != (channels_of(norm),):
             continue
-        alpha = (
-            getattr(norm, 'alpha', ALPHA) if isinstance(norm, _BatchNorm) else math.nan
-        )
+        fixed = isinstance(norm, _BatchNorm) and not norm.training
+        alpha = math.nan
+        if isinstance(norm, _BatchNorm) and not fixed:
+            alpha = getattr(norm, 'alpha', ALPHA)
         found[name] = StartingLayer(
             'psBN' if isinstance(norm, PostShift) else infer_abbr(type(norm)).upper(),
             alpha,
             decays.get(id(shift), 0.0),
             not shift.requires_grad or id(shift) not in decays,
+            fixed,
             positive_probability(norm).cpu() < LEAST_PROBABILITY,
             gamma_and_shift(norm)[1].cpu() - alpha,
         )
@@ -98,12 +104,16 @@ def starting_table(layers: Iterable[StartingLayer]) -> list[list[str]]:
     """
     kinds: dict[str, list[StartingLayer]] = {}
     for layer in layers:
-        kinds.setdefault(layer.kind + ' (frozen)' * layer.frozen, []).append(layer)
+        states = ['frozen'] * layer.frozen + ['fixed statistics'] * layer.fixed
+        kind = layer.kind + (f' ({", ".join(states)})' if states else '')
+        kinds.setdefault(kind, []).append(layer)
     rows = [['norm', 'layers', 'channels', 'dead', 'D', 'psBN recovers', 'of the dead']]
     for kind, own in kinds.items():
         channels = sum(len(layer.dead) for layer in own)
         dead = sum(int(layer.dead.sum()) for layer in own)
         counted = format_count(dead, channels)
+        if own[0].fixed:
+            counted = '-'
         row = [kind, str(len(own)), str(channels), counted, '-', '-', '-']
         if not own[0].frozen:
             row[4] = _span([layer.decay for layer in own])
@@ -136,6 +146,11 @@ def describe_start(layers: Sequence[StartingLayer], iterations: int) -> str:
             'beta to 0 but not above it. psBN takes the weights of BN '
             "unchanged: set norm_cfg=dict(type='psBN'). Its beta is then the "
             'shift of BN minus alpha.'
+        )
+    if any(layer.fixed for layer in layers):
+        text += (
+            ' With fixed statistics (norm_eval=True), parameters do not show which '
+            'channels are dead. Count them on images: tools/analyze_collapse.py.'
         )
     return text
 
