@@ -145,7 +145,8 @@ class FilterCollapseHook(Hook):
                 f'{share:.0%} of the channels before a ReLU are dead '
                 f'at iteration {line["iter"]}: they are not positive for any image of '
                 'the watched steps. psBN can recover them if weight decay has enough '
-                'time. With a lower learning rate, fewer channels die.',
+                'time. With a lower learning rate, or with norm_eval=False instead of '
+                'fixed statistics, fewer channels die.',
             )
 
     def _warn(self, runner: Runner, message: str) -> None:
