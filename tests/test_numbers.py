@@ -592,7 +592,7 @@ def test_sentences_on_the_formula():
 def test_sentences_on_detectors():
     page = 'benchmarks/detector_rounds/README.md'
     text, retraining = words_of(page), words_of('docs/retraining.md')
-    frozen_dead = []
+    frozen_dead, default_dead, default_map = [], [], []
     for study in detector_studies.make_studies(find_lrs()):
         own = Series(
             DetectorResults(folder_of(detector_rounds), study).rounds,
@@ -643,7 +643,21 @@ def test_sentences_on_detectors():
         assert all(abs(np.mean(one)) < confidence_margin(one) for one in less)
         for one in settings:
             assert not any(own.window(one, 'FrozenBN', 'dead_by_parameters', 40))
+                default = settings[0]  # Norm layers in the backbone.
+        change = own.change(default, 'norm_eval', 'dead', detector_report.WINDOW, 40)
+        change = tables.format_mean(list(100 * np.array(change)), 1, '+')
+        assert f'{change} percentage points with {name}' in text or (
+            f'{change} with {name}, to ' in text
+        )
+        default_dead.append(100 * np.mean(own.window(default, 'norm_eval', 'dead', 40)))
+        own_map = own.window(default, 'norm_eval', 'mAP', 40, 'BN')
+        assert len(own_map) == 3
+        assert abs(np.mean(own_map)) < confidence_margin(own_map)
+        default_map.append(tables.format_mean(own_map, 3, '+'))
+        by_parameters = own.window(default, 'norm_eval', 'dead_by_parameters', 40)
+        assert np.mean(by_parameters) < 0.001
         random = relative(detector_studies.SCRATCH, 40)
+
         assert {len(values) for values in random} == {3}
         both = ' and '.join(tables.format_mean(values, 3, '+') for values in random)
         assert f'andom weights have {both} there' in text
@@ -697,9 +711,16 @@ def test_sentences_on_detectors():
                 assert f'{words} {changes}' in text
             largest = max(abs(one.paired.mean) for one in found if one.setting == low)
             assert f'there either (at most {largest:.3f})' in text
+        assert 'to {:.1f} and {:.1f} %. It is'.format(*default_dead) in text
+    assert 'norm_eval minus that of BN is {} and {} at'.format(*default_map) in text
+    assert f'{min(default_dead):.0f} to {max(default_dead):.0f} % did with' in retraining
     *_, backbone, everywhere = frozen_dead  # Of RetinaNet, the last one.
+
     assert f'where {backbone:.1f} and {everywhere:.1f} % are dead at the end' in text
-    assert f'(frozen BN: up to {max(frozen_dead):.0f} % on average)' in retraining
+        most = f'{max(frozen_dead + default_dead):.0f} %'
+    assert f'With fixed statistics, up to {most} are dead on average' in retraining
+    assert f'up to {most} with fixed statistics' in words_of('README.md')
+
 
 
 def test_sentences_on_the_decay_of_rounds():
