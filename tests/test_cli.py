@@ -5,6 +5,7 @@ import torch
 from mmengine.logging import MMLogger
 
 from mmpsbn.cli.errors import exit_with_message
+from mmpsbn.config.errors import explain_config_errors
 from mmpsbn.errors import InputError
 
 
@@ -52,13 +53,14 @@ def test_an_unexpected_error_keeps_its_traceback():
 
 
 def test_a_full_gpu_is_explained():
-    with pytest.raises(SystemExit) as exit, exit_with_message():
-        raise torch.cuda.OutOfMemoryError(
-            'CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total ...'
-        )
-    assert exit.value.code == (
-        'error: CUDA out of memory. Tried to allocate 2.00 GiB. Lower batch_size of '
-        'the data loader, add --amp, or set with_cp=True in the backbone.'
+    full = torch.cuda.OutOfMemoryError(
+        'CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total ...'
+    )
+    with pytest.raises(SystemExit) as exit:
+        with exit_with_message(), explain_config_errors():
+            raise full
+    assert exit.value.code.startswith(
+        'error: CUDA out of memory. Tried to allocate 2.00 GiB. End other programs'
     )
 
 

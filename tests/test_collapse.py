@@ -316,7 +316,20 @@ def test_the_hook_logs_death_and_recovery(tmp_path):
     ]
     text = next(tmp_path.glob('*/*.log')).read_text()
     assert text.count('25% of the channels before a ReLU are dead') == 1
+    assert 'norm_eval' not in text
     assert not runner.model.bn._forward_hooks
+
+
+def test_the_hook_names_fixed_statistics(tmp_path):
+    class Fixed(ReluToy):
+        def train(self, mode=True):
+            super().train(mode)
+            self.bn.eval()
+
+    hook = dict(type='FilterCollapseHook', interval=3, sample=1)
+    train_toy(tmp_path, hook, model=Fixed())
+    text = next(tmp_path.glob('*/*.log')).read_text()
+    assert 'With a lower learning rate, or norm_eval=False, fewer channels die' in text
 
 
 @pytest.mark.parametrize('norm, alive', [('BN', False), ('psBN', True)])

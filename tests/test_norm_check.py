@@ -20,6 +20,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.nn import functional as F
 
+from mmpsbn.analysis.collapse import keeps_statistics
 from mmpsbn.hooks import LevelWatch, find_idle_norms
 from mmpsbn.hooks.recovery import (
     StartingLayer,
@@ -412,8 +413,9 @@ def test_the_table_counts_what_is_within_reach():
     ]
     assert 'no dead channel of BN' in describe_start(layers, 9)
     assert 'no dead channel of BN' not in describe_start(layers[2:4], 9)
-    assert 'Count them on images' in describe_start(layers, 9)
-    assert 'Count them on images' not in describe_start(layers[:5], 9)
+    assert 'count them on images' in describe_start(layers, 9)
+    assert 'count them on images' not in describe_start(layers[:5], 9)
+    assert 'no dead channel of BN' not in describe_start(layers[5:7], 9)
 
 
 def test_fixed_statistics_are_named_at_the_start(tmp_path):
@@ -427,7 +429,17 @@ def test_fixed_statistics_are_named_at_the_start(tmp_path):
     train(tmp_path, [dict(type='NormCheckHook')], Fixed(), epochs=1)
     text = log_of(tmp_path)
     assert row_of(text, 'BN (fixed statistics)')[4:6] == ['8', '-']
-    assert 'Count them on images: tools/analyze_collapse.py' in text
+    assert 'count them on images with tools/analyze_collapse.py' in text
+
+
+def test_the_filters_of_frozen_stages_are_fixed_too():
+    model = Net()
+    assert not keeps_statistics(model, 'bn')
+    model.bn.eval()
+    assert keeps_statistics(model, 'bn') and not keeps_statistics(model, 'last')
+    model.conv.requires_grad_(False)
+    model.second.requires_grad_(False)
+    assert not keeps_statistics(model, 'bn')
 
 
 def log_of(work_dir):

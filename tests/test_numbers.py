@@ -643,7 +643,7 @@ def test_sentences_on_detectors():
         assert all(abs(np.mean(one)) < confidence_margin(one) for one in less)
         for one in settings:
             assert not any(own.window(one, 'FrozenBN', 'dead_by_parameters', 40))
-                default = settings[0]  # Norm layers in the backbone.
+        default = settings[0]  # Norm layers in the backbone.
         change = own.change(default, 'norm_eval', 'dead', detector_report.WINDOW, 40)
         change = tables.format_mean(list(100 * np.array(change)), 1, '+')
         assert f'{change} percentage points with {name}' in text or (
@@ -657,7 +657,6 @@ def test_sentences_on_detectors():
         by_parameters = own.window(default, 'norm_eval', 'dead_by_parameters', 40)
         assert np.mean(by_parameters) < 0.001
         random = relative(detector_studies.SCRATCH, 40)
-
         assert {len(values) for values in random} == {3}
         both = ' and '.join(tables.format_mean(values, 3, '+') for values in random)
         assert f'andom weights have {both} there' in text
@@ -711,16 +710,16 @@ def test_sentences_on_detectors():
                 assert f'{words} {changes}' in text
             largest = max(abs(one.paired.mean) for one in found if one.setting == low)
             assert f'there either (at most {largest:.3f})' in text
-        assert 'to {:.1f} and {:.1f} %. It is'.format(*default_dead) in text
-    assert 'norm_eval minus that of BN is {} and {} at'.format(*default_map) in text
-    assert f'{min(default_dead):.0f} to {max(default_dead):.0f} % did with' in retraining
+    assert 'to {:.1f} and {:.1f} %.'.format(*default_dead) in text
+    both = '{} with Faster R-CNN and {} with RetinaNet'.format(*default_map)
+    assert f'Its mAP minus that of BN is then {both}' in text
+    span = f'{min(default_dead):.0f} to {max(default_dead):.0f} %'
+    assert f'{span} were dead at the end' in retraining
     *_, backbone, everywhere = frozen_dead  # Of RetinaNet, the last one.
-
     assert f'where {backbone:.1f} and {everywhere:.1f} % are dead at the end' in text
-        most = f'{max(frozen_dead + default_dead):.0f} %'
+    most = f'{max(frozen_dead + default_dead):.0f} %'
     assert f'With fixed statistics, up to {most} are dead on average' in retraining
     assert f'up to {most} with fixed statistics' in words_of('README.md')
-
 
 
 def test_sentences_on_the_decay_of_rounds():

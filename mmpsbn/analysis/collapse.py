@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
@@ -66,6 +67,27 @@ def norm_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if isinstance(module, NORM_TYPES) and channels_of(module):
             yield name, module
+
+
+def keeps_statistics(model: nn.Module, name: str) -> bool:
+    """Return whether a batch norm has fixed statistics next to a trained filter.
+
+    ``norm_eval=True`` fixes them. The filter can then die without a change of
+    gamma and beta. In frozen stages, it is fixed, too.
+
+    Args:
+        model (nn.Module): A model in the mode in which it is trained.
+        name (str): The name of the norm layer.
+    """
+    norm = model.get_submodule(name)
+    if not isinstance(norm, _BatchNorm) or norm.training:
+        return False
+    return any(
+        parameter.requires_grad
+        for layer in model.get_submodule(name.rpartition('.')[0]).children()
+        if not isinstance(layer, _BatchNorm)
+        for parameter in layer.parameters(recurse=False)
+    )
 
 
 def channels_of(norm: nn.Module) -> int:

@@ -70,8 +70,9 @@ def _message(error: Exception):
         )
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return (
-            f'{str(error).partition(". GPU")[0]}. Lower batch_size of the data '
-            'loader, add --amp, or set with_cp=True in the backbone.'
+            f'{str(error).partition(". GPU")[0]}. End other programs on the GPU, or '
+            'lower batch_size of the data loader. In training, --amp and '
+            'with_cp=True in the backbone also save memory.'
         )
     number = getattr(error, 'errno', None) if isinstance(error, OSError) else None
     file = f' ({error.filename})' if getattr(error, 'filename', None) else ''

@@ -5,6 +5,7 @@ import traceback
 from contextlib import contextmanager
 from urllib.error import URLError
 
+import torch
 from mmengine.registry import build_from_cfg
 from mmengine.runner import BaseLoop, Runner
 
@@ -15,14 +16,15 @@ from mmpsbn.errors import InputError, describe_error, is_disk_error
 def explain_config_errors():
     """Say what part of a config cannot be built; also a decorator.
 
-    Errors of a loop that has begun, of a network and of a disk pass through.
+    Errors of a loop that has begun, of a network, of a disk and of a full GPU
+    pass through.
 
     Raises:
         InputError: With the modules that were being built, and the error.
     """
     try:
         yield
-    except (InputError, URLError):
+    except (InputError, URLError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # A config may ask for anything.
         steps = list(traceback.walk_tb(error.__traceback__))

@@ -8,7 +8,13 @@ from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmpsbn.analysis.collapse import ChannelWatch, Outputs, channels_of, stage_of
+from mmpsbn.analysis.collapse import (
+    ChannelWatch,
+    Outputs,
+    channels_of,
+    keeps_statistics,
+    stage_of,
+)
 from mmpsbn.errors import InputError
 from mmpsbn.files import write_atomically
 from mmpsbn.hooks.watched_step import unwrap, watch_next_step
@@ -140,13 +146,16 @@ class FilterCollapseHook(Hook):
                 file.write(json.dumps(line) + '\n')
         share = scalars.get('dead', 0)
         if share > self.warn_above:
+            model = unwrap(runner.model)
+            fixed = any(keeps_statistics(model, name) for name in dead)
             self._warn(
                 runner,
                 f'{share:.0%} of the channels before a ReLU are dead '
                 f'at iteration {line["iter"]}: they are not positive for any image of '
                 'the watched steps. psBN can recover them if weight decay has enough '
-                'time. With a lower learning rate, or with norm_eval=False instead of '
-                'fixed statistics, fewer channels die.',
+                f'time{" and norm_eval is False" if fixed else ""}. With a lower '
+                f'learning rate{", or norm_eval=False," if fixed else ""} fewer '
+                'channels die.',
             )
 
     def _warn(self, runner: Runner, message: str) -> None:

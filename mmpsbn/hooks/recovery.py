@@ -23,6 +23,7 @@ from mmpsbn.analysis.collapse import (
     LEAST_PROBABILITY,
     channels_of,
     gamma_and_shift,
+    keeps_statistics,
     norm_layers,
     positive_probability,
 )
@@ -46,8 +47,8 @@ class StartingLayer(NamedTuple):
     frozen: bool
     """Whether no optimizer changes its bias."""
     fixed: bool
-    """Whether its statistics are fixed (``norm_eval=True``). Then its filter
-    may change without them, so ``dead`` means little."""
+    """Whether its filter changes without its statistics, see keeps_statistics.
+    Then ``dead`` means little."""
     dead: Tensor
     """Bool, ``(C,)``: P(gamma * x_hat + shift > 0) below LEAST_PROBABILITY."""
     beta: Tensor
@@ -80,7 +81,7 @@ def inspect_start(model: nn.Module, runner: Runner) -> dict[str, StartingLayer]:
         shift = getattr(norm, 'bias', None)
         if type(shift) is not nn.Parameter or shift.shape != (channels_of(norm),):
             continue
-        fixed = isinstance(norm, _BatchNorm) and not norm.training
+        fixed = keeps_statistics(model, name)
         alpha = math.nan
         if isinstance(norm, _BatchNorm) and not fixed:
             alpha = getattr(norm, 'alpha', ALPHA)
@@ -140,7 +141,7 @@ def describe_start(layers: Sequence[StartingLayer], iterations: int) -> str:
         'AdamW, without 1 / (1 - momentum). '
         'psBN recovers a dead channel behind a ReLU if |beta| < alpha * exp(D).'
     )
-    if any(layer.kind == 'BN' for layer in layers):
+    if any(layer.kind == 'BN' and not layer.fixed for layer in layers):
         text += (
             ' Weight decay recovers no dead channel of BN, because it moves '
             'beta to 0 but not above it. psBN takes the weights of BN '
@@ -150,7 +151,8 @@ def describe_start(layers: Sequence[StartingLayer], iterations: int) -> str:
     if any(layer.fixed for layer in layers):
         text += (
             ' With fixed statistics (norm_eval=True), parameters do not show which '
-            'channels are dead. Count them on images: tools/analyze_collapse.py.'
+            'channels are dead: count them on images with tools/analyze_collapse.py. '
+            'psBN needs norm_eval=False.'
         )
     return text
 
