@@ -154,7 +154,7 @@ class FilterCollapseHook(Hook):
                 f'at iteration {line["iter"]}: they are not positive for any image of '
                 'the watched steps. psBN can recover them if weight decay has enough '
                 f'time{" and norm_eval is False" if fixed else ""}. With a lower '
-                f'learning rate{", or norm_eval=False," if fixed else ""} fewer '
+                f'learning rate{", or norm_eval=False" if fixed else ""}, fewer '
                 'channels die.',
             )
 
