@@ -585,7 +585,8 @@ def test_sentences_on_the_formula():
     assert f'at most {late} % recover two or more rounds later' in text
     assert f'at most one round for {min(soon)} to {max(soon)} % of them' in text
     assert f'For 4 to 30 rounds, {min(later)} to {max(later)} % do' in text
-    span = f'{min(last)} to {max(last)} %'
+    few = next(row[2] for row in rows if int(row[6]) == max(last))
+    span = f'{min(last)} to {max(last)} % (the latter of {few} channels)'
     assert f'Beyond 30 rounds, {span} recover two or more rounds later' in text
 
 
@@ -645,10 +646,11 @@ def test_sentences_on_detectors():
             assert not any(own.window(one, 'FrozenBN', 'dead_by_parameters', 40))
         default = settings[0]  # Norm layers in the backbone.
         change = own.change(default, 'norm_eval', 'dead', detector_report.WINDOW, 40)
+        clear = abs(np.mean(change)) > confidence_margin(change)
+        assert clear == (name == 'Faster R-CNN')
         change = tables.format_mean(list(100 * np.array(change)), 1, '+')
-        assert f'{change} percentage points with {name}' in text or (
-            f'{change} with {name}, to ' in text
-        )
+        words = 'percentage points' if clear else '(not significant)'
+        assert f'{change} {words} with {name}' in text
         default_dead.append(100 * np.mean(own.window(default, 'norm_eval', 'dead', 40)))
         own_map = own.window(default, 'norm_eval', 'mAP', 40, 'BN')
         assert len(own_map) == 3
@@ -677,39 +679,45 @@ def test_sentences_on_detectors():
         ]
         learned = f'has a mAP of {min(restart):.2f} to {max(restart):.2f} when it is'
         assert (learned in text) == (name == 'RetinaNet')
+        largest = 0.0
         for low in (one for one in study.settings if one not in settings):
             usual = low._replace(lr=detector_studies.USUAL_LR)
             for measure, method in product(
                 ('dead', 'dead_by_parameters'), ('BN', 'psBN')
             ):
                 assert not any(own.window(low, method, measure, 40, window=40))
-            first, last = (
-                tables.format_mean(
-                    own.window(low, 'BN', 'mAP', end, detector_studies.RESTART), 3, '+'
-                )
+            minus = [
+                own.window(low, 'BN', 'mAP', end, detector_studies.RESTART)
                 for end in (10, 40)
-            )
-            assert f'{first} in rounds 1 to 10 and {last} in rounds 31 to 40' in text
-            assert f'not significantly different from a restart ({last})' in retraining
-            for method, words in (('BN', 'at 0.04 is'), (detector_studies.RESTART, '')):
-                changes = '{}, {} and {}'.format(
-                    *(
-                        tables.format_mean(
-                            list(
-                                np.subtract(
-                                    own.window(low, method, 'mAP', end),
-                                    own.window(usual, method, 'mAP', end),
-                                )
-                            ),
-                            3,
-                            '+',
-                        )
-                        for end in detector_report.AT
+            ]
+            assert {len(values) for values in minus} == {3}
+            clear = [abs(np.mean(one)) > confidence_margin(one) for one in minus]
+            assert clear == [low.lr == 0.02, False]
+            first, last = (tables.format_mean(values, 3, '+') for values in minus)
+            words = f'{first} in rounds 1 to 10 and {last} in rounds 31 to 40'
+            assert f'{words} at {low.lr:g}' in text
+            assert f'{last} at {low.lr:g}' in retraining
+            psbn = own.window(low, 'psBN', 'mAP', 40, detector_studies.RESTART)
+            ends = f'psBN ends {tables.format_mean(psbn, 3, "+")} from a restart'
+            assert (ends in text) == (low.lr == 0.02)
+            for method in ('BN', detector_studies.RESTART):
+                changes = [
+                    np.subtract(
+                        own.window(low, method, 'mAP', end),
+                        own.window(usual, method, 'mAP', end),
                     )
+                    for end in detector_report.AT
+                ]
+                formatted = '{}, {} and {}'.format(
+                    *(tables.format_mean(list(one), 3, '+') for one in changes)
                 )
-                assert f'{words} {changes}' in text
-            largest = max(abs(one.paired.mean) for one in found if one.setting == low)
-            assert f'there either (at most {largest:.3f})' in text
+                assert formatted in text, (method, low.lr, formatted)
+                clear = [abs(np.mean(one)) > confidence_margin(one) for one in changes]
+                assert clear == [False, (method, low.lr) == ('BN', 0.01), False]
+            differences = [abs(one.paired.mean) for one in found if one.setting == low]
+            largest = max(largest, *differences)
+        lower = f'there either (at most {largest:.3f})'
+        assert (lower in text) == (name == 'Faster R-CNN')
     assert 'to {:.1f} and {:.1f} %.'.format(*default_dead) in text
     both = '{} with Faster R-CNN and {} with RetinaNet'.format(*default_map)
     assert f'Its mAP minus that of BN is then {both}' in text
