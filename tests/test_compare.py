@@ -43,6 +43,7 @@ from mmpsbn.layers.last_bn import LastBN
 LAYERS = {
     'BN': 'BatchNorm2d',
     'FrozenBN': 'BatchNorm2d',
+    'norm_eval': 'BatchNorm2d',
     'SyncBN': 'SyncBatchNorm',
     'psBN': 'PSBatchNorm2d',
     'psSyncBN': 'PSSyncBatchNorm',
@@ -77,7 +78,7 @@ def test_every_norm_finds_its_place(detector, before, norm, digits):
     backbone = model.backbone
     backbone.train()
     layer = backbone.layer4[1].norm2
-    assert layer.training == (norm != 'FrozenBN')
+    assert layer.training == (norm not in ('FrozenBN', 'norm_eval'))
     assert all(p.requires_grad == (norm != 'FrozenBN') for p in layer.parameters())
 
 
@@ -97,11 +98,12 @@ def test_coco_configs_take_every_norm():
         backbone = cfg.model.backbone
         assert backbone.norm_cfg.type == {
             'FrozenBN': 'BN',
+            'norm_eval': 'BN',
             'BN+LastBN': 'BN',
             'MimicBody': 'MimicNorm',
         }.get(norm, norm)
         assert backbone.norm_cfg.get('num_groups', 32) in (16, 32)
-        assert backbone.norm_eval == (norm == 'FrozenBN')
+        assert backbone.norm_eval == (norm in ('FrozenBN', 'norm_eval'))
         assert 'norm_cfg' not in cfg.model.bbox_head
 
 
@@ -662,6 +664,16 @@ def test_pretrained_weights_of_gn_are_remarked(digits, tmp_path):
     assert plan.remarks() == [
         'gn.pth is assumed to be a checkpoint with GN, because the config has GN. It '
         'has no running statistics for the other normalizations.'
+    ]
+
+
+def test_fixed_statistics_need_starting_weights(digits, tmp_path):
+    plan = comparison(digits, tmp_path / 'work', ('BN', 'FrozenBN', 'norm_eval'))
+    found = [line for line in plan.remarks() if 'random weights' in line]
+    assert found == [
+        'The running statistics of FrozenBN and norm_eval are those of the starting '
+        'weights. The config starts from random weights, so nothing is normalized '
+        'there.'
     ]
 
 

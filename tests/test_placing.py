@@ -6,7 +6,7 @@ import pytest
 from helpers import demo_config, stock
 
 from mmpsbn.compare import NORMALIZATIONS, replace_norm
-from mmpsbn.compare.placing import config_differences, describe_placing
+from mmpsbn.compare.placing import FIXED, config_differences, describe_placing
 from mmpsbn.detectors.build import build_model
 from mmpsbn.errors import InputError
 from mmpsbn.layers import NORM_TYPES
@@ -39,8 +39,9 @@ def test_norm_layers_that_a_constructor_freezes_are_trained(name, number):
     assert layers(cfg, 'GN') == {('GroupNorm', True): number}
 
 
-def test_frozen_bn_freezes_the_backbone_alone():
-    assert layers(stock(YOLO), 'FrozenBN') == {
+@pytest.mark.parametrize('norm', FIXED)
+def test_statistics_are_fixed_in_the_backbone_alone(norm):
+    assert layers(stock(YOLO), norm) == {
         ('BatchNorm2d', False): 52,
         ('BatchNorm2d', True): 20,
     }
@@ -154,7 +155,7 @@ def test_norms_differ_in_nothing_else_or_it_is_remarked(detector):
     cfg = demo_config(detector, 'psbn')
     cfgs = {norm: replace_norm(cfg, norm) for norm in NORMALIZATIONS}
     changes = {
-        'FrozenBN': 'model.backbone.norm_eval is True instead of False',
+        **dict.fromkeys(FIXED, 'model.backbone.norm_eval is True instead of False'),
         **dict.fromkeys(('BN+LastBN', 'MimicNorm'), HEADS[detector]),
     }
     assert describe_placing(cfg, cfgs) == [
@@ -222,8 +223,9 @@ def test_batch_norm_next_to_a_transformer_is_replaced():
     cfg.model.neck.norm_cfg = dict(type='BN')
     found = layers(cfg, 'psBN')
     assert found['PSBatchNorm2d', True] == 8 and found['LayerNorm', True] > 0
-    with pytest.raises(InputError, match='no part with batch norm takes'):
-        replace_norm(cfg, 'FrozenBN')
+    for norm in FIXED:
+        with pytest.raises(InputError, match=f'no part .* Leave {norm} out'):
+            replace_norm(cfg, norm)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """Train one detector with several normalizations, and report the results.
 
 Each normalization replaces the norm layers of the config, with the
-convolutions and heads that belong to it (MimicNorm) or in evaluation mode
-(FrozenBN). All runs start from the config's load_from, a detector with BN, and
-convert it if necessary. The report compares each normalization with the first
-of --norms, paired by seed. With --tune, learning rates are chosen on held-out
-training images, and only the final runs are evaluated on the validation set.
+convolutions and heads that belong to it (MimicNorm), or in evaluation mode
+(FrozenBN, and norm_eval, MMDetection's default). All runs start from the
+config's load_from, a detector with BN, and convert it if necessary. The report
+compares each normalization with the first of --norms, paired by seed. With
+--tune, learning rates are chosen on held-out training images, and only the
+final runs are evaluated on the validation set.
 
 The same command resumes after an interruption. Finished runs are not repeated,
 and more --norms, --lrs, --lengths and --seeds can be added later. The command

@@ -15,7 +15,7 @@ from mmpsbn.cluster import Cluster
 from mmpsbn.compare import initial, processes
 from mmpsbn.compare.costs import Costs
 from mmpsbn.compare.held_out import HeldOut
-from mmpsbn.compare.placing import describe_placing, replace_norm
+from mmpsbn.compare.placing import FIXED, describe_placing, replace_norm
 from mmpsbn.compare.recording import find_score_names, record_results
 from mmpsbn.compare.runs import TUNING_SEED, Run, Workload, compute_workloads
 from mmpsbn.compare.schedule import stretch
@@ -259,11 +259,11 @@ class Comparison:
         """Return what distinguishes a normalization apart from its layers."""
         sources = ', '.join(initial.name_starts(self.cfg))
         remarks = []
-        if 'FrozenBN' in self.cfgs and not sources:
+        fixed = ' and '.join(norm for norm in self.cfgs if norm in FIXED)
+        if fixed and not sources:
             remarks.append(
-                'FrozenBN keeps the running statistics of the starting weights. The '
-                'config starts from random weights, so FrozenBN does not normalize '
-                'here.'
+                f'The running statistics of {fixed} are those of the starting weights. '
+                'The config starts from random weights, so nothing is normalized there.'
             )
         if sources and type_of(self.cfg.model.backbone.get('norm_cfg')) == 'GN':
             remarks.append(

@@ -40,9 +40,10 @@ def replace_norm(cfg: Config, norm: str) -> Config:
     it in heads that pyramid levels share. :func:`describe_placing` names the
     norm layers that stay.
 
-    Every normalization except FrozenBN is trained: ``norm_eval`` is False.
-    FrozenBN is in the backbones, which take ``norm_eval``, and BN is in the
-    other parts. GN has 32 groups, or the largest number that divides the
+    FrozenBN and norm_eval are in the backbones, which take ``norm_eval``, and
+    BN is in the other parts. They fix its running statistics, and FrozenBN its
+    gamma and beta, too. Every other normalization has ``norm_eval=False``. GN
+    has 32 groups, or the largest number that divides the
     channels of every layer and leaves at least four channels per group.
     MimicNorm comes with its convolutions, and with a last BN in the heads that
     support one. BN+LastBN is BN with a last BN in the heads, and MimicBody is
@@ -69,7 +70,7 @@ def replace_norm(cfg: Config, norm: str) -> Config:
         if isinstance(default, dict):
             node.setdefault('norm_cfg', copy.deepcopy(default))
         if _find_default(cfg, node, 'norm_eval') is not MISSING:
-            node['norm_eval'] = norm == 'FrozenBN'
+            node['norm_eval'] = norm in FIXED
     if not any(_find_places(cfg)):
         raise InputError(
             f'{norm} has no place in the model of the config: its backbone '
@@ -259,15 +260,15 @@ def _place_batch_norm(cfg: Config, norm: str = 'BN') -> None:
         node['norm_cfg'] = dict(type=norm, requires_grad=True, **settings)
 
 
-def _freeze_batch_norm(cfg: Config) -> None:
-    frozen = [node for node in _find_places(cfg) if node.get('norm_eval')]
-    if not frozen:
+def _fix_statistics(cfg: Config, norm: str, trained: bool) -> None:
+    fixed = [node for node in _find_places(cfg) if node.get('norm_eval')]
+    if not fixed:
         raise InputError(
-            'FrozenBN has no place in the model of the config: no part with '
-            'batch norm takes norm_eval. Leave FrozenBN out of --norms.'
+            f'{norm} has no place in the model of the config: no part with '
+            f'batch norm takes norm_eval. Leave {norm} out of --norms.'
         )
-    for node in frozen:
-        node['norm_cfg']['requires_grad'] = False
+    for node in fixed:
+        node['norm_cfg']['requires_grad'] = trained
 
 
 def _place_group_norm(cfg: Config) -> None:
@@ -319,13 +320,18 @@ def _check_last_bn(cfg: Config) -> None:
         )
 
 
+#: Whether gamma and beta are trained where the backbone's statistics are fixed.
+FIXED = {'FrozenBN': False, 'norm_eval': True}
 #: The steps that place each normalization in a config.
 NORMALIZATIONS: dict[str, Sequence[Callable[[Config], None]]] = {
     **{
         norm: [partial(_place_batch_norm, norm=norm)]
         for norm in ('BN', 'SyncBN', 'psBN', 'psSyncBN')
     },
-    'FrozenBN': [_place_batch_norm, _freeze_batch_norm],
+    **{
+        norm: [_place_batch_norm, partial(_fix_statistics, norm=norm, trained=trained)]
+        for norm, trained in FIXED.items()
+    },
     'GN': [_place_group_norm],
     'BN+LastBN': [_place_batch_norm, _place_last_bn, _check_last_bn],
     'MimicBody': [_place_mimic_body],
