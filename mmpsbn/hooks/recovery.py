@@ -141,7 +141,9 @@ def describe_start(layers: Sequence[StartingLayer], iterations: int) -> str:
         'AdamW, without 1 / (1 - momentum). '
         'psBN recovers a dead channel behind a ReLU if |beta| < alpha * exp(D).'
     )
-    if any(layer.kind == 'BN' and not layer.fixed for layer in layers):
+    if any(
+        layer.kind == 'BN' and not layer.frozen and not layer.fixed for layer in layers
+    ):
         text += (
             ' Weight decay recovers no dead channel of BN, because it moves '
             'beta to 0 but not above it. psBN takes the weights of BN '
