@@ -406,8 +406,8 @@ def test_the_table_counts_what_is_within_reach():
         ['BN', '2', '6', '4 (66.7%)', '1.4 to 1.6', '|beta| < 0.4 to 0.5', '3'],
         ['psBN', '2', '6', '4 (66.7%)', '1.4', '|beta| < 0.4 to 0.8', '3'],
         ['BN (frozen)', '1', '3', '2 (66.7%)', '-', '-', '-'],
-        ['BN (fixed statistics)', '1', '3', '-', '1.4', '-', '-'],
-        ['BN (frozen, fixed statistics)', '1', '3', '-', '-', '-', '-'],
+        ['BN (fixed statistics)', '1', '3', '2 (66.7%)', '1.4', '-', '-'],
+        ['BN (frozen, fixed statistics)', '1', '3', '2 (66.7%)', '-', '-', '-'],
         ['GN', '1', '3', '2 (66.7%)', '1.4', '-', '-'],
         ['IN', '1', '3', '2 (66.7%)', 'unknown', '-', '-'],
     ]
@@ -428,7 +428,7 @@ def test_fixed_statistics_are_named_at_the_start(tmp_path):
 
     train(tmp_path, [dict(type='NormCheckHook')], Fixed(), epochs=1)
     text = log_of(tmp_path)
-    assert row_of(text, 'BN (fixed statistics)')[4:6] == ['8', '-']
+    assert row_of(text, 'BN (fixed statistics)')[4:8] == ['8', '0', '(0.0%)', '0.16']
     assert 'count them on images with tools/analyze_collapse.py' in text
 
 

@@ -48,7 +48,7 @@ class StartingLayer(NamedTuple):
     """Whether no optimizer changes its bias."""
     fixed: bool
     """Whether its filter changes without its statistics, see keeps_statistics.
-    Then ``dead`` means little."""
+    Then more channels than those of ``dead`` may be dead."""
     dead: Tensor
     """Bool, ``(C,)``: P(gamma * x_hat + shift > 0) below LEAST_PROBABILITY."""
     beta: Tensor
@@ -113,8 +113,6 @@ def starting_table(layers: Iterable[StartingLayer]) -> list[list[str]]:
         channels = sum(len(layer.dead) for layer in own)
         dead = sum(int(layer.dead.sum()) for layer in own)
         counted = format_count(dead, channels)
-        if own[0].fixed:
-            counted = '-'
         row = [kind, str(len(own)), str(channels), counted, '-', '-', '-']
         if not own[0].frozen:
             row[4] = _span([layer.decay for layer in own])
@@ -152,9 +150,9 @@ def describe_start(layers: Sequence[StartingLayer], iterations: int) -> str:
         )
     if any(layer.fixed for layer in layers):
         text += (
-            ' With fixed statistics (norm_eval=True), parameters do not show which '
-            'channels are dead: count them on images with tools/analyze_collapse.py. '
-            'psBN needs norm_eval=False.'
+            ' With fixed statistics (norm_eval=True), more channels may be dead than '
+            'the parameters show: count them on images with '
+            'tools/analyze_collapse.py. psBN needs norm_eval=False.'
         )
     return text
 
