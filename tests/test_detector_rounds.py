@@ -25,7 +25,6 @@ from benchmarks.detector_rounds.pilot import (
 from benchmarks.detector_rounds.report import accumulation
 from benchmarks.detector_rounds.results import Results
 from benchmarks.detector_rounds.studies import (
-    FIXED,
     LOW_METHODS,
     METHODS,
     REFERENCES,
@@ -47,6 +46,7 @@ from benchmarks.detector_rounds.training import (
 )
 from benchmarks.rounds.training import decay_of
 from benchmarks.shared.series import Series
+from mmpsbn.compare.placing import FIXED
 from mmpsbn.errors import InputError
 
 SHORT = dict(training=8, epochs=2)

@@ -698,7 +698,7 @@ def test_sentences_on_detectors():
             assert f'{words} at {low.lr:g}' in text
             assert f'{last} at {low.lr:g}' in retraining
             psbn = own.window(low, 'psBN', 'mAP', 40, detector_studies.RESTART)
-            ends = f'psBN ends {tables.format_mean(psbn, 3, "+")} from a restart'
+            ends = f'psBN minus a restart is {tables.format_mean(psbn, 3, "+")}'
             assert (ends in text) == (low.lr == 0.02)
             for method in ('BN', detector_studies.RESTART):
                 changes = [
@@ -727,7 +727,7 @@ def test_sentences_on_detectors():
     assert f'where {backbone:.1f} and {everywhere:.1f} % are dead at the end' in text
     most = f'{max(frozen_dead + default_dead):.0f} %'
     assert f'With fixed statistics, up to {most} are dead on average' in retraining
-    assert f'up to {most} with fixed statistics' in words_of('README.md')
+    assert f'up to {most} did with fixed statistics' in words_of('README.md')
 
 
 def test_sentences_on_the_decay_of_rounds():

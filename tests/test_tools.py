@@ -99,22 +99,6 @@ def test_test_evaluates_dumps_and_draws(trained, digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_drawing_needs_its_hook(trained, digits, tmp_path, refused):
-    message = refused(
-        'tools/test.py',
-        FASTER,
-        trained / 'epoch_1.pth',
-        '--work-dir',
-        tmp_path,
-        '--show-dir',
-        'shown',
-        data=digits,
-        options=['default_hooks._delete_=True'],
-    )
-    assert 'VisualizationHook must be included in default_hooks' in message
-
-
-@pytest.mark.slow
 def test_test_time_augmentation(trained, digits, tmp_path):
     best = {}
     for tta in ([], ['--tta']):
@@ -772,16 +756,28 @@ def test_a_checkpoint_of_another_architecture_names_its_keys(
     )
     assert 'does not fit' in message
     assert 'missing (' in message and 'unexpected (' in message
-    message = refused(
-        'tools/test.py',
-        FASTER,
-        trained / 'epoch_1.pth',
-        '--work-dir',
-        tmp_path,
-        data=digits,
-        options=['model.roi_head.bbox_head.fc_out_channels=16'],
-    )
-    assert 'of another shape (roi_head.bbox_head' in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'arguments, option, words',
+    [
+        (
+            (),
+            'model.roi_head.bbox_head.fc_out_channels=16',
+            'of another shape (roi_head.bbox_head',
+        ),
+        (
+            ('--show-dir', 'shown'),
+            'default_hooks._delete_=True',
+            'VisualizationHook must be included in default_hooks',
+        ),
+    ],
+)
+def test_test_refuses(refused, trained, digits, tmp_path, arguments, option, words):
+    checkpoint = trained / 'epoch_1.pth'
+    arguments = FASTER, checkpoint, '--work-dir', tmp_path, *arguments
+    assert words in refused('tools/test.py', *arguments, data=digits, options=[option])
 
 
 @pytest.fixture

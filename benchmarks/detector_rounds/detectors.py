@@ -80,7 +80,8 @@ def config_of(detector: str, placement: str, method: str) -> Config:
     Args:
         detector (str): ``faster-rcnn`` or ``retinanet``.
         placement (str): ``backbone`` or ``everywhere``.
-        method (str): The normalization. All methods but psBN have BN.
+        method (str): The normalization. The others than psBN and norm_eval
+            have BN.
     """
     MMLogger.get_instance('mmengine', log_level='ERROR')
     options = dict(OPTIONS[detector])
@@ -88,7 +89,7 @@ def config_of(detector: str, placement: str, method: str) -> Config:
         options |= EVERYWHERE[detector]
     cfg = copy.deepcopy(_demo_config(detector))
     cfg.merge_from_dict(options)
-    return replace_norm(cfg, 'psBN' if method == 'psBN' else 'BN')
+    return replace_norm(cfg, method if method in ('psBN', 'norm_eval') else 'BN')
 
 
 @cache
@@ -104,11 +105,7 @@ def new_detector(detector: str, placement: str, method: str) -> nn.Module:
 
 
 def set_training(model: nn.Module, method: str) -> None:
-    """Set a detector to training mode.
-
-    FrozenBN keeps all norm layers fixed, and norm_eval their statistics.
-    """
-    model.backbone.norm_eval = method == 'norm_eval'
+    """Set a detector to training mode. FrozenBN keeps all norm layers fixed."""
     model.train()
     if method == 'FrozenBN':
         for _, norm in norm_layers(model):

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from mmpsbn.compare.placing import FIXED
+
 DETECTORS = ('faster-rcnn', 'retinanet')
 PLACEMENTS = ('backbone', 'everywhere')
 METHODS = ('BN', 'psBN', 'FrozenBN', 'norm_eval')
@@ -16,8 +18,6 @@ EVERY, SCRATCH_ROUNDS = 2, 5
 the last ones of all ROUNDS."""
 USUAL_LR = 0.04
 """The learning rate of configs/demo, which has the same batch size."""
-FIXED = ('FrozenBN', 'norm_eval')
-"""Methods whose norm layers keep their statistics."""
 LOW_METHODS = ('BN', 'psBN', RESTART)
 """What is trained at a rate below the usual one."""
 
@@ -74,8 +74,8 @@ def methods_of(setting: Setting) -> tuple[str, ...]:
     """List the methods of a setting. Only backbones take norm_eval."""
     if setting.lr < USUAL_LR:
         return LOW_METHODS
-    fixed = FIXED if setting.placement == 'backbone' else FIXED[:1]
-    return *LOW_METHODS, SCRATCH, *fixed
+    backbones = ('norm_eval',) if setting.placement == 'backbone' else ()
+    return *LOW_METHODS, SCRATCH, 'FrozenBN', *backbones
 
 
 def priority(run: Run) -> tuple:

@@ -145,7 +145,7 @@ class FilterCollapseHook(Hook):
             with open(osp.join(runner.work_dir, HISTORY), 'a') as file:
                 file.write(json.dumps(line) + '\n')
         share = scalars.get('dead', 0)
-        if share > self.warn_above:
+        if share > self.warn_above and not self._warned:
             model = unwrap(runner.model)
             fixed = any(keeps_statistics(model, name) for name in dead)
             self._warn(
