@@ -215,6 +215,22 @@ def timm(torchvision):
     return pytest.importorskip('timm')
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Let studies train without a pool; the list has their jobs."""
+    done = []
+
+    def in_processes(waves, processes):
+        for function, jobs in waves:
+            for job in jobs:
+                done.append(job)
+                yield job, function(job)
+
+    for module in ('rounds.__main__', 'detector_rounds.__main__', 'shared.rows'):
+        monkeypatch.setattr(f'benchmarks.{module}.in_processes', in_processes)
+    return done
+
+
 @pytest.fixture(scope='session', autouse=True)
 def forked_verification():
     """Run the stock models of conversions in forks instead of new Pythons.

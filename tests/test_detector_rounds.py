@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from helpers import PATIENCE, ROOT, wait_for
 
 from benchmarks.detector_rounds import __main__ as command
-from benchmarks.detector_rounds import studies, tasks, training
+from benchmarks.detector_rounds import pruning, studies, tasks, training
 from benchmarks.detector_rounds.detectors import CLASS_LAYERS, config_of, new_detector
 from benchmarks.detector_rounds.pilot import FOLDER as PILOT
 from benchmarks.detector_rounds.pilot import (
@@ -45,9 +46,11 @@ from benchmarks.detector_rounds.training import (
     train_start,
 )
 from benchmarks.rounds.training import decay_of
+from benchmarks.shared.rows import read_rows
 from benchmarks.shared.series import Series
 from mmpsbn.compare.placing import FIXED
 from mmpsbn.errors import InputError
+from mmpsbn.prune import Pruned, Removal
 
 SHORT = dict(training=8, epochs=2)
 SETTING = Setting('backbone', 0.04)
@@ -85,13 +88,13 @@ def started(run, folder, study=STUDY):
     return torch.load(start_of((study, run), folder), weights_only=True)
 
 
-def main(monkeypatch, folder, *args):
+def main(monkeypatch, folder, *args, of=command):
     monkeypatch.setattr(
         sys,
         'argv',
         ['-', '--results', str(folder), '--work-dir', str(folder / 'work'), *args],
     )
-    command.main()
+    of.main()
 
 
 def use(monkeypatch, study):
@@ -283,7 +286,9 @@ def test_a_damaged_checkpoint(tmp_path):
         train((STUDY, run), 1, tmp_path)
 
 
-def test_runs_are_ordered_and_not_repeated(short, monkeypatch, tmp_path, capsys):
+def test_runs_are_ordered_and_not_repeated(
+    short, in_this_process, monkeypatch, tmp_path, capsys
+):
     rates = dict.fromkeys(PLACES, (0.64, USUAL_LR, 0.01))
     first = make_studies(rates)[0].runs(3)
     assert len(first) == (2 * (5 + 5 + 3) + 2) * 3
@@ -294,30 +299,21 @@ def test_runs_are_ordered_and_not_repeated(short, monkeypatch, tmp_path, capsys)
     assert {run.method for run in first[48:] if run.lr != 0.01} == {*FIXED}
     assert {run.method for run in first if run.lr == 0.01} == {*LOW_METHODS}
     use(monkeypatch, STUDY)
-    trained = []
-
-    def in_processes(waves, processes):
-        for function, jobs in waves:
-            for job in jobs:
-                trained.append(job[1])
-                yield job, function(job)
-
-    monkeypatch.setattr(command, 'in_processes', in_processes)
     options = '--train', '--rounds', '2', '--seeds', '1'
     main(monkeypatch, tmp_path, *options)
     # All runs have one starting detector, which is trained before them.
-    assert trained[1:] == STUDY.runs(1)
+    assert [run for _, run in in_this_process[1:]] == STUDY.runs(1)
     file = tmp_path / 'retinanet.csv'
     text = file.read_text()
     assert len(text.splitlines()) == 1 + 4 * 2 + 2
     names = sorted(path.name for path in (tmp_path / 'work').rglob('*.pth'))
     assert names == ['start-backbone-0.pth']
-    trained.clear()
+    in_this_process.clear()
     main(monkeypatch, tmp_path, *options)
-    assert trained == []
+    assert in_this_process == []
     file.write_text('\n'.join(text.splitlines()[:-1]) + '\n')
     main(monkeypatch, tmp_path, *options)
-    assert len(trained) == 2 and file.read_text() == text
+    assert len(in_this_process) == 2 and file.read_text() == text
     assert '1 runs are missing' in capsys.readouterr().out
 
 
@@ -429,6 +425,37 @@ def test_changes_are_those_of_each_seed():
     assert '**+30.0**' in accumulation(series, [SETTING])
     short = Series({Run('BN', *SETTING, 0): runs[0]}, METHODS)
     assert accumulation(short, [SETTING]) == ''
+
+
+def test_pruning_removes_what_is_dead(short, in_this_process, monkeypatch, tmp_path):
+    monkeypatch.setattr(pruning, 'ROUNDS', 2)
+    monkeypatch.setattr(pruning, 'DETECTORS', ('retinanet',))
+    file, work = tmp_path / pruning.FILE, tmp_path / 'work'
+    job = pruning.job_of(pruning.Detector('retinanet', 0))
+
+    def measured():
+        main(monkeypatch, tmp_path, '--seeds', '1', of=pruning)
+        assert not checkpoint_of(job, work).exists()
+        (sizes,) = read_rows(file, pruning.Detector, pruning.Size).values()
+        return sizes[0]
+
+    before = measured()
+    assert measured() == before and len(in_this_process) == 1
+    file.unlink()
+    start = started(job[1], work)
+    for value, name in ((0, 'weight'), (-9, 'bias')):
+        start['model'][f'backbone.layer4.0.bn1.{name}'][:40] = value
+    torch.save(start, start_of(job, work))
+    size = measured()
+    assert size.removed == before.removed + 40
+    # A 3 x 3 conv of 128 channels reads them.
+    assert before.remaining - size.remaining > 40 * 9 * 128
+    assert size.remaining_flops < before.remaining_flops < size.flops
+    assert size.difference < 1e-5 and size.same == size.detections
+    nothing = Pruned(Removal({}, {}, 0, Counter()), None, None, None, None)
+    monkeypatch.setattr(pruning, 'prune', lambda *args, **kwargs: nothing)
+    file.unlink()
+    assert measured() == (0,) * len(pruning.Size._fields)
 
 
 @pytest.mark.slow

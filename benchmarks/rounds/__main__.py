@@ -98,6 +98,11 @@ def train_missing(
             f'{100 * last.dead:.0f} % dead; {left / 60:.0f} min left',
             flush=True,
         )
+    if jobs:
+        print(
+            f'{len(jobs)} runs of {args.rounds} rounds took '
+            f'{(time.monotonic() - begin) / 60:.1f} min'
+        )
 
 
 def main() -> None:

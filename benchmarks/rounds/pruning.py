@@ -24,9 +24,7 @@ from benchmarks.shared.arguments import (
     exit_with_message,
     study_parser,
 )
-from benchmarks.shared.pool import in_processes
-from benchmarks.shared.rows import read_rows, write_rows
-from mmpsbn.errors import InputError
+from benchmarks.shared.rows import add_missing
 from mmpsbn.prune.constant_inputs import InputWatch
 from mmpsbn.prune.removal import readers, remove_constants
 from mmpsbn.stack import check_packages
@@ -34,7 +32,7 @@ from mmpsbn.stack import check_packages
 from .networks import ConvUnit, Network, new_network
 from .studies import HIGHEST, PAIR, ROUNDS, SEEDS, STUDIES, Run
 from .tasks import images, task_of
-from .training import checkpoint_of, read_checkpoint, train
+from .training import checkpoint_of, read_last, train
 
 FOLDER = Path(__file__).resolve().parent
 FILE = 'pruning.csv'
@@ -74,14 +72,7 @@ def measure(run: Run, work_dir: Path) -> Size:
     """
     job = STUDY, run
     train(job, ROUNDS, work_dir)
-    file = checkpoint_of(job, work_dir)
-    state = read_checkpoint(file)
-    if len(state['history']) != ROUNDS:
-        raise InputError(
-            f'{file} is the checkpoint of round {len(state["history"])}, but the '
-            f'network of round {ROUNDS} is pruned. Delete the file and repeat the '
-            'command. If this happens again, the loss of the run was not finite.'
-        )
+    state = read_last(checkpoint_of(job, work_dir), ROUNDS)
     data = images(STUDY.data, None, 'cpu')
     net = new_network(STUDY.network, run.method, data.train_images.shape[1], 0, 1)
     net.load_state_dict(state['net'])
@@ -123,15 +114,13 @@ def main() -> None:
     check_counts(parser, args, 'seeds', 'processes')
     with exit_with_message(args.results):
         check_packages('pruning', 'prune', 'torch_pruning')
-        rows = read_rows(args.results / FILE, Run, Size)
         runs = [
             Run(name, *HIGHEST, seed) for name in PAIR for seed in range(args.seeds)
         ]
-        missing = [run for run in runs if run not in rows]
         function = partial(measure, work_dir=args.work_dir)
-        for run, size in in_processes([(function, missing)], args.processes):
-            rows[run] = [size]
-            write_rows(args.results / FILE, rows, Run, Size)
+        for run, size in add_missing(
+            args.results / FILE, function, runs, Size, args.processes
+        ):
             checkpoint_of((STUDY, run), args.work_dir).unlink()
             print(
                 f'{run.method}, seed {run.seed}: {size.removed} of {size.channels} '

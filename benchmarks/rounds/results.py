@@ -6,14 +6,14 @@ from benchmarks.shared.results import RoundResults
 from benchmarks.shared.rows import read_rows, write_rows
 
 from .recovery import Death
-from .studies import Run, Study, rounds_of
+from .studies import Run, Study
 from .training import Result, Round
 
 
 class Results(RoundResults):
     """The rounds of a study, and the deaths of its channels."""
 
-    run_type, round_type, rounds_of = Run, Round, staticmethod(rounds_of)
+    run_type, round_type = Run, Round
 
     def __init__(self, folder: Path, study: Study) -> None:
         super().__init__(folder, study)

@@ -6,8 +6,6 @@ METHODS = ('BN', 'psBN', 'GN', 'MimicNorm', 'BN+ReDo', 'BN+S&P')
 SCRATCH = 'scratch'
 PAIR = ('BN', 'psBN')
 ROUNDS, SEEDS = 150, 5
-SCRATCH_EVERY = 2
-"""A network is trained from scratch in every second round."""
 
 
 class Run(NamedTuple):
@@ -45,12 +43,6 @@ class Study(NamedTuple):
             for method in (SCRATCH, *methods)
         ]
         return sorted(runs, key=lambda run: run.method not in (SCRATCH, *PAIR))
-
-
-def rounds_of(method: str, rounds: int) -> list[int]:
-    """List the rounds in which a method is trained."""
-    every = SCRATCH_EVERY if method == SCRATCH else 1
-    return list(range(every, rounds + 1, every))
 
 
 LRS, DECAYS = (0.8, 0.4, 0.2), (5e-4, 1e-4)

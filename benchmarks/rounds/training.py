@@ -18,7 +18,7 @@ from .measures import effective_rank, look, weight_norm
 from .networks import Network, accuracy, new_network, seed_torch
 from .recovery import Death, follow
 from .remedies import reset_dead_units, shrink_and_perturb
-from .studies import SCRATCH, Run, Study, rounds_of
+from .studies import SCRATCH, Run, Study
 from .tasks import BATCH, Task, images, task_of
 
 MOMENTUM, WARM_UP = 0.9, 10
@@ -159,7 +159,7 @@ def train(
         history = [Round(*values) for values in state['history']]
         deaths = [Death(*values) for values in state['deaths']]
         dead = state['dead']
-    for number in rounds_of(run.method, rounds)[len(history) :]:
+    for number in range(len(history) + 1, rounds + 1):
         if run.method == SCRATCH:
             # A new network would need new CUDA graphs.
             net.load_state_dict(new(number).state_dict())
@@ -223,6 +223,22 @@ def read_checkpoint(file: Path, device: str = 'cpu') -> dict:
             f'{file} is not a checkpoint of a run: {error}. '
             'Delete it; the run then starts over.'
         ) from error
+
+
+def read_last(file: Path, rounds: int) -> dict:
+    """Read the checkpoint of a run's last round.
+
+    Raises:
+        InputError: If it cannot be read, or is that of an earlier round.
+    """
+    state = read_checkpoint(file)
+    if len(state['history']) != rounds:
+        raise InputError(
+            f'{file} is the checkpoint of round {len(state["history"])}, but the '
+            f'model of round {rounds} is pruned. Delete the file and repeat the '
+            'command. If this happens again, the loss of the run was not finite.'
+        )
+    return state
 
 
 def _round(net, task, number, seen, dead) -> Round:

@@ -1,6 +1,5 @@
 """The results of a study over rounds: a CSV file with the rounds of each run."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -23,12 +22,15 @@ class RoundResults:
 
     run_type: ClassVar[type[NamedTuple]]
     round_type: ClassVar[type[NamedTuple]]
-    rounds_of: ClassVar[Callable[[str, int], list[int]]]
-    """Lists the rounds in which a method is trained."""
 
     def __init__(self, folder: Path, study) -> None:
         self.study, self._file = study, folder / f'{study.name}.csv'
         self.rounds = read_rows(self._file, self.run_type, self.round_type)
+
+    @staticmethod
+    def rounds_of(method: str, rounds: int) -> list[int]:
+        """List the rounds in which a method is trained."""
+        return list(range(1, rounds + 1))
 
     def missing(self, seeds: int, rounds: int) -> list[NamedTuple]:
         """List the runs that do not have all their rows."""

@@ -2,11 +2,14 @@
 
 import csv
 import io
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
 from mmpsbn.errors import InputError
 from mmpsbn.files import write_atomically
+
+from .pool import in_processes
 
 Rows = dict[NamedTuple, list[NamedTuple]]
 
@@ -77,3 +80,31 @@ def read_rows(file: Path, run: type[NamedTuple], row: type[NamedTuple]) -> Rows:
                 'another folder with --results.'
             ) from error
     return rows
+
+
+def add_missing(
+    file: Path,
+    function: Callable[[NamedTuple], NamedTuple],
+    runs: Sequence[NamedTuple],
+    row: type[NamedTuple],
+    processes: int,
+) -> Iterator[tuple[NamedTuple, NamedTuple]]:
+    """Iterate over the runs that have no row yet, and add their rows.
+
+    Args:
+        file (Path): The CSV file.
+        function (callable): Computes the row of a run.
+        runs (list[NamedTuple]): All runs, of one class.
+        row (type): The class of the rows.
+        processes (int): The number of runs in parallel.
+
+    Raises:
+        InputError: If the file cannot be read, see :func:`read_rows`.
+    """
+    run = type(runs[0])
+    rows = read_rows(file, run, row)
+    missing = [one for one in runs if one not in rows]
+    for one, found in in_processes([(function, missing)], processes):
+        rows[one] = [found]
+        write_rows(file, rows, run, row)
+        yield one, found
