@@ -26,7 +26,6 @@ from benchmarks.detector_rounds.pilot import (
 from benchmarks.detector_rounds.report import accumulation
 from benchmarks.detector_rounds.results import Results
 from benchmarks.detector_rounds.studies import (
-    LOW_METHODS,
     METHODS,
     REFERENCES,
     RESTART,
@@ -291,13 +290,14 @@ def test_runs_are_ordered_and_not_repeated(
 ):
     rates = dict.fromkeys(PLACES, (0.64, USUAL_LR, 0.01))
     first = make_studies(rates)[0].runs(3)
-    assert len(first) == (2 * (5 + 5 + 3) + 2) * 3
+    assert len(first) == (2 * (5 + 5 + 4) + 3) * 3
     assert [run.method for run in first[:3]] == ['BN', 'psBN', RESTART]
     # What comes later adds to what the first ones show.
     rest = 4 * 3 * ['main'] * 3 + 4 * 3 * [SCRATCH]
     assert [SCRATCH if run.method == SCRATCH else 'main' for run in first[:48]] == rest
     assert {run.method for run in first[48:] if run.lr != 0.01} == {*FIXED}
-    assert {run.method for run in first if run.lr == 0.01} == {*LOW_METHODS}
+    low = {run.method for run in first if run.lr == 0.01}
+    assert low == {*METHODS, RESTART}
     use(monkeypatch, STUDY)
     options = '--train', '--rounds', '2', '--seeds', '1'
     main(monkeypatch, tmp_path, *options)

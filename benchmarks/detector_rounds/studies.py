@@ -18,8 +18,6 @@ EVERY, SCRATCH_ROUNDS = 2, 5
 the last ones of all ROUNDS."""
 USUAL_LR = 0.04
 """The learning rate of configs/demo, which has the same batch size."""
-LOW_METHODS = ('BN', 'psBN', RESTART)
-"""What is trained at a rate below the usual one."""
 
 
 class Run(NamedTuple):
@@ -71,11 +69,14 @@ class Study(NamedTuple):
 
 
 def methods_of(setting: Setting) -> tuple[str, ...]:
-    """List the methods of a setting. Only backbones take norm_eval."""
-    if setting.lr < USUAL_LR:
-        return LOW_METHODS
+    """List the methods of a setting.
+
+    Only backbones take norm_eval. Random weights are not trained at rates
+    below the usual one.
+    """
+    scratch = (SCRATCH,) if setting.lr >= USUAL_LR else ()
     backbones = ('norm_eval',) if setting.placement == 'backbone' else ()
-    return *LOW_METHODS, SCRATCH, 'FrozenBN', *backbones
+    return 'BN', 'psBN', RESTART, *scratch, 'FrozenBN', *backbones
 
 
 def priority(run: Run) -> tuple:
