@@ -42,10 +42,10 @@ def train(
         device (str): The device. Defaults to ``'cpu'``.
     """
     begin = time.process_time()
-    net, checks, images, loss = _fit(settings, data, root, device)
+    net, checks, images, finite = _fit(settings, data, root, device)
     return Result(
         round(accuracy(net, images), 5),
-        int(loss is None),
+        int(not finite),
         checks.channels,
         Numbers(checks.dead),
         Numbers(checks.died),
@@ -73,7 +73,7 @@ def _fit(settings: Settings, data: str, root: str | None, device: str) -> tuple:
         if step in due:
             checks.take()
 
-    loss = fit(
+    finite = fit(
         net,
         images,
         _optimizer(net, settings),
@@ -82,7 +82,7 @@ def _fit(settings: Settings, data: str, root: str | None, device: str) -> tuple:
         data in AUGMENTED,
         after_step,
     )
-    return net, checks, images, loss
+    return net, checks, images, finite
 
 
 # Several trainings of a seed continue from the same one.

@@ -53,13 +53,13 @@ def train(
     )
     # The same batches for every norm.
     torch.manual_seed(settings.seed)
-    loss = fit(
+    finite = fit(
         net, images, optimizer, settings.epochs, settings.batch, data in AUGMENTED
     )
-    after = correlations(net, watched) if measured and loss is not None else NOTHING
+    after = correlations(net, watched) if measured and finite else NOTHING
     return Result(
         round(accuracy(net, images), 5),
-        int(loss is None),
+        int(not finite),
         before['channels'],
         after['channels'],
         before['images'],

@@ -24,7 +24,7 @@ def fit(
     batch: int,
     augment: bool = False,
     after_step: Callable[[int], None] = lambda step: None,
-) -> float | None:
+) -> bool:
     """Train by cross entropy, with new random batches in each epoch.
 
     The lr rises for an epoch and goes to 0 by a cosine.
@@ -40,8 +40,8 @@ def fit(
         after_step (callable): Called with the number of steps made.
 
     Returns:
-        float: Loss of the last batch, or None where it was not finite, which
-        ends the training.
+        bool: Whether the loss was finite in all steps. Another loss ends the
+        training.
     """
     per_epoch = len(data.train_labels) // batch
     steps = epochs * per_epoch
@@ -62,13 +62,13 @@ def fit(
             images = flipped_and_cropped(images)
         loss = F.cross_entropy(net(images), data.train_labels[chosen])
         if not loss.isfinite():
-            return None
+            return False
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         after_step(step + 1)
-    return loss.item()
+    return True
 
 
 def flipped_and_cropped(images: Tensor) -> Tensor:
