@@ -21,6 +21,7 @@ from benchmarks.collapse.experiments import (
 from benchmarks.shared import data
 from benchmarks.shared.arguments import exit_with_message
 from benchmarks.shared.pages import write_sections
+from benchmarks.shared.pool import in_processes
 from benchmarks.shared.rows import Numbers, write_rows
 from benchmarks.shared.settings import Experiment
 from benchmarks.shared.training import flipped_and_cropped
@@ -331,17 +332,18 @@ def test_an_experiment_that_a_data_set_does_not_have(monkeypatch, capsys):
     assert 'gamma: there is no such experiment on cifar10' in message
 
 
+def test_a_killed_training_is_a_message():
+    with pytest.raises(InputError, match='or the system has stopped one. Lower'):
+        list(in_processes([(os._exit, [1])], 1))
+
+
 @pytest.mark.parametrize(
     'code, words',
     [
         ('import no_such_package', 'no_such_package is needed and not installed'),
         ('raise ImportError("the stack")', 'error: the stack'),
         ('raise OSError(28, "No space left")', 'a file cannot be .*: No space left'),
-        (
-            'from concurrent.futures.process import BrokenProcessPool\n'
-            'raise BrokenProcessPool',
-            'Lower --processes',
-        ),
+        ('import torch\nraise torch.cuda.OutOfMemoryError', 'Lower --processes'),
     ],
 )
 def test_errors_that_the_user_can_correct_are_messages(code, words, tmp_path):

@@ -431,31 +431,38 @@ def test_pruning_removes_what_is_dead(short, in_this_process, monkeypatch, tmp_p
     monkeypatch.setattr(pruning, 'ROUNDS', 2)
     monkeypatch.setattr(pruning, 'DETECTORS', ('retinanet',))
     file, work = tmp_path / pruning.FILE, tmp_path / 'work'
-    job = pruning.job_of(pruning.Detector('retinanet', 0))
+    job = pruning.job_of(pruning.Detector('retinanet', 2, 0))
 
     def measured():
         main(monkeypatch, tmp_path, '--seeds', '1', of=pruning)
         assert not checkpoint_of(job, work).exists()
-        (sizes,) = read_rows(file, pruning.Detector, pruning.Size).values()
-        return sizes[0]
+        rows = read_rows(file, pruning.Detector, pruning.Size)
+        return [own[0] for _, own in sorted(rows.items())]
 
     before = measured()
-    assert measured() == before and len(in_this_process) == 1
+    assert measured() == before and len(in_this_process) == 2
     file.unlink()
-    start = started(job[1], work)
+    state = started(job[1], work)
     for value, name in ((0, 'weight'), (-9, 'bias')):
-        start['model'][f'backbone.layer4.0.bn1.{name}'][:40] = value
-    torch.save(start, start_of(job, work))
-    size = measured()
-    assert size.removed == before.removed + 40
-    # A 3 x 3 conv of 128 channels reads them.
-    assert before.remaining - size.remaining > 40 * 9 * 128
-    assert size.remaining_flops < before.remaining_flops < size.flops
-    assert size.difference < 1e-5 and size.same == size.detections
+        state['model'][f'backbone.layer4.0.bn1.{name}'][:40] = value
+    torch.save(state, start_of(job, work))
+    for size, other in zip(measured(), before):
+        assert size.removed == other.removed + 40
+        # A 3 x 3 conv of 128 channels reads them.
+        assert 40 * 9 * 128 < other.remaining - size.remaining < size.parameters
+        assert size.parameters == other.parameters
+        assert size.difference < 1e-5 and size.same == size.detections
     nothing = Pruned(Removal({}, {}, 0, Counter()), None, None, None, None)
     monkeypatch.setattr(pruning, 'prune', lambda *args, **kwargs: nothing)
     file.unlink()
-    assert measured() == (0,) * len(pruning.Size._fields)
+    for size in measured():
+        assert not size.removed and size.remaining == size.parameters > 0
+
+
+def test_a_lost_detector_cannot_be_pruned(short, monkeypatch, tmp_path):
+    monkeypatch.setattr(pruning, 'USUAL_LR', 1e30)
+    with pytest.raises(InputError, match='of round 0, .* the loss of the run was not'):
+        pruning.measure(pruning.Detector('retinanet', 2, 0), tmp_path)
 
 
 @pytest.mark.slow

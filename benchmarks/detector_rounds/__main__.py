@@ -80,16 +80,18 @@ def train_missing(results: dict[str, Results], args: argparse.Namespace) -> None
 
 def main() -> None:
     args = parse_args()
-    results = {
-        study.name: Results(args.results, study)
-        for study in make_studies(find_lrs(args.pilot))
-    }
+    studies = make_studies(find_lrs(args.pilot))
+
+    def read():
+        return {study.name: Results(args.results, study) for study in studies}
+
     if args.train:
-        train_missing(results, args)
-    print(f'Report: {write_report(list(results.values()), args.results)}')
+        train_missing(read(), args)
+    # Another command may have trained the other detector meanwhile.
+    print(f'Report: {write_report(list(read().values()), args.results)}')
 
 
 if __name__ == '__main__':
     interrupt_on_signals()
-    with exit_with_message('The same command resumes from the last checkpoints'):
+    with exit_with_message('the same command resumes from the last checkpoints'):
         main()

@@ -5,11 +5,14 @@
 The command trains the runs with MMDetection's default norm_eval, in which
 channels die, and prunes their last detectors as tools/prune.py does. The
 training scenes of the last round select the channels, and the test scenes are
-the held-out images. It adds a row for each detector to pruning.csv, and
-resumes after an interruption. requirements/prune.txt has what it needs.
+the held-out images. The starting detectors, pruned with the same scenes, show
+which channels the rounds have not closed. It adds a row for each detector to
+pruning.csv, and resumes after an interruption. requirements/onnx.txt and
+requirements/prune.txt have what it needs.
 """
 
 from functools import partial
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -17,18 +20,20 @@ from typing import NamedTuple
 import mmcv
 
 import mmpsbn.cli  # noqa: F401  First: it checks the stack.
-from benchmarks.rounds.training import checkpoint_of, read_last
+from benchmarks.rounds.training import checkpoint_of, read_checkpoint, read_last
 from benchmarks.shared.arguments import add_work_dir, check_counts, study_parser
 from benchmarks.shared.rows import add_missing
 from mmpsbn.checkpoints.reading import Checkpoint
 from mmpsbn.cli.errors import exit_with_message, interrupt_on_signals
+from mmpsbn.detectors.build import load_model
+from mmpsbn.export.onnx_file import check_onnx, folded_stock
 from mmpsbn.prune import prune
 from mmpsbn.stack import check_packages
 
 from .detectors import config_of
 from .studies import DETECTORS, ROUNDS, SEEDS, USUAL_LR, Run, Study
 from .tasks import ROUND, SIZE, Images, task_of
-from .training import train, train_start
+from .training import start_of, train, train_start
 
 FOLDER = Path(__file__).resolve().parent
 FILE = 'pruning.csv'
@@ -36,29 +41,28 @@ METHOD, PLACEMENT = 'norm_eval', 'backbone'
 
 
 class Detector(NamedTuple):
-    """A detector of the study after its last round."""
+    """A detector of the study."""
 
     name: str
+    rounds: int
+    """The rounds behind it: all, or 0 for the starting detector."""
     seed: int
 
 
 class Size(NamedTuple):
-    """A detector before and after pruning, with its BN folded.
-
-    If nothing was removed, all values are 0.
-    """
+    """A detector before and after pruning, with its BN folded."""
 
     removed: int
-    """Channels. Those that a residual sum connects count once."""
+    """Channels of convolutions and linear layers. Those that a residual sum
+    connects count once."""
     parameters: int
     remaining: int
     """Parameters after pruning."""
-    flops: int
-    remaining_flops: int
     difference: float
     """The largest one of a raw output on the training scenes, relative to the
     largest of each."""
     detections: int
+    """Those on the training scenes; 0 if nothing was removed."""
     same: int
     """Detections that pruning leaves unchanged."""
     test_difference: float
@@ -68,7 +72,7 @@ class Size(NamedTuple):
 
 
 def job_of(detector: Detector) -> tuple[Study, Run]:
-    """Return the run that ends with a detector."""
+    """Return the run that leads to a detector."""
     return Study(detector.name, ()), Run(METHOD, PLACEMENT, USUAL_LR, detector.seed)
 
 
@@ -80,28 +84,34 @@ def measure(detector: Detector, work_dir: Path) -> Size:
     """
     job = job_of(detector)
     train_start(job, work_dir)
-    train(job, ROUNDS, work_dir)
-    file = checkpoint_of(job, work_dir)
-    model = read_last(file, ROUNDS)['model']
+    if detector.rounds:
+        train(job, detector.rounds, work_dir)
+        file = checkpoint_of(job, work_dir)
+        state = read_last(file, detector.rounds)
+    else:
+        file = start_of(job, work_dir)
+        state = read_checkpoint(file)
+    checkpoint = Checkpoint(str(file), dict(state_dict=state['model']))
+    cfg = config_of(detector.name, PLACEMENT, METHOD)
+    folded = folded_stock(cfg, load_model(cfg, checkpoint))
+    parameters = sum(value.numel() for value in folded.parameters())
     task = task_of(detector.seed, ROUNDS, **ROUND)
     with TemporaryDirectory() as folder:
         pruned = prune(
-            config_of(detector.name, PLACEMENT, METHOD),
-            Checkpoint(str(file), dict(state_dict=model)),
+            cfg,
+            checkpoint,
             write_images(task.train, Path(folder, 'train')),
             write_images(task.test, Path(folder, 'test')),
             str(Path(folder, 'pruned')),
             shape=(SIZE, SIZE),
         )
     if not pruned.removal.removed:
-        return Size(*[0] * len(Size._fields))
-    before, after, seen, others = pruned[1:]
+        return Size(0, parameters, parameters, 0.0, 0, 0, 0.0, 0, 0)
+    _, _, after, seen, others = pruned
     return Size(
         pruned.removal.removed,
-        before.parameters,
+        parameters,
         after.parameters,
-        before.flops,
-        after.flops,
         float(f'{seen.difference:.1e}'),
         seen.detections,
         seen.same,
@@ -121,26 +131,31 @@ def write_images(images: Images, folder: Path) -> list[str]:
 
 def main() -> None:
     parser = study_parser('detector_rounds.pruning', __doc__, FOLDER, SEEDS)
-    add_work_dir(parser, 'detector_rounds', 'checkpoints')
+    # The runs of the study may be in progress in its own folder.
+    add_work_dir(parser, 'detector_rounds-pruning', 'checkpoints')
     args = parser.parse_args()
     check_counts(parser, args, 'seeds', 'processes')
     check_packages('pruning', 'prune', 'torch_pruning')
-    detectors = [
-        Detector(name, seed) for name in DETECTORS for seed in range(args.seeds)
-    ]
+    check_onnx()
+    names = product(DETECTORS, range(args.seeds))
+    starts = [Detector(name, 0, seed) for name, seed in names]
     function = partial(measure, work_dir=args.work_dir)
-    for detector, size in add_missing(
-        args.results / FILE, function, detectors, Size, args.processes
-    ):
-        checkpoint_of(job_of(detector), args.work_dir).unlink()
-        print(
-            f'{detector.name}, seed {detector.seed}: {size.removed} channels removed, '
-            f'{size.remaining:,} of {size.parameters:,} parameters remain',
-            flush=True,
-        )
+    # The first wave trains the starting detectors.
+    for wave in (starts, [one._replace(rounds=ROUNDS) for one in starts]):
+        for detector, size in add_missing(
+            args.results / FILE, function, wave, Size, args.processes
+        ):
+            if detector.rounds:
+                checkpoint_of(job_of(detector), args.work_dir).unlink()
+            print(
+                f'{detector.name}, {detector.rounds} rounds, seed {detector.seed}: '
+                f'{size.removed} channels removed, {size.remaining:,} of '
+                f'{size.parameters:,} parameters remain',
+                flush=True,
+            )
 
 
 if __name__ == '__main__':
     interrupt_on_signals()
-    with exit_with_message('The same command resumes from the last checkpoints'):
+    with exit_with_message('the same command resumes from the last checkpoints'):
         main()

@@ -107,17 +107,21 @@ def train_missing(
 
 def main() -> None:
     args = parse_args()
+
+    def read():
+        return {study.name: Results(args.results, study) for study in STUDIES}
+
     with exit_with_message(args.results):
-        results = {study.name: Results(args.results, study) for study in STUDIES}
         if args.data:
             cluster = make_cluster(
                 args, args.work_dir / 'jobs', gpus=int(args.device != 'cpu'), cpus=1
             )
-            train_missing(results, args, cluster)
+            train_missing(read(), args, cluster)
         # The report needs matplotlib, and training does not.
         from .report import write_report
 
-        print(f'Report: {write_report(list(results.values()), args.results)}')
+        # Another command may have trained the other data set meanwhile.
+        print(f'Report: {write_report(list(read().values()), args.results)}')
 
 
 if __name__ == '__main__':

@@ -101,12 +101,11 @@ def _section(results: Results, folder: Path) -> str:
 
 def verdict(found: Sequence[Comparison]) -> str:
     """Say in how many windows psBN is better, and where it is worse."""
-    significant = [one for one in found if one.p < ALPHA]
-    worse = [one for one in significant if one.paired.mean < 0]
+    more, less = count_significant(found)
+    worse = [one for one in found if one.p < ALPHA and one.paired.mean < 0]
     text = (
-        f'psBN is significantly more accurate than BN in '
-        f'{len(significant) - len(worse)} of {len(found)} comparisons, '
-        f'and significantly less accurate in {len(worse)}'
+        f'psBN is significantly more accurate than BN in {more} of {len(found)} '
+        f'comparisons, and significantly less accurate in {less}'
     )
     if worse:
         text += ': ' + '; '.join(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from benchmarks.shared.results import RoundResults
-from benchmarks.shared.rows import read_rows, write_rows
+from benchmarks.shared.rows import add_rows, read_rows
 
 from .recovery import Death
 from .studies import Run, Study
@@ -22,8 +22,8 @@ class Results(RoundResults):
 
     def add(self, run: Run, result: Result) -> None:
         """Add a run that has ended, and write the files."""
-        rounds, self.deaths[run] = result
+        rounds, deaths = result
         # A run is finished if it has its rounds, so they are written last.
-        if any(self.deaths.values()):
-            write_rows(self._deaths, self.deaths, Run, Death)
+        if deaths or run in self.deaths:
+            self.deaths = add_rows(self._deaths, run, deaths, Death)
         super().add(run, rounds)

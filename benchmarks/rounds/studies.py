@@ -35,7 +35,7 @@ class Study(NamedTuple):
         return f'{self.data}-{self.network}'
 
     def runs(self, seeds: int) -> list[Run]:
-        """List all runs: BN and psBN first, then in the order of the settings."""
+        """List all runs: BN, psBN and from scratch first, then by the settings."""
         runs = [
             Run(method, *setting, seed)
             for setting, methods in self.methods.items()

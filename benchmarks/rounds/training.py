@@ -39,7 +39,8 @@ class Round(NamedTuple):
     norm: float
     """The L2 norm of the weights of all convolutions."""
     died: int
-    """Channels that are dead and were alive at the end of the last round."""
+    """Channels that are dead and were alive at the end of the last round. For a
+    network from scratch, these are all dead channels."""
     recovered: int
     """Channels that are alive and were dead at the end of the last round."""
 
@@ -229,14 +230,16 @@ def read_last(file: Path, rounds: int) -> dict:
     """Read the checkpoint of a run's last round.
 
     Raises:
-        InputError: If it cannot be read, or is that of an earlier round.
+        InputError: If it cannot be read, or if there is only an earlier one.
     """
-    state = read_checkpoint(file)
-    if len(state['history']) != rounds:
+    state = read_checkpoint(file) if file.exists() else {}
+    last = len(state.get('history', []))
+    if last != rounds:
         raise InputError(
-            f'{file} is the checkpoint of round {len(state["history"])}, but the '
-            f'model of round {rounds} is pruned. Delete the file and repeat the '
-            'command. If this happens again, the loss of the run was not finite.'
+            f'the last checkpoint of {file.stem} is that of round {last}, but the '
+            f'model of round {rounds} is pruned: the loss of the run was not finite, '
+            f'or {file} is from another study. Delete the file, if it exists, and '
+            'repeat the command. A run whose loss is not finite cannot be pruned.'
         )
     return state
 

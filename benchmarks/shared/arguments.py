@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -97,10 +96,10 @@ def exit_with_message(results: Path) -> Iterator[None]:
         )
     except (ImportError, InputError) as error:
         sys.exit(f'error: {error}')
-    except (BrokenProcessPool, torch.cuda.OutOfMemoryError):
+    except torch.cuda.OutOfMemoryError:
         sys.exit(
-            'error: there is not enough memory for this many trainings in parallel, or '
-            'the system has stopped one. Lower --processes; the command resumes.'
+            'error: the GPU has not enough memory for this many trainings in parallel. '
+            'Lower --processes; the command resumes.'
         )
     except OSError as error:
         sys.exit(

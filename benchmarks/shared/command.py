@@ -13,8 +13,7 @@ from mmpsbn.errors import InputError
 from .arguments import check_counts, check_device, exit_with_message, study_parser
 from .data import DATA, load
 from .pages import write_sections
-from .pool import in_processes
-from .rows import Rows, read_rows, write_rows
+from .rows import Rows, add_missing, read_rows
 from .settings import Experiment, describe
 
 QUICK = dict(seeds=2, epochs=5)
@@ -83,6 +82,7 @@ def run(study: Study, about: str, train: Callable) -> None:
         rows = study.read(args.results)
         if args.data:
             train_missing(study, rows[args.data], train, args)
+            rows = study.read(args.results)
         print(f'Report: {write_report(study, rows, args.results)}')
 
 
@@ -122,10 +122,8 @@ def train_missing(study: Study, rows: Rows, train: Callable, args) -> None:
     function = partial(train, data=args.data, root=args.data_root, device=args.device)
     begin = time.monotonic()
     for done, (job, result) in enumerate(
-        in_processes([(function, jobs)], args.processes), 1
+        add_missing(file, function, jobs, study.result, args.processes), 1
     ):
-        rows[job] = [result]
-        write_rows(file, rows, study.settings, study.result)
         left = (time.monotonic() - begin) * (len(jobs) / done - 1)
         print(
             f'{done}/{len(jobs)}: {describe(job)}: accuracy {result.accuracy:.3f}, '

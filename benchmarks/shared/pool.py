@@ -6,7 +6,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+
+from mmpsbn.errors import InputError
 
 
 def in_processes(
@@ -21,6 +24,9 @@ def in_processes(
         waves (list[tuple]): A function of a job, and the jobs that it is called
             with. Each wave begins when the one before it has ended.
         processes (int): The number of jobs that run in parallel.
+
+    Raises:
+        InputError: If the system has stopped a process.
     """
     with ProcessPoolExecutor(
         processes, multiprocessing.get_context('spawn'), _end_with_parent
@@ -31,10 +37,16 @@ def in_processes(
                     futures = {pool.submit(function, job): job for job in jobs}
                 for future in as_completed(futures):
                     yield futures[future], future.result()
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 child.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise InputError(
+                    'there is not enough memory for this many trainings in parallel, '
+                    'or the system has stopped one. Lower --processes; the command '
+                    'resumes.'
+                ) from error
             raise
 
 

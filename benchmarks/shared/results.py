@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from .rows import read_rows, write_rows
+from .rows import add_rows, read_rows
 
 
 class RoundResults:
-    """The rows of a study, which are written again for each new run.
+    """The rows of a study. Each run adds its rows when it ends.
 
     A study derives from it and sets the types.
 
@@ -43,5 +43,4 @@ class RoundResults:
 
     def add(self, run: NamedTuple, rows: list[NamedTuple]) -> None:
         """Add a run that has ended, and write the file."""
-        self.rounds[run] = rows
-        write_rows(self._file, self.rounds, self.run_type, self.round_type)
+        self.rounds = add_rows(self._file, run, rows, self.round_type)

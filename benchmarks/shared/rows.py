@@ -82,6 +82,26 @@ def read_rows(file: Path, run: type[NamedTuple], row: type[NamedTuple]) -> Rows:
     return rows
 
 
+def add_rows(
+    file: Path, run: NamedTuple, rows: Sequence[NamedTuple], row: type[NamedTuple]
+) -> Rows:
+    """Add the rows of a run to a file, in place of earlier ones.
+
+    Args:
+        file (Path): The CSV file. Rows that another command has added stay.
+        run (NamedTuple): The run.
+        rows (list[NamedTuple]): Its rows.
+        row (type): The class of the rows.
+
+    Returns:
+        dict: The rows of all runs.
+    """
+    found = read_rows(file, type(run), row)
+    found[run] = list(rows)
+    write_rows(file, found, type(run), row)
+    return found
+
+
 def add_missing(
     file: Path,
     function: Callable[[NamedTuple], NamedTuple],
@@ -89,22 +109,17 @@ def add_missing(
     row: type[NamedTuple],
     processes: int,
 ) -> Iterator[tuple[NamedTuple, NamedTuple]]:
-    """Iterate over the runs that have no row yet, and add their rows.
+    """Iterate over runs with one row each, and add their rows as they end.
 
     Args:
-        file (Path): The CSV file.
+        file (Path): The CSV file. Runs that have a row there are left out.
         function (callable): Computes the row of a run.
         runs (list[NamedTuple]): All runs, of one class.
         row (type): The class of the rows.
         processes (int): The number of runs in parallel.
-
-    Raises:
-        InputError: If the file cannot be read, see :func:`read_rows`.
     """
-    run = type(runs[0])
-    rows = read_rows(file, run, row)
-    missing = [one for one in runs if one not in rows]
-    for one, found in in_processes([(function, missing)], processes):
-        rows[one] = [found]
-        write_rows(file, rows, run, row)
-        yield one, found
+    known = read_rows(file, type(runs[0]), row) if runs else {}
+    missing = [run for run in runs if run not in known]
+    for run, found in in_processes([(function, missing)], processes):
+        add_rows(file, run, [found], row)
+        yield run, found

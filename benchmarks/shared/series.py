@@ -176,11 +176,12 @@ class Series:
         Args:
             settings (list[Setting]): The settings.
             measure (str): A column of the CSV file.
-            ends (list[int]): The last round of each window.
+            ends (list[int]): The last round of each window. Windows beyond the last
+                round of the study are left out.
         """
         found = []
         for setting in settings:
-            for end in ends:
+            for end in (one for one in ends if one <= self.end):
                 differences = self.window(setting, 'psBN', measure, end, 'BN')
                 paired = compare_paired(differences, np.zeros_like(differences))
                 if paired.p is not None:
