@@ -771,6 +771,30 @@ def test_work_dirs_without_a_checkpoint(second, words, refused, tmp_path):
     assert words in message
 
 
+def test_rounds_in_the_order_of_a_shell(successive, monkeypatch, capsys):
+    for number, folder in enumerate(successive):
+        file = folder / 'epoch_2.pth'
+        content = dict(torch.load(file), meta=dict(time=f'20261127_10000{number}'))
+        torch.save(content, file)
+    analyze_here(monkeypatch, FASTER, *successive, '--number', 0)
+    assert 'Warning' not in capsys.readouterr().out
+    first, second, third = successive
+    analyze_here(monkeypatch, FASTER, first, third, second, '--number', 0)
+    warning = 'round1/epoch_2 was written before round2/epoch_2'
+    assert warning in capsys.readouterr().out
+
+
+def test_classes_change_between_rounds(successive, monkeypatch, capsys):
+    state = torch.load(successive[1] / 'epoch_2.pth')['state_dict']
+    for key in [key for key in state if 'fc_cls' in key or 'fc_reg' in key]:
+        state[key] = state[key][:6]
+    torch.save(dict(state_dict=state), successive[1] / 'epoch_2.pth')
+    analyze_here(monkeypatch, FASTER, *successive, '--number', 0)
+    rounds = capsys.readouterr().out.split('Dead channels by round')[1]
+    columns = [line.split() for line in rounds.splitlines() if '/epoch_2' in line]
+    assert [words[-2:] for words in columns] == [['-', '-'], ['2', '0'], ['0', '2']]
+
+
 def test_models_that_differ_between_rounds(successive, refused, tmp_path):
     cfg = demo_config('faster-rcnn', 'psbn')
     cfg.model.backbone.norm_cfg = dict(type='GN', num_groups=4)

@@ -165,6 +165,18 @@ def test_norms_differ_in_nothing_else_or_it_is_remarked(detector):
     ]
 
 
+@pytest.mark.parametrize('trained, own', [(True, 'norm_eval'), (False, 'FrozenBN')])
+def test_statistics_that_the_config_fixes_are_remarked(trained, own):
+    cfg = stock('retinanet/retinanet_r50_fpn_1x_coco')
+    cfg.model.backbone.norm_cfg.requires_grad = trained
+    cfgs = {norm: replace_norm(cfg, norm) for norm in ('BN', 'psBN')}
+    (remark,) = describe_placing(cfg, cfgs)
+    assert f'no run has its normalization. Add {own} to --norms' in remark
+    cfgs[own] = replace_norm(cfg, own)
+    (remark,) = describe_placing(cfg, cfgs)
+    assert remark.startswith(f'The config of {own} differs from that of BN')
+
+
 def test_every_difference_of_configs_is_remarked():
     cfgs = {
         norm: replace_norm(demo_config('retinanet', 'psbn'), norm)
@@ -186,7 +198,7 @@ def test_every_difference_of_configs_is_remarked():
 def test_mimicnorm_leaves_parts_without_conv_cfg():
     cfg = stock(C4)
     mimic = replace_norm(cfg, 'MimicNorm')
-    assert describe_placing(cfg, {'MimicNorm': mimic}) == [
+    assert describe_placing(cfg, {'MimicNorm': mimic, 'FrozenBN': cfg})[:1] == [
         'MimicNorm has BN in 10 in roi_head.shared_head (BatchNorm2d), '
         'because these parts take no conv_cfg.'
     ]

@@ -17,12 +17,13 @@ from torch import nn
 
 from mmpsbn.analysis import ChannelWatch
 from mmpsbn.checkpoints.reading import Checkpoint
+from mmpsbn.detectors.agreement import Agreement
 from mmpsbn.detectors.outputs import BatchRunner, largest_difference, same_detections
 from mmpsbn.errors import InputError
 from mmpsbn.export.exportable import Exportable
 from mmpsbn.export.onnx_file import folded_stock, prepare_image, remove_padding
 from mmpsbn.layers import MimicConv
-from mmpsbn.prune import pruned_files
+from mmpsbn.prune import Pruned, pruned_files
 from mmpsbn.prune.constant_inputs import InputWatch
 from mmpsbn.prune.removal import (
     ALIVE,
@@ -466,6 +467,15 @@ def prune(cfg, model, digits, out):
         str(out),
         shape=SHAPE,
     )
+
+
+def test_images_that_are_all_used_are_a_warning(capsys):
+    tool = runpy.run_path(str(ROOT / 'tools/prune.py'))
+    own = Agreement(24, 1e-7, 10, 10)
+    tool['show_agreement'](Pruned(None, None, None, own, None))
+    shown = capsys.readouterr().out
+    assert 'the 24 images that selected' in shown
+    assert 'none is left to compare on' in shown and 'held-out' not in shown
 
 
 @needs_onnx

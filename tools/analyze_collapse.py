@@ -22,6 +22,7 @@ FilterCollapseHook has left next to a checkpoint.
 import argparse
 import os
 import os.path as osp
+from itertools import pairwise
 
 import mmpsbn.cli  # noqa: F401  It checks the stack, so it is first.
 
@@ -102,10 +103,11 @@ def find_paths(names):
 
 def analyze_all(cfg, paths, images):
     """Analyze checkpoints, and return their layers by their short names."""
-    results = {}
+    results, times = {}, {}
     for name, path in zip(short_names(paths), paths):
         try:
-            results[name] = analyze(cfg, read_checkpoint(path), images)
+            checkpoint = read_checkpoint(path)
+            results[name] = analyze(cfg, checkpoint, images)
         except InputError as error:
             if not results:
                 raise
@@ -115,7 +117,21 @@ def analyze_all(cfg, paths, images):
                 'this one alone, with its own config.'
             ) from error
         show(f'{path}, {len(images)} images', table(results[name], len(images)))
+        times[name] = checkpoint.meta.get('time', '')
+    check_order(times)
     return results
+
+
+def check_order(times):
+    """Warn about a checkpoint that was written before the one in front of it."""
+    for (first, earlier), (second, later) in pairwise(times.items()):
+        if later and later < earlier:
+            print(
+                f'\nWarning: {second} was written before {first}, and the table below '
+                'has them in the order of the command line. A shell sorts round_10 '
+                'before round_2; ls -dv sorts by number.'
+            )
+            return
 
 
 def history_beside(path):

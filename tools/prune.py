@@ -87,6 +87,19 @@ def show(pruned):
         print(f'{title:{width}}{one:16{form}}{other:16{form}}')
 
 
+def show_agreement(pruned):
+    own, others = pruned.agreement, pruned.elsewhere
+    print(f'Agreement on the {own.images} images that selected the channels: {own}')
+    if others:
+        print(f'Agreement on {others.images} held-out images: {others}')
+    else:
+        print(
+            'Warning: all images have selected channels, and none is left to compare '
+            'on. A channel that is constant on these images may not be constant on '
+            'others. Lower --number, or name a folder with more images by --images.'
+        )
+
+
 def main():
     args = parse_args()
     check_arguments(args)
@@ -113,12 +126,7 @@ def main():
         'connects count once.'
     )
     show_kept(pruned.removal.kept)
-    print(
-        f'Agreement on the {len(images)} images that selected the channels: '
-        f'{pruned.agreement}'
-    )
-    if pruned.elsewhere:
-        print(f'Agreement on {len(others)} held-out images: {pruned.elsewhere}')
+    show_agreement(pruned)
     print(f'Files: {args.out}')
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from mmpsbn.analysis.collapse import ChannelWatch
 from mmpsbn.analysis.report import Layer, describe_layers
-from mmpsbn.checkpoints.matching import load_weights
+from mmpsbn.checkpoints.matching import keep_class_layers, load_weights
 from mmpsbn.checkpoints.reading import Checkpoint
 from mmpsbn.config.errors import explain_config_errors
 from mmpsbn.detectors.build import build_model, load_images
@@ -26,7 +26,9 @@ def analyze(cfg: Config, checkpoint: Checkpoint, images: Sequence[str]) -> list[
     Args:
         cfg (Config): The config of the model.
         checkpoint (Checkpoint): The weights of the model, or those of its
-            backbone. In the second case, only the backbone is analyzed.
+            backbone. In the second case, only the backbone is analyzed. The
+            model may have had other classes: layers with outputs for each
+            class then have random weights, and no norm layer follows them.
         images (list[str]): Files of the images on which channels are judged.
             Without images, only the parameters are judged, and an image of
             noise shows which norm layers a ReLU follows.
@@ -41,7 +43,7 @@ def analyze(cfg: Config, checkpoint: Checkpoint, images: Sequence[str]) -> list[
     detector = model = build_model(cfg)
     weights = checkpoint.backbone
     if weights is None or not hasattr(detector, 'backbone'):
-        load_weights(detector, checkpoint)
+        load_weights(detector, keep_class_layers(detector, checkpoint)[0])
     else:
         backbone = detector.get_submodule('backbone')
         load_weights(backbone, weights)

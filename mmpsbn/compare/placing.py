@@ -152,7 +152,24 @@ def describe_placing(cfg: Config, cfgs: dict[str, Config]) -> list[str]:
                 f'{norm} has no last BN in {", ".join(heads)}, so its mAP '
                 f'is that of a part of the method. {describe_last_bns()}'
             )
+    own = _fixed_statistics(cfg)
+    if own and cfgs and own not in cfgs:
+        remarks.append(
+            "The config fixes the running statistics (norm_eval=True, MMDetection's "
+            f'default), and no run has its normalization. Add {own} to --norms to '
+            'compare with it.'
+        )
     return remarks + config_differences(cfgs)
+
+
+def _fixed_statistics(cfg: Config) -> str | None:
+    """Name the normalization of FIXED that a config has, if it has one."""
+    for node in dicts_in(cfg.model):
+        default = _find_default(cfg, node, 'norm_eval')
+        if default is not MISSING and node.get('norm_eval', default):
+            norm_cfg = node.get('norm_cfg') or {}
+            return 'norm_eval' if norm_cfg.get('requires_grad', True) else 'FrozenBN'
+    return None
 
 
 def config_differences(cfgs: dict[str, Config]) -> list[str]:
