@@ -288,16 +288,17 @@ def test_a_damaged_checkpoint(tmp_path):
 def test_runs_are_ordered_and_not_repeated(
     short, in_this_process, monkeypatch, tmp_path, capsys
 ):
-    rates = dict.fromkeys(PLACES, (0.64, USUAL_LR, 0.01))
+    rates = dict.fromkeys(PLACES, (0.64, USUAL_LR, 0.02, 0.01))
     first = make_studies(rates)[0].runs(3)
-    assert len(first) == (2 * (5 + 5 + 4) + 3) * 3
+    assert len(first) == (2 * (5 + 5 + 4 + 3) + 3) * 3
     assert [run.method for run in first[:3]] == ['BN', 'psBN', RESTART]
     # What comes later adds to what the first ones show.
     rest = 4 * 3 * ['main'] * 3 + 4 * 3 * [SCRATCH]
     assert [SCRATCH if run.method == SCRATCH else 'main' for run in first[:48]] == rest
-    assert {run.method for run in first[48:] if run.lr != 0.01} == {*FIXED}
-    low = {run.method for run in first if run.lr == 0.01}
-    assert low == {*METHODS, RESTART}
+    assert {run.method for run in first[48:] if run.lr >= USUAL_LR} == {*FIXED}
+    low = {run.method for run in first if run.lr == 0.02}
+    lowest = {run.method for run in first if run.lr == 0.01}
+    assert low == {*METHODS, RESTART} and lowest == low - {*FIXED}
     use(monkeypatch, STUDY)
     options = '--train', '--rounds', '2', '--seeds', '1'
     main(monkeypatch, tmp_path, *options)

@@ -63,20 +63,28 @@ class Study(NamedTuple):
             Run(method, *setting, seed)
             for setting in self.settings
             for seed in range(seeds)
-            for method in methods_of(setting)
+            for method in self.methods(setting)
         ]
         return sorted(runs, key=priority)
 
+    def methods(self, setting: Setting) -> tuple[str, ...]:
+        """List the methods of a setting.
 
-def methods_of(setting: Setting) -> tuple[str, ...]:
-    """List the methods of a setting.
-
-    Only backbones take norm_eval. Random weights are not trained at rates
-    below the usual one.
-    """
-    scratch = (SCRATCH,) if setting.lr >= USUAL_LR else ()
-    backbones = ('norm_eval',) if setting.placement == 'backbone' else ()
-    return 'BN', 'psBN', RESTART, *scratch, 'FrozenBN', *backbones
+        Random weights are not trained at rates below the usual one, and fixed
+        statistics not at those below the highest one that works. Only backbones
+        take norm_eval.
+        """
+        main = 'BN', 'psBN', RESTART
+        if setting.lr >= USUAL_LR:
+            main = *main, SCRATCH
+        elif setting.lr < max(
+            one.lr
+            for one in self.settings
+            if one.placement == setting.placement and one.lr < USUAL_LR
+        ):
+            return main
+        backbones = ('norm_eval',) if setting.placement == 'backbone' else ()
+        return *main, 'FrozenBN', *backbones
 
 
 def priority(run: Run) -> tuple:
