@@ -317,10 +317,11 @@ def test_jobs_of_a_cluster_give_the_same_rows(monkeypatch, tmp_path):
     monkeypatch.setattr(command, 'STUDIES', [study])
     options = '--data', 'digits', '--rounds', '1', '--seeds', '1'
     main(monkeypatch, tmp_path, *options, '--cluster', 'local')
-    run = Run('BN', *HIGH, 0)
-    rows, _ = train((study, run), 1, tmp_path)
-    assert same(Results(tmp_path, study).rounds[run], rows)
-    assert len(list((tmp_path / 'work' / 'jobs').glob('*_result.pkl'))) == 1
+    runs = study.runs(1)
+    for run in runs:
+        rows, _ = train((study, run), 1, tmp_path)
+        assert same(Results(tmp_path, study).rounds[run], rows)
+    assert len(list((tmp_path / 'work' / 'jobs').glob('*_result.pkl'))) == len(runs)
     assert not list((tmp_path / 'work').rglob('*.job'))
 
 
