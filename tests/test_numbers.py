@@ -48,6 +48,7 @@ from benchmarks.shared import tables
 from benchmarks.shared.costs import Costs
 from benchmarks.shared.rows import read_rows
 from benchmarks.shared.series import WINDOW, Series
+from mmpsbn.compare.placing import FIXED
 from mmpsbn.compare.report import compare_with_baseline
 from mmpsbn.hooks import FilterCollapseHook
 from mmpsbn.statistics.intervals import confidence_margin
@@ -642,6 +643,14 @@ def test_sentences_on_detectors():
         both = ' and '.join(tables.format_mean(values, 3, '+') for values in less)
         assert f'{both} with {name}' in text
         assert all(abs(np.mean(one)) < confidence_margin(one) for one in less)
+        early = [
+            own.window(settings[1], 'FrozenBN', 'mAP', end, 'BN') for end in (10, 20)
+        ]
+        first, second = (tables.format_mean(one, 3, '+') for one in early)
+        words = f'it is {first} in rounds 1 to 10 and {second} in rounds 11 to 20'
+        assert (words in text) == (name == 'RetinaNet')
+        clear = [abs(np.mean(one)) > confidence_margin(one) for one in early]
+        assert clear == 2 * [name == 'RetinaNet']
         for one in settings:
             assert not any(own.window(one, 'FrozenBN', 'dead_by_parameters', 40))
         default = settings[0]  # Norm layers in the backbone.
@@ -697,6 +706,26 @@ def test_sentences_on_detectors():
             words = f'{first} in rounds 1 to 10 and {last} in rounds 31 to 40'
             assert f'{words} at {low.lr:g}' in text
             assert f'{last} at {low.lr:g}' in retraining
+            if low.lr == 0.02:
+                fewer, ends, less = {}, {}, {}
+                for method in FIXED:
+                    change = own.change(low, method, 'dead', WINDOW, 40)
+                    clear = abs(np.mean(change)) > confidence_margin(change)
+                    assert clear == (method == 'FrozenBN')
+                    change = list(100 * np.array(change))
+                    fewer[method] = tables.format_mean(change, 1, '+')
+                    dead = own.window(low, method, 'dead', 40)
+                    ends[method] = f'{100 * np.mean(dead):.1f} %'
+                    minus = own.window(low, method, 'mAP', 40, 'BN')
+                    less[method] = tables.format_mean(minus, 3, '+')
+                assert (
+                    f'changes by {fewer["norm_eval"]} (not significant) with '
+                    f'norm_eval, to {ends["norm_eval"]} at the end, and by '
+                    f'{fewer["FrozenBN"]} with frozen BN, to {ends["FrozenBN"]}.'
+                ) in text
+                assert f'{ends["norm_eval"]} at half the rate' in retraining
+                both = f'{less["norm_eval"]} and {less["FrozenBN"]}'
+                assert f'Their mAP minus that of BN is then {both}' in text
             psbn = own.window(low, 'psBN', 'mAP', 40, detector_studies.RESTART)
             ends = f'psBN minus a restart is {tables.format_mean(psbn, 3, "+")}'
             assert (ends in text) == (low.lr == 0.02)
@@ -726,8 +755,9 @@ def test_sentences_on_detectors():
     *_, backbone, everywhere = frozen_dead  # Of RetinaNet, the last one.
     assert f'where {backbone:.1f} and {everywhere:.1f} % are dead at the end' in text
     most = f'{max(frozen_dead + default_dead):.0f} %'
-    assert f'With fixed statistics, up to {most} are dead on average' in retraining
-    assert f'up to {most} did with fixed statistics' in words_of('README.md')
+    assert f'with fixed statistics, up to {most} are dead on average' in retraining
+    words = f'up to {most} did on average with fixed statistics'
+    assert words in words_of('README.md')
 
 
 def test_sentences_on_the_decay_of_rounds():
