@@ -34,7 +34,12 @@ from mmdet.structures import DetDataSample
 from mmdet.utils import get_test_pipeline_cfg
 
 from mmpsbn.detectors import Agreement
-from mmpsbn.detectors.outputs import largest_difference, same_detections
+from mmpsbn.detectors.outputs import (
+    BatchRunner,
+    largest_difference,
+    rounding_noise,
+    same_detections,
+)
 from mmpsbn.errors import InputError
 from mmpsbn.export import export_onnx, onnx_file
 from mmpsbn.export.exportable import Exportable, extract_rois
@@ -266,6 +271,32 @@ def test_a_file_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
     with pytest.raises(InputError, match='the outputs of .* differ'):
         export(cfg, build(cfg.model), digits, tmp_path / 'a.onnx')
     assert not list(tmp_path.iterdir())
+
+
+def test_boxes_with_equal_scores_may_change(digits):
+    cfg = demo_config('faster-rcnn', 'psbn')
+    cfg.model.test_cfg.rcnn.score_thr = 0
+    model = build(cfg.model).eval()
+    with torch.no_grad():  # The head sees no difference between RoIs.
+        model.roi_head.bbox_head.shared_fcs[-1].weight.zero_()
+        model.roi_head.bbox_head.shared_fcs[-1].bias.fill_(1)
+    (file, *_) = images(digits)
+    run = BatchRunner(onnx_file.prepare_image(cfg, file, model, (160, 160)))
+    same = Agreement.with_model(run(model), run.detections(model), model, run)
+    assert same.same == same.detections > 0 == same.unstable
+    with rounding_noise(model):
+        detections = run.detections(model)
+    agreement = Agreement.with_model(run(model), detections, model, run)
+    assert agreement.difference == 0 and agreement.same < 0.9 * agreement.detections
+    assert agreement.unstable > 0 and 'equal scores' in str(agreement)
+    agreement.require('a model')
+    for other in (
+        agreement._replace(unstable=0),
+        agreement._replace(difference=1e-3),
+        agreement._replace(same=0, unstable=agreement.detections // 2 - 1),
+    ):
+        with pytest.raises(InputError, match='detections are the same'):
+            other.require('a model')
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from benchmarks import (
 from benchmarks.collapse import experiments as collapse_experiments
 from benchmarks.collapse import report as collapse_report
 from benchmarks.collapse.fits import format_exponent
+from benchmarks.detector_rounds import pruning as detector_pruning
 from benchmarks.detector_rounds import report as detector_report
 from benchmarks.detector_rounds import studies as detector_studies
 from benchmarks.detector_rounds.pilot import FOLDER as PILOT
@@ -755,7 +756,6 @@ def test_sentences_on_detectors():
     *_, backbone, everywhere = frozen_dead  # Of RetinaNet, the last one.
     assert f'where {backbone:.1f} and {everywhere:.1f} % are dead at the end' in text
     most = f'{max(frozen_dead + default_dead):.0f} %'
-    assert f'with fixed statistics, up to {most} are dead on average' in retraining
     words = f'up to {most} did on average with fixed statistics'
     assert words in words_of('README.md')
 
@@ -816,6 +816,47 @@ def test_sentences_on_pruning():
     largest = max(one.difference for own in sizes.values() for one in own)
     assert f'logits differ by {largest:.0e} at most' in text
     assert not any(one.changed for own in sizes.values() for one in own)
+
+
+def test_sentences_on_pruned_detectors():
+    text = words_of('benchmarks/detector_rounds/README.md')
+    file = folder_of(detector_rounds) / detector_pruning.FILE
+    rows = read_rows(file, detector_pruning.Detector, detector_pruning.Size)
+    found = {key: size for key, (size,) in rows.items()}
+    shares = []
+    for name in detector_studies.DETECTORS:
+        (full,) = {size.parameters for key, size in found.items() if key.name == name}
+        spans = []
+        for number in (detector_studies.ROUNDS, 0):
+            own = [one for key, one in found.items() if key[:2] == (name, number)]
+            assert len(own) == 3
+            removed = [one.removed for one in own]
+            remaining = [100 * one.remaining / full for one in own]
+            spans += [
+                f'{min(removed)} to {max(removed)}',
+                f'{min(remaining):.1f} to {max(remaining):.1f} %',
+            ]
+            if number:
+                shares += remaining
+        title = detector_report.TITLES[name]
+        assert (
+            '{1} channels of {0} are removed, and {2} of its {5:,} parameters remain '
+            '(at the start: {3} channels, {4})'.format(title, *spans, full)
+            in text
+        )
+    pruned = found.values()
+    same, seen, test_same, test_seen = (
+        sum(getattr(one, column) for one in pruned)
+        for column in ('same', 'detections', 'test_same', 'test_detections')
+    )
+    assert f'{same:,} of {seen:,} detections are the same' in text
+    assert f'{test_same:,} of {test_seen:,} on the test scenes' in text
+    largest = max(one.difference for one in pruned)
+    assert f'raw outputs differ by {largest:.0e} of their size at most' in text
+    span = f'{min(shares):.0f} to {max(shares):.0f} %'
+    assert f"{span} of our detectors' parameters remain" in words_of(
+        'docs/retraining.md'
+    )
 
 
 def sentences_on_collapse(own):

@@ -6,11 +6,15 @@ mmpsbn: ``python outputs.py CONFIG CHECKPOINT INPUTS OUTPUTS``.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
+
+# Relative to the largest number of an output, in float32.
+NOISE = 1e-6
 
 
 class BatchRunner:
@@ -112,6 +116,34 @@ def largest_difference(outputs: Sequence[Tensor], expected: Sequence[Tensor]) ->
             ]
         ).max()
     )
+
+
+@contextmanager
+def rounding_noise(model: nn.Module) -> Iterator[None]:
+    """Add noise of the size of rounding errors to the outputs of layers.
+
+    It shows which detections depend on rounding, because boxes have equal
+    scores.
+
+    Args:
+        model (nn.Module): The noise is in its convolutions and linear layers.
+    """
+
+    def disturb(layer, args, output):
+        # Without RoIs, there is no largest number.
+        largest = output.abs().max() if output.numel() else 0
+        return output + NOISE * largest * torch.randn_like(output)
+
+    hooks = [
+        layer.register_forward_hook(disturb)
+        for layer in model.modules()
+        if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear))
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def same_detections(one: dict, other: dict) -> int:

@@ -140,10 +140,8 @@ def _compare(
     """Compare a pruned model with the trained one on images."""
 
     def compare(run):
-        expected = run(model)  # The trained model gives the proposals.
-        return Agreement.measure(
-            run(pruned), expected, run.detections(pruned), run.detections(model)
-        )
+        run(model)  # The trained model gives the proposals.
+        return Agreement.with_model(run(pruned), run.detections(pruned), model, run)
 
     return Agreement.total(
         compare(BatchRunner(prepare_image(cfg, file, model, shape))) for file in files
