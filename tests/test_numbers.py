@@ -852,7 +852,7 @@ def test_sentences_on_pruned_detectors():
     assert f'{same:,} of {seen:,} detections are the same' in text
     assert f'{test_same:,} of {test_seen:,} on the test scenes' in text
     largest = max(one.difference for one in pruned)
-    assert f'raw outputs differ by {largest:.0e} of their size at most' in text
+    assert f'(raw outputs differ by {largest:.0e} of their size at most)' in text
     span = f'{min(shares):.0f} to {max(shares):.0f} %'
     assert f"{span} of our detectors' parameters remain" in words_of(
         'docs/retraining.md'
