@@ -776,7 +776,9 @@ def test_rounds_in_the_order_of_a_shell(successive, monkeypatch, capsys):
         file = folder / 'epoch_2.pth'
         content = dict(torch.load(file), meta=dict(time=f'20261127_10000{number}'))
         torch.save(content, file)
-    analyze_here(monkeypatch, FASTER, *successive, '--number', 0)
+    old = successive[0].parent / 'old.pth'  # As MMCV 1.x dates it.
+    torch.save(dict(content, meta=dict(time='Wed Jun 17 10:00:00 2020')), old)
+    analyze_here(monkeypatch, FASTER, old, *successive, '--number', 0)
     assert 'Warning' not in capsys.readouterr().out
     first, second, third = successive
     analyze_here(monkeypatch, FASTER, first, third, second, '--number', 0)

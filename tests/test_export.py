@@ -282,11 +282,13 @@ def test_boxes_with_equal_scores_may_change(digits):
         model.roi_head.bbox_head.shared_fcs[-1].bias.fill_(1)
     (file, *_) = images(digits)
     run = BatchRunner(onnx_file.prepare_image(cfg, file, model, (160, 160)))
-    same = Agreement.with_model(run(model), run.detections(model), model, run)
+    same = Agreement.with_model(
+        run(model), run(model), run.detections(model), model, run
+    )
     assert same.same == same.detections > 0 == same.unstable
     with rounding_noise(model):
         detections = run.detections(model)
-    agreement = Agreement.with_model(run(model), detections, model, run)
+    agreement = Agreement.with_model(run(model), run(model), detections, model, run)
     assert agreement.difference == 0 and agreement.same < 0.9 * agreement.detections
     assert agreement.unstable > 0 and 'equal scores' in str(agreement)
     agreement.require('a model')

@@ -648,7 +648,7 @@ def test_sentences_on_detectors():
             own.window(settings[1], 'FrozenBN', 'mAP', end, 'BN') for end in (10, 20)
         ]
         first, second = (tables.format_mean(one, 3, '+') for one in early)
-        words = f'it is {first} in rounds 1 to 10 and {second} in rounds 11 to 20'
+        words = f'is {first} in rounds 1 to 10 and {second} in rounds 11 to 20'
         assert (words in text) == (name == 'RetinaNet')
         clear = [abs(np.mean(one)) > confidence_margin(one) for one in early]
         assert clear == 2 * [name == 'RetinaNet']
@@ -708,7 +708,7 @@ def test_sentences_on_detectors():
             assert f'{words} at {low.lr:g}' in text
             assert f'{last} at {low.lr:g}' in retraining
             if low.lr == 0.02:
-                fewer, ends, less = {}, {}, {}
+                fewer, ends, less, lower = {}, {}, {}, {}
                 for method in FIXED:
                     change = own.change(low, method, 'dead', WINDOW, 40)
                     clear = abs(np.mean(change)) > confidence_margin(change)
@@ -719,12 +719,22 @@ def test_sentences_on_detectors():
                     ends[method] = f'{100 * np.mean(dead):.1f} %'
                     minus = own.window(low, method, 'mAP', 40, 'BN')
                     less[method] = tables.format_mean(minus, 3, '+')
+                    assert abs(np.mean(minus)) < confidence_margin(minus)
+                    saved = np.subtract(own.window(usual, method, 'dead', 40), dead)
+                    saved = list(100 * saved)
+                    lower[method] = tables.format_mean(saved, 1)
+                    clear = abs(np.mean(saved)) > confidence_margin(saved)
+                    assert clear == (method == 'norm_eval')
                 assert (
                     f'changes by {fewer["norm_eval"]} (not significant) with '
                     f'norm_eval, to {ends["norm_eval"]} at the end, and by '
                     f'{fewer["FrozenBN"]} with frozen BN, to {ends["FrozenBN"]}.'
                 ) in text
-                assert f'{ends["norm_eval"]} at half the rate' in retraining
+                assert (
+                    f'lower than at 0.04 by {lower["norm_eval"]} with norm_eval, and '
+                    f'by {lower["FrozenBN"]} (not significant) with frozen BN'
+                ) in text
+                assert f'(Faster R-CNN), {ends["norm_eval"]} were' in retraining
                 both = f'{less["norm_eval"]} and {less["FrozenBN"]}'
                 assert f'Their mAP minus that of BN is then {both}' in text
             psbn = own.window(low, 'psBN', 'mAP', 40, detector_studies.RESTART)
@@ -823,7 +833,7 @@ def test_sentences_on_pruned_detectors():
     file = folder_of(detector_rounds) / detector_pruning.FILE
     rows = read_rows(file, detector_pruning.Detector, detector_pruning.Size)
     found = {key: size for key, (size,) in rows.items()}
-    shares = []
+    shares, at_start = [], []
     for name in detector_studies.DETECTORS:
         (full,) = {size.parameters for key, size in found.items() if key.name == name}
         spans = []
@@ -836,27 +846,30 @@ def test_sentences_on_pruned_detectors():
                 f'{min(removed)} to {max(removed)}',
                 f'{min(remaining):.1f} to {max(remaining):.1f} %',
             ]
-            if number:
-                shares += remaining
+            (shares if number else at_start).extend(remaining)
         title = detector_report.TITLES[name]
         assert (
             '{1} channels of {0} are removed, and {2} of its {5:,} parameters remain '
             '(at the start: {3} channels, {4})'.format(title, *spans, full)
             in text
         )
-    pruned = found.values()
+    pruned = [size for key, size in found.items() if key.rounds]
     same, seen, test_same, test_seen = (
         sum(getattr(one, column) for one in pruned)
         for column in ('same', 'detections', 'test_same', 'test_detections')
     )
-    assert f'{same:,} of {seen:,} detections are the same' in text
-    assert f'{test_same:,} of {test_seen:,} on the test scenes' in text
-    largest = max(one.difference for one in pruned)
-    assert f'(raw outputs differ by {largest:.0e} of their size at most)' in text
-    span = f'{min(shares):.0f} to {max(shares):.0f} %'
-    assert f"{span} of our detectors' parameters remain" in words_of(
-        'docs/retraining.md'
+    assert f'{same:,} of {seen:,} detections of these six detectors are the' in text
+    assert f'On the test scenes, {test_same:,} of {test_seen:,} are the same' in text
+    largest, elsewhere = (
+        max(getattr(one, column) for one in pruned)
+        for column in ('difference', 'test_difference')
     )
+    assert f'raw outputs differ by {largest:.0e} of their size at most' in text
+    assert f'raw outputs differ by up to {elsewhere:.3f}, because' in text
+    spans = [f'{min(own):.0f} to {max(own):.0f} %' for own in (shares, at_start)]
+    assert "{} of our detectors' parameters remain (before: {})".format(
+        *spans
+    ) in words_of('docs/retraining.md')
 
 
 def sentences_on_collapse(own):

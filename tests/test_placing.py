@@ -175,6 +175,11 @@ def test_statistics_that_the_config_fixes_are_remarked(trained, own):
     cfgs[own] = replace_norm(cfg, own)
     (remark,) = describe_placing(cfg, cfgs)
     assert remark.startswith(f'The config of {own} differs from that of BN')
+    del cfgs[own]
+    for other in (dict(norm_cfg=dict(type='GN', num_groups=32)), dict(norm_eval=False)):
+        cfg.model.backbone.update(other)
+        assert not any('no run has' in one for one in describe_placing(cfg, cfgs))
+        cfg.model.backbone.norm_cfg = dict(type='BN')
 
 
 def test_every_difference_of_configs_is_remarked():

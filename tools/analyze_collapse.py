@@ -22,6 +22,7 @@ FilterCollapseHook has left next to a checkpoint.
 import argparse
 import os
 import os.path as osp
+import re
 from itertools import pairwise
 
 import mmpsbn.cli  # noqa: F401  It checks the stack, so it is first.
@@ -124,8 +125,10 @@ def analyze_all(cfg, paths, images):
 
 def check_order(times):
     """Warn about a checkpoint that was written before the one in front of it."""
-    for (first, earlier), (second, later) in pairwise(times.items()):
-        if later and later < earlier:
+    # MMCV 1.x wrote the time in another form.
+    dated = [one for one in times.items() if re.fullmatch(r'\d{8}_\d{6}', str(one[1]))]
+    for (first, earlier), (second, later) in pairwise(dated):
+        if later < earlier:
             print(
                 f'\nWarning: {second} was written before {first}, and the table below '
                 'has them in the order of the command line. A shell sorts round_10 '

@@ -59,8 +59,8 @@ class Size(NamedTuple):
     remaining: int
     """Parameters after pruning."""
     difference: float
-    """The largest one of a raw output on the training scenes, relative to the
-    largest of each."""
+    """The largest difference of raw outputs on the training scenes, relative to
+    the largest number of each output."""
     detections: int
     """Those on the training scenes; 0 if nothing was removed."""
     same: int

@@ -98,8 +98,8 @@ def exit_with_message(results: Path) -> Iterator[None]:
         sys.exit(f'error: {error}')
     except torch.cuda.OutOfMemoryError:
         sys.exit(
-            'error: the GPU has not enough memory for this many trainings in parallel. '
-            'Lower --processes; the command resumes.'
+            'error: the GPU does not have enough memory for this many trainings in '
+            'parallel. Lower --processes; the command resumes.'
         )
     except OSError as error:
         sys.exit(

@@ -88,7 +88,8 @@ def add_rows(
     """Add the rows of a run to a file, in place of earlier ones.
 
     Args:
-        file (Path): The CSV file. Rows that another command has added stay.
+        file (Path): The CSV file. Rows that another command has added before
+            stay; two commands must not write at the same time.
         run (NamedTuple): The run.
         rows (list[NamedTuple]): Its rows.
         row (type): The class of the rows.

@@ -28,7 +28,8 @@ def analyze(cfg: Config, checkpoint: Checkpoint, images: Sequence[str]) -> list[
         checkpoint (Checkpoint): The weights of the model, or those of its
             backbone. In the second case, only the backbone is analyzed. The
             model may have had other classes: layers with outputs for each
-            class then have random weights, and no norm layer follows them.
+            class then have random weights. Norm layers of a mask head see the
+            RoIs that these choose, and no other norm layer follows them.
         images (list[str]): Files of the images on which channels are judged.
             Without images, only the parameters are judged, and an image of
             noise shows which norm layers a ReLU follows.

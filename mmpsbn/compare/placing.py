@@ -165,9 +165,12 @@ def describe_placing(cfg: Config, cfgs: dict[str, Config]) -> list[str]:
 def _fixed_statistics(cfg: Config) -> str | None:
     """Name the normalization of FIXED that a config has, if it has one."""
     for node in dicts_in(cfg.model):
-        default = _find_default(cfg, node, 'norm_eval')
-        if default is not MISSING and node.get('norm_eval', default):
-            norm_cfg = node.get('norm_cfg') or {}
+        norm_cfg, norm_eval = (
+            node.get(name, _find_default(cfg, node, name))
+            for name in ('norm_cfg', 'norm_eval')
+        )
+        batch_norm = type_of(norm_cfg) in ('BN', 'BN2d', 'SyncBN')
+        if batch_norm and norm_eval not in (False, MISSING):
             return 'norm_eval' if norm_cfg.get('requires_grad', True) else 'FrozenBN'
     return None
 

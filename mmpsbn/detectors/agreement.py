@@ -34,14 +34,15 @@ class Agreement(NamedTuple):
     same: int
     """Detections that both models have."""
     unstable: int = 0
-    """Detections of the trained model that rounding changes, because boxes have
-    equal scores, in the worst of a few draws. Only counted if detections differ.
-    Another runtime may change twice as many."""
+    """Detections of the trained model that rounding changes in the worst of a few
+    draws, for example because boxes have equal scores. Only counted if detections
+    differ. Another runtime may change twice as many."""
 
     @classmethod
     def with_model(
         cls,
         raw: Sequence[Tensor],
+        expected_raw: Sequence[Tensor],
         detections: Sequence[dict],
         model: nn.Module,
         run: BatchRunner,
@@ -50,12 +51,13 @@ class Agreement(NamedTuple):
 
         Args:
             raw (list[Tensor]): The raw outputs of a new model, of any shape.
+            expected_raw (list[Tensor]): Those of the trained model.
             detections (list[dict]): Its detections in each image.
             model (nn.Module): The trained model.
             run (BatchRunner): The images.
         """
         expected = run.detections(model)
-        found = cls.measure(raw, run(model), detections, expected)
+        found = cls.measure(raw, expected_raw, detections, expected)
         if found.same == found.detections:
             return found
         changed = []
@@ -106,15 +108,14 @@ class Agreement(NamedTuple):
             other (str): The model that it was compared with.
         """
         changed = self.detections - self.same
-        if not self.difference <= TOLERANCE or changed > max(
-            1, CHANGED_SHARE * self.detections, 2 * self.unstable
-        ):
+        allowed = max(1, CHANGED_SHARE * self.detections, 2 * self.unstable)
+        if not self.difference <= TOLERANCE or changed > allowed:
             raise InputError(
                 f'the outputs of {model} differ from those of {other} by '
                 f'{self.difference:.1e} of their size (rounding explains up to '
                 f'{TOLERANCE:.0e}), and {self.same} of {self.detections} detections '
-                f'are the same (rounding changes up to {CHANGED_SHARE:.0%}). Nothing '
-                'was written; please report it.'
+                f'are the same (rounding explains up to {allowed:.0f} changed ones). '
+                'Nothing was written; please report it.'
             )
 
     def __str__(self) -> str:
@@ -124,8 +125,9 @@ class Agreement(NamedTuple):
         )
         if self.unstable:
             text += (
-                f' Rounding changes up to {self.unstable} detections of the trained '
-                'model itself: boxes have equal scores, as in a collapsed detector.'
+                f' Rounding alone changes up to {self.unstable} detections of the '
+                'trained model. If these are many, boxes have equal scores, as in a '
+                'collapsed detector.'
             )
         return text
 

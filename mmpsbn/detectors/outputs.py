@@ -122,8 +122,8 @@ def largest_difference(outputs: Sequence[Tensor], expected: Sequence[Tensor]) ->
 def rounding_noise(model: nn.Module) -> Iterator[None]:
     """Add noise of the size of rounding errors to the outputs of layers.
 
-    It shows which detections depend on rounding, because boxes have equal
-    scores.
+    It shows which detections depend on rounding, for example because boxes
+    have equal scores.
 
     Args:
         model (nn.Module): The noise is in its convolutions and linear layers.

@@ -340,7 +340,9 @@ def _compare(session, names: list[str], model: nn.Module, data: dict) -> Agreeme
             found[name] = found[name][real]
     detections = remove_padding(found.pop('dets')[0], found.pop('labels')[0])
     run = BatchRunner(data, proposals)
-    return Agreement.with_model(list(found.values()), [detections], model, run)
+    return Agreement.with_model(
+        list(found.values()), run(model), [detections], model, run
+    )
 
 
 def remove_padding(dets: Tensor, labels: Tensor) -> dict:

@@ -140,8 +140,10 @@ def _compare(
     """Compare a pruned model with the trained one on images."""
 
     def compare(run):
-        run(model)  # The trained model gives the proposals.
-        return Agreement.with_model(run(pruned), run.detections(pruned), model, run)
+        expected = run(model)  # The trained model gives the proposals.
+        return Agreement.with_model(
+            run(pruned), expected, run.detections(pruned), model, run
+        )
 
     return Agreement.total(
         compare(BatchRunner(prepare_image(cfg, file, model, shape))) for file in files
