@@ -94,9 +94,9 @@ def show_agreement(pruned):
         print(f'Agreement on {others.images} held-out images: {others}')
     else:
         print(
-            'Warning: all images have selected channels, and none is left to compare '
-            'on. A channel that is constant on these images may not be constant on '
-            'others. Lower --number, or name a folder with more images by --images.'
+            'Warning: all images were used to select channels, and none is left to '
+            'compare on. A channel that is constant on these images may not be '
+            'constant on others. Lower --number, or name a folder with more images by --images.'
         )
 
 

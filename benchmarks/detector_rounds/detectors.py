@@ -80,7 +80,7 @@ def config_of(detector: str, placement: str, method: str) -> Config:
     Args:
         detector (str): ``faster-rcnn`` or ``retinanet``.
         placement (str): ``backbone`` or ``everywhere``.
-        method (str): The normalization. The others than psBN and norm_eval
+        method (str): The normalization. Methods other than psBN and norm_eval
             have BN.
     """
     MMLogger.get_instance('mmengine', log_level='ERROR')

@@ -93,8 +93,6 @@ def measure(detector: Detector, work_dir: Path) -> Size:
         state = read_checkpoint(file)
     checkpoint = Checkpoint(str(file), dict(state_dict=state['model']))
     cfg = config_of(detector.name, PLACEMENT, METHOD)
-    folded = folded_stock(cfg, load_model(cfg, checkpoint))
-    parameters = sum(value.numel() for value in folded.parameters())
     task = task_of(detector.seed, ROUNDS, **ROUND)
     with TemporaryDirectory() as folder:
         pruned = prune(
@@ -105,12 +103,14 @@ def measure(detector: Detector, work_dir: Path) -> Size:
             str(Path(folder, 'pruned')),
             shape=(SIZE, SIZE),
         )
-    if not pruned.removal.removed:
+    removal, before, after, seen, others = pruned
+    if not removal.removed:
+        folded = folded_stock(cfg, load_model(cfg, checkpoint))
+        parameters = sum(value.numel() for value in folded.parameters())
         return Size(0, parameters, parameters, 0.0, 0, 0, 0.0, 0, 0)
-    _, _, after, seen, others = pruned
     return Size(
-        pruned.removal.removed,
-        parameters,
+        removal.removed,
+        before.parameters,
         after.parameters,
         float(f'{seen.difference:.1e}'),
         seen.detections,
@@ -153,6 +153,7 @@ def main() -> None:
                 f'{size.parameters:,} parameters remain',
                 flush=True,
             )
+    print(f'Results: {args.results / FILE}')
 
 
 if __name__ == '__main__':

@@ -128,6 +128,7 @@ def main() -> None:
                 'remain',
                 flush=True,
             )
+        print(f'Results: {args.results / FILE}')
 
 
 if __name__ == '__main__':

@@ -144,7 +144,8 @@ def describe_start(layers: Sequence[StartingLayer], iterations: int) -> str:
     ):
         text += (
             ' Weight decay recovers no dead channel of BN, because it moves '
-            'beta to 0 but not above it. psBN takes the weights of BN '
+            'beta to 0 but not above it. The channel stays dead unless its inputs '
+            'change. psBN takes the weights of BN '
             "unchanged: set norm_cfg=dict(type='psBN'). Its beta is then the "
             'shift of BN minus alpha.'
         )
