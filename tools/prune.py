@@ -96,7 +96,8 @@ def show_agreement(pruned):
         print(
             'Warning: all images were used to select channels, and none is left to '
             'compare on. A channel that is constant on these images may not be '
-            'constant on others. Lower --number, or name a folder with more images by --images.'
+            'constant on others. Lower --number, or name a folder with more images '
+            'by --images.'
         )
 
 
